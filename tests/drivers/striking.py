@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep import Call, Subject, go, main  # type: ignore[import-not-found] # beside this file
 
 from unbroken.drivers import open_driver
+from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON
 
 ASYNC = {"aiomysql", "asyncmy", "mysqlconnector_async"}
 
@@ -266,6 +267,18 @@ async def left_and_streamed(it: MySQL, conn: Any) -> None:
     await stream(it, conn)
 
 
+async def wanted(it: MySQL, conn: Any) -> None:
+    """Transactions that begin with their first statement, of which the first only reads."""
+    if hasattr(it.driver, "want"):
+        await it.set_autocommit(conn, True)
+        it.driver.want(conn, AUTOCOMMIT_OFF, lambda _: True)
+        await rows(it, conn)
+        await go(it.driver.send_end(conn, "COMMIT"))
+        await go(it.driver.send_end(conn, AUTOCOMMIT_ON))
+        it.driver.want(conn, AUTOCOMMIT_OFF, lambda _: False)
+        await insert(it, conn)
+
+
 async def reset(it: MySQL, conn: Any) -> None:
     for name in ("reset", "cmd_reset_connection"):
         if hasattr(conn, name):
@@ -277,6 +290,7 @@ CALLS: Sequence[Call] = [
     select, parameters, rows, insert, update, refused, many, commit, rollback, driver_rollback,
     ping, switching, warnings_shown, charset, database, results, stream, half_read, prepared, load,
     restored, reset, left, left_and_taken, left_and_asked, left_and_pinged, left_and_streamed,
+    wanted,
 ]  # fmt: skip
 
 if __name__ == "__main__":

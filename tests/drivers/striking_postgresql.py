@@ -203,6 +203,19 @@ async def watched(it: PostgreSQL, conn: Any) -> None:
         scope.leave(token)
 
 
+async def wanted(it: PostgreSQL, conn: Any) -> None:
+    """Transactions in autocommit that begin with their first statement."""
+    if it.name.startswith("psycopg") and hasattr(it.driver, "want"):
+        await it.set_autocommit(conn, True)
+        it.driver.want(conn, "BEGIN", bool)
+        await select(it, conn)
+        await go(it.driver.send_end(conn, "COMMIT"))
+        it.driver.want(conn, "BEGIN", bool)
+        await many(it, conn)
+        await go(it.driver.send_end(conn, "COMMIT"))
+        await it.set_autocommit(conn, False)
+
+
 async def block(it: PostgreSQL, conn: Any) -> None:
     if it.is_async:
         async with conn.transaction():
@@ -349,7 +362,7 @@ CALLS: Sequence[Call] = [
     select, parameters, rows, insert, refused, refused_by_value, many, commit, rollback,
     library_commit, ping, idle_limit, probe, restored, in_autocommit, watched, block, stream,
     server_cursor, copy_in, copy_out, prepared, codec, taken, due_select, due_refused, due_prepared,
-    due_ping, due_block, due_autocommit, due_many,
+    due_ping, due_block, due_autocommit, due_many, wanted,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ OTHERS = ["mysqldb", "mariadbconnector", "mysqlconnector", "mysqlconnector_async
 # what was struck is ended without a goodbye, and lingers for a moment
 OPTIONS = {"local_infile": 1, "max_connections": 400}
 #: What is struck at every step in the default tests; all kinds of calls are in the long ones.
-USUAL = "insert,refused,commit,restored,left_and_taken"
+USUAL = "insert,refused,commit,restored,left_and_taken,wanted"
 #: … of mysql-connector, whose steps are many
 FEWER = "insert,commit,left_and_taken"
 #: an answer that is read later, and those in several parts
 LEFT = "left,left_and_taken,left_and_asked,left_and_pinged,prepared"
-SHORT = "insert,refused,commit,driver_rollback,results,stream,restored,left_and_taken"
+SHORT = "insert,refused,commit,driver_rollback,results,stream,restored,left_and_taken,wanted"
 
 
 @pytest.fixture(scope="module")

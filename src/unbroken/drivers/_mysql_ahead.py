@@ -17,5 +17,5 @@ class Ahead:
 
     def is_unread(self, conn: Connection) -> bool:
         """Whether the answer that is due was never read, also where *conn* has ended."""
-        due = getattr(conn, "_seen_due", None)
-        return due is not None and due is not False
+        due = getattr(conn, "_seen_due", None)  # for some, a number of the server's
+        return due is not None and due != ()

@@ -72,13 +72,29 @@ class Shared(Ahead, Awaited):
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         await conn._seen_leave(sql)
 
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
+        """*sql*, BEGIN, goes out before the next command, and a query that *follows* says behind it
+        at once. None: nothing does. Sends nothing itself.
+        """
+        conn._seen_want(sql, follows)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What is to go out before the next command."""
+        wanted: str | None = conn._seen_wants
+        return wanted
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on."""
+        status = exchange.status_of(conn)
+        return status is not None and bool(status & _mysql.AUTOCOMMIT)
+
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
         return conn._seen_texts  # type: ignore[no-any-return]
 
     def owes_answer(self, conn: Connection) -> bool:
         """Whether that answer was not read yet."""
-        return self._is_open(conn) and conn._seen_due is not None
+        return self._is_open(conn) and bool(conn._seen_due)
 
     async def take_answer(self, conn: Connection, timeout: float) -> None:
         """Read it, if it was not read yet."""
@@ -120,6 +136,7 @@ class Shared(Ahead, Awaited):
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
+            conn._seen_want(None, bool)
             await conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
             await conn._read_ok_packet()
             if self.target.database and _mysql_reset.may_have_moved(left):
@@ -177,6 +194,7 @@ class Shared(Ahead, Awaited):
 
     async def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
         """Attributes, then autocommit and the character set, or else the database."""
+        conn._seen_want(None, bool)
         exchange.put_back(conn, self._compared, traits[1:])
         statement = exchange.to_put_back(conn, traits[0], self._charset_of(conn))
         if statement:
@@ -204,8 +222,8 @@ class Shared(Ahead, Awaited):
         if reader is None:
             return False
         unread: Any = getattr(reader, "_buffer", b"")
-        if unread and conn._seen_due is not None:
-            return exchange.holds_more(unread)
+        if unread and conn._seen_due:
+            return exchange.holds_more(unread, len(conn._seen_due))
         return bool(unread) or bool(reader.at_eof())
 
     def session_id(self, conn: Connection) -> str | None:

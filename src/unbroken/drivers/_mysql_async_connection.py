@@ -40,14 +40,17 @@ def exact(
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
         _seen_closed = False  # by the application
-        _seen_due: int | None = None
+        _seen_due: tuple[int, ...] = ()
         _seen_flies = False
+        _seen_wants: str | None = None
+        _seen_follows: Callable[[Any], bool]
         _seen_texts: deque[str | bytes | None]
         _next_seq_id: int
 
         async def _request_authentication(self) -> Any:
-            self._seen_status = self._result = self._seen_due = None
-            self._seen_texts = deque(maxlen=exchange.TEXTS)
+            self._seen_status = self._result = None
+            self._seen_due, self._seen_texts = (), deque(maxlen=exchange.TEXTS)
+            self._seen_wants = None
             self._seen_busy, self._seen_closed = exchange.BUSY, False
             packet = await super()._request_authentication()
             # another session than the pool's
@@ -56,9 +59,9 @@ def exact(
             return packet
 
         async def _execute_command(self, command: int, sql: Any) -> None:
-            if self._seen_due is not None and not (
-                self._seen_flies and command == _mysql.COM_QUERY
-            ):
+            if self._seen_wants is not None:
+                await self._seen_begin(command, sql)
+            if self._seen_due and not (self._seen_flies and command == _mysql.COM_QUERY):
                 await self._seen_take()
             await self._seen_ready()
             exchange.note(self, command, sql)
@@ -90,40 +93,72 @@ def exact(
                     warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
                 await self._seen_drain()
 
+        def _seen_want(self, sql: str | None, follows: Callable[[Any], bool]) -> None:
+            """As PyMySQL's."""
+            if sql is not None:
+                exchange.touch(self, exchange.WANTS)
+            self._seen_wants, self._seen_follows = sql, follows
+            if sql is None:
+                exchange.untouch(self, exchange.WANTS)
+
+        async def _seen_begin(self, command: int, sql: Any) -> None:
+            """As PyMySQL's."""
+            wanted = self._seen_wants
+            if wanted is None or not is_open(self):
+                return
+            await self._seen_ready()
+            if exchange.status_of(self) is None:  # this was broken off: it is sent once more
+                self._seen_busy = exchange.BUSY
+                await super()._execute_command(_mysql.COM_QUERY, wanted)
+                self._seen_busy = exchange.SENT
+                await self._read_ok_packet()
+            else:
+                await self._seen_leave(wanted)
+                flies = self._seen_flies and command == _mysql.COM_QUERY
+                if not (flies and self._seen_follows(sql)):
+                    await self._seen_take()
+            # not before: until then it counts as not sent
+            self._seen_want(None, self._seen_follows)
+
         async def _seen_leave(self, sql: str) -> None:
-            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
+            """Send *sql*: COMMIT, ROLLBACK or BEGIN. Its answer is read before that of the next
             statement.
             """
-            if self._seen_due is not None:
+            if self._seen_due and not self._seen_flies:
                 await self._seen_take()
-            after = exchange.status_after_end(self)
-            await Connection._execute_command(self, _mysql.COM_QUERY, sql)  # no unit hears of it
+            await self._seen_ready()
+            after = exchange.status_once(self, sql)
+            self._seen_status = None
+            self._seen_busy = exchange.BUSY
+            await super()._execute_command(_mysql.COM_QUERY, sql)  # no unit hears of it
             if transport_of(self).is_closing():
                 return  # it could not be sent
-            self._seen_due = after
+            self._seen_due += (after,)
             self._seen_busy = exchange.QUIET
             self._seen_texts.clear()
             self._seen_status = after  # last: it says that all is well
 
         async def _seen_take(self) -> None:
-            """Read that answer. Raises what a lost connection raises where it is another one than
+            """Read those answers. Raises what a lost connection raises where one is another than
             was expected: what was sent after it is not what its sender believes.
             """
             busy, sequence, status = self._seen_busy, self._next_seq_id, self._seen_status
             if busy >= exchange.BUSY:
                 raise exchange.out_of_step(self)  # it was broken off before
-            self._seen_status = None
-            self._seen_busy, self._next_seq_id = exchange.BUSY, 1
-            try:
-                await super()._read_ok_packet()
-            except Exception as error:
-                if exchange.is_answer(error):  # to that ROLLBACK, not to what is asked now
-                    raise exchange.out_of_step(self) from error
-                raise
-            told = self.server_status
-            more = bool(told & _mysql.MORE_RESULTS)
-            told = exchange.after_due(self, busy, told, more)
-            self._seen_due, self._next_seq_id = None, sequence
+            self._seen_status, told = None, 0
+            self._seen_busy = exchange.BUSY
+            for left, due in zip(range(len(self._seen_due))[::-1], self._seen_due, strict=True):
+                self._next_seq_id = 1
+                try:
+                    await super()._read_ok_packet()
+                except Exception as error:
+                    if exchange.is_answer(error):  # to that ROLLBACK, not to what is asked now
+                        raise exchange.out_of_step(self) from error
+                    raise
+                told = self.server_status
+                more = bool(told & _mysql.MORE_RESULTS)
+                told = exchange.after_due(self, due, told, more, behind=busy or left)
+            self._seen_due, self._next_seq_id = (), sequence
             self._seen_busy = busy
             self._seen_status = status if busy else told  # last, likewise
 
@@ -136,7 +171,7 @@ def exact(
                 await self.next_result()
 
         async def _read_ok_packet(self) -> Any:
-            if self._seen_due is not None:
+            if self._seen_due:
                 await self._seen_take()
             exchange.begin_reading(self)
             try:
@@ -151,7 +186,7 @@ def exact(
 
         async def _read_query_result(self, unbuffered: bool = False) -> None:
             # As the library's own, with our result class
-            if self._seen_due is not None:
+            if self._seen_due:
                 await self._seen_take()
             exchange.begin_reading(self)
             self._result = None
@@ -175,7 +210,7 @@ def exact(
             return rows
 
         async def set_charset(self, charset: str) -> None:
-            if self._seen_due is not None:
+            if self._seen_due:
                 await self._seen_take()
             exchange.touch(self, exchange.CHARSET)
             try:
@@ -300,6 +335,7 @@ def reporting(plain: Any, is_open: Callable[[Any], bool]) -> Any:
             if ledger is None or command in exchange.UNREPORTED:
                 await super()._execute_command(command, sql)
                 return
+            await self._seen_begin(command, sql)
             await self._seen_ready()
             pending = exchange.tell(self, ledger, command, sql) if is_open(self) else None
             await super()._execute_command(command, sql)

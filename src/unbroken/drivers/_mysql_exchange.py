@@ -22,7 +22,7 @@ from unbroken.drivers._mysql import (
     IN_TRANSACTION,
     NO_BACKSLASH_ESCAPES,
 )
-from unbroken.drivers._shared import is_commit, is_rollback
+from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON, is_commit, is_rollback
 
 #: How far a connection of PyMySQL, aiomysql or asyncmy is in its exchange with the server
 #: (``_seen_busy``). Only QUIET is false. The mark is set before the first byte of a command leaves,
@@ -58,6 +58,8 @@ UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
 #: What a holder did by a call of the library (``_seen_touched``). The marks are part of what is
 #: known of the status, so that one comparison covers them.
 CHARSET, DATABASE, TIMEOUTS, OTHERS = 1 << 16, 1 << 17, 1 << 18, 1 << 19
+#: likewise: something is to be sent before the next command (``_seen_wants``)
+WANTS = 1 << 20
 
 
 class Followed(Protocol):
@@ -72,8 +74,9 @@ class Followed(Protocol):
     _seen_pending: int | None  #: what the ledger was told of, and is not answered yet
     _seen_touched: int
     _seen_opened: Mapping[str, Any] | None  #: attributes as they were when it was opened
-    #: the status that the answer to the pool's own COMMIT or ROLLBACK will tell; None: none is due
-    _seen_due: int | None
+    #: the status that each answer to what was sent and not waited for will tell, in their order
+    _seen_due: tuple[int, ...]
+    _seen_wants: str | None  #: what is to be sent before the next command
     #: the last statements that were sent since no transaction was open
     _seen_texts: deque[str | bytes | None]
 
@@ -279,35 +282,43 @@ def status_of(conn: Followed) -> int | None:
     return None if conn._seen_busy else conn._seen_status
 
 
-def status_after_end(conn: Followed) -> int:
-    """What is kept of the server's status once a COMMIT or ROLLBACK that is sent now was answered.
+def status_once(conn: Followed, sql: str) -> int:
+    """What is kept of the server's status once *sql*, which is sent now, was answered: COMMIT,
+    ROLLBACK, BEGIN, or what sets autocommit.
 
-    Only asked where the status is known.
+    Raises where the status is not known.
     """
     status = status_of(conn)
-    assert status is not None
-    return status & ~(IN_TRANSACTION | IN_READ_ONLY)
+    if status is None:
+        raise out_of_step(conn)
+    if sql == "BEGIN":
+        return status | IN_TRANSACTION
+    status &= ~(IN_TRANSACTION | IN_READ_ONLY)
+    if sql == AUTOCOMMIT_ON:
+        return status | AUTOCOMMIT
+    return status & ~AUTOCOMMIT if sql == AUTOCOMMIT_OFF else status
 
 
-def after_due(conn: Followed, busy: int, status: int, has_next: bool) -> int:
-    """The answer to the pool's own COMMIT or ROLLBACK has come with *status*: what is kept of that.
+def after_due(conn: Followed, due: int, status: int, has_next: bool, *, behind: object) -> int:
+    """The answer to what was sent and not waited for has come with *status*: what is kept of that.
 
-    Raises where a statement was sent behind it (*busy*) and the answer is not the one that was
-    counted on. That is so where ``completion_type`` opens a transaction after each, say.
+    Raises where a statement was sent *behind* it and the answer is not the one that was counted on
+    (*due*). That is so where ``completion_type`` opens a transaction after each, say.
     """
-    due = conn._seen_due
-    assert due is not None
     # what a holder touched meanwhile is no word of the server's
-    if has_next or (busy and (status ^ due) & KEPT):
+    if has_next or (behind and (status ^ due) & KEPT):
         raise out_of_step(conn)
     return (status & KEPT) | conn._seen_touched
 
 
-def holds_more(unread: bytes | bytearray) -> bool:
-    """Whether *unread*, what was read off the socket while an answer is due, holds more than that
-    answer.
+def holds_more(unread: bytes | bytearray, answers: int) -> bool:
+    """Whether *unread*, what was read off the socket while so many *answers* are due, holds more
+    than those.
     """
-    return len(unread) > _HEADER + int.from_bytes(unread[:3], "little")
+    end = 0
+    for _ in range(answers):
+        end += _HEADER + int.from_bytes(unread[end : end + 3], "little")
+    return len(unread) > end
 
 
 def in_transaction(conn: Followed) -> bool | None:

@@ -12,6 +12,8 @@ from typing import Any
 from unbroken.drivers import _mysql
 from unbroken.drivers._mysql_exchange import LONGEST_TEXT, TEXTS
 from unbroken.drivers._shared import (
+    AUTOCOMMIT_OFF,
+    AUTOCOMMIT_ON,
     is_commit,
     is_rollback,
 )
@@ -103,6 +105,8 @@ def deduced(base: Any) -> Any:
             sql = (
                 query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
             )
+            if state.get("_seen_wants") is not None:
+                self._seen_begin(sql)
             flies = behind and state.get("_seen_flies") and _may_follow(sql)
             if state.get("_seen_due") and not flies:
                 self._seen_take()
@@ -148,6 +152,8 @@ def deduced(base: Any) -> Any:
             self._finish(super().rollback)
 
         def autocommit(self, on: Any) -> None:
+            if self.get_autocommit() == bool(on):
+                return
             self._seen_settle()
             _note(self.__dict__, None)
             super().autocommit(on)
@@ -204,45 +210,78 @@ def deduced(base: Any) -> Any:
             state["_seen_open"] = False
             state["_seen_busy"] = False
 
+        def get_autocommit(self) -> bool:
+            state = self.__dict__
+            if state.get("_seen_wants") == AUTOCOMMIT_OFF:
+                return False
+            if state.get("_seen_due"):  # the library has not read it yet
+                return bool(state["_seen_mode"])
+            return bool(super().get_autocommit())
+
+        def _seen_want(self, sql: str | None, follows: Callable[[Any], bool]) -> None:
+            """*sql* goes out before the next command; a query that *follows* says may be sent
+            behind it without waiting. None: nothing goes out.
+            """
+            self.__dict__["_seen_follows"] = follows
+            self.__dict__["_seen_wants"] = sql
+
+        def _seen_begin(self, sql: bytes | None) -> None:
+            """Send what is to go out before *sql*. Where that would do harm without it, wait."""
+            state = self.__dict__
+            flies = behind and state.get("_seen_flies") and sql is not None
+            waits = not (flies and state["_seen_follows"](sql))
+            self._seen_leave(state["_seen_wants"])
+            if waits:
+                self._seen_take()
+            # not before: what was broken off on its way is sent once more, which changes nothing
+            state["_seen_wants"] = None
+
         def _seen_leave(self, sql: str) -> None:
-            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
-            statement.
+            """Send *sql*: COMMIT, ROLLBACK, BEGIN or what sets autocommit. Its answer is read
+            before that of the next statement.
             """
             state = self.__dict__
-            self._seen_settle()
+            if state.get("_seen_due") and not (behind and state.get("_seen_flies")):
+                self._seen_take()
             self._seen_refuse()
+            mode = self.get_autocommit()
             state["_seen_open"], state["_seen_busy"] = None, IN_CALL
             super().send_query(sql.encode())
-            state["_seen_due"] = True
+            state["_seen_mode"] = sql == AUTOCOMMIT_ON or (mode and sql != AUTOCOMMIT_OFF)
+            state["_seen_due"] = state.get("_seen_due", 0) + 1
             texts_of(self).clear()
             state["_seen_busy"] = False
-            state["_seen_open"] = False  # last: it says that all is well
+            state["_seen_open"] = sql == "BEGIN"  # last: it says that all is well
 
         def _seen_settle(self) -> None:
-            """Read that answer, if it is due."""
+            """Send what was to go out before; read those answers, if any are due."""
+            if self.__dict__.get("_seen_wants") is not None:
+                self._seen_begin(None)
             if self.__dict__.get("_seen_due"):
                 self._seen_take()
 
         def _seen_take(self) -> None:
-            """Read that answer."""
+            """Read those answers."""
             state = self.__dict__
             self._seen_refuse()  # it was broken off before
+            after = state.get("_seen_open")
             state["_seen_open"], state["_seen_busy"] = None, IN_CALL
             self._seen_hear()
             state["_seen_busy"] = False
-            state["_seen_open"] = False
+            state["_seen_open"] = after
 
         def _seen_hear(self) -> None:
-            """Read that answer, whatever was sent behind it. An error in its place is none of what
-            was.
+            """Read those answers, whatever was sent behind them. An error in the place of one is
+            none of what was.
             """
             try:
-                super().read_query_result()
+                for _ in range(self.__dict__["_seen_due"]):
+                    super().read_query_result()
+                    if self.field_count():  # rows are no answer to that
+                        raise self.OperationalError(2014, _mysql.OUT_OF_STEP)
             except self.Error as error:
                 raise self.OperationalError(2014, _mysql.OUT_OF_STEP) from error
-            if self.field_count():  # rows are no answer to that
-                raise self.OperationalError(2014, _mysql.OUT_OF_STEP)
-            self.__dict__["_seen_due"] = False
+            self.__dict__["_seen_due"] = 0
 
         def _seen_refuse(self) -> None:
             """Send nothing after an exchange that is not known to have ended."""
@@ -376,7 +415,7 @@ def watched(base: Any) -> Any:
 
 def _commits_itself(conn: Any) -> bool | None:
     """Whether a statement sent now is committed by itself."""
-    if not conn.get_autocommit():
+    if conn.__dict__.get("_seen_wants") is not None or not conn.get_autocommit():
         return False
     seen: bool | None = conn.__dict__.get("_seen_open")
     return None if seen is None else not seen

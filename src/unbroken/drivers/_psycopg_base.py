@@ -83,6 +83,10 @@ _SEAMS = (
         ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers"),
     ),
     Seam(_BASE, "__init__", None, ("_isolation_level", "_read_only", "_deferrable", "_autocommit")),
+    Seam(_CONNECTION, "_check_intrans_gen", ("self", "attribute")),
+    Seam(_CONNECTION, "_set_autocommit_gen", ("self", "value"), ("_check_intrans_gen",)),
+    Seam("psycopg.client_cursor:ClientCursorMixin", "_execute_send", None, ("send_query_params",)),
+    Seam("psycopg._queries:PostgresClientQuery", "convert", None, ("template",)),
     Seam("psycopg:Connection", "commit", ("self",), ("lock", "_commit_gen")),
     Seam("psycopg:AsyncConnection", "commit", ("self",), ("lock", "_commit_gen")),
     Seam("psycopg:Cursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
@@ -357,6 +361,19 @@ class Base(_Inherited):
 
     #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
     pipelines = True
+
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:  # noqa: ARG002 - for drivers whose server goes on behind an error
+        """*sql*, BEGIN, goes out together with the next statement. None: nothing does."""
+        trips.want(conn, sql)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What goes out so."""
+        wanted: bytes | None = conn._unbroken_wants
+        return None if wanted is None else wanted.decode()
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on."""
+        return bool(conn._autocommit)
 
     def owes_answer(self, conn: Connection) -> bool:
         """Whether that answer was not read yet."""

@@ -63,11 +63,15 @@ def flying(base: Any) -> Any:
     """
     import psycopg
     from psycopg._cursor_base import BaseCursor
+    from psycopg.client_cursor import ClientCursorMixin
 
     if hasattr(base, "_flies") or not issubclass(base, (psycopg.Cursor, psycopg.AsyncCursor)):
         return base
-    own = ("_execute_gen", "_maybe_prepare_gen", "_execute_send", "_start_query", "_send_prepare")
+    own = ("_execute_gen", "_maybe_prepare_gen", "_start_query", "_send_prepare")
     if any(getattr(base, name) is not getattr(BaseCursor, name) for name in own):
+        return base
+    puts_values_in = base._execute_send is ClientCursorMixin._execute_send
+    if not puts_values_in and base._execute_send is not BaseCursor._execute_send:
         return base
 
     pgconn_of = vars(BaseCursor)["_pgconn"].__get__
@@ -95,7 +99,7 @@ def flying(base: Any) -> Any:
                 yield from super()._execute_gen(query, params, **options)
                 return
             turn = getattr(conn.lock, "turns", None)
-            state["_unbroken_said"] = (turn, query, may_fly(conn))
+            state["_unbroken_said"] = (turn, query, may_fly(conn, query))
             try:
                 yield from super()._execute_gen(query, params, **options)
             except Exception:
@@ -113,7 +117,8 @@ def flying(base: Any) -> Any:
             if flight is None:
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
-            if not is_one(pgq):
+            refused = puts_values_in and (self.format if binary is None else binary)
+            if refused or not is_one(pgq):
                 yield from land_alone(conn)
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return

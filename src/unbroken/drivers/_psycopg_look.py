@@ -46,11 +46,17 @@ def look(conn: Any) -> Any:
             state["_unbroken_texts"].append(None)
             state["_unbroken_level"] = None
             state["_unbroken_shown"] = True  # and it may be kept
-        if state.get("_unbroken_due") is not None:
+        if _is_owed(state):
             settle(conn)
-    elif state.get("_unbroken_due") is not None and not _is_harmless(frame):
+    elif _is_owed(state) and not _is_harmless(frame):
         settle(conn)
     return state["pgconn"]
+
+
+def _is_owed(state: dict[str, Any]) -> bool:
+    if state.get("_unbroken_due") is not None:
+        return True
+    return state.get("_unbroken_wants") is not None and "_unbroken_beginning" not in state
 
 
 def _is_harmless(frame: FrameType) -> bool:

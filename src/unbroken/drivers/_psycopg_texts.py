@@ -121,7 +121,9 @@ def is_one(pgq: Any) -> bool:
     same in libpq's extended protocol as in the simple one.
     """
     text: bytes = pgq.query
-    if pgq.params:
+    if hasattr(type(pgq), "template"):  # of a cursor that puts the values into the text
+        text = getattr(pgq, "template", None) or text
+    elif pgq.params:
         return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
     return len(text) <= LONGEST_CACHED and _is_single(text)
 

@@ -48,7 +48,7 @@ class Traits(NamedTuple):
 _NOTED = frozenset(
     "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory"
     " server_cursor_factory _adapters _num_transactions _tpc _pipeline _prepared lock pgconn"
-    " _unbroken_inside".split()
+    " _unbroken_inside _unbroken_wants".split()
 )
 
 
@@ -65,6 +65,7 @@ def noting(base: Any) -> Any:
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
+        _unbroken_wants: bytes | None = None  #: what goes out with the next statement
         _unbroken_turn: int | None = (
             None  #: the one hold on the lock that the pipeline is for; None: for any
         )
@@ -78,7 +79,11 @@ def noting(base: Any) -> Any:
         def pgconn(self) -> Any:
             state = self.__dict__
             # as look, for the usual case
-            if state.get("_unbroken_due") is None and is_friend(sys._getframe(1)):
+            if (
+                state.get("_unbroken_due") is None
+                and state.get("_unbroken_wants") is None
+                and is_friend(sys._getframe(1))
+            ):
                 return state["pgconn"]
             return look(self)
 
@@ -102,6 +107,7 @@ def noting(base: Any) -> Any:
                 yield from trips.start(self)
             else:
                 yield from self._unbroken_ready()
+                yield from trips.begin_now(self)
                 yield from super()._start_query()
             note_text(self, said[1])
 
@@ -115,6 +121,11 @@ def noting(base: Any) -> Any:
             yield from self._unbroken_ready()
             note_command(self, command)
             return (yield from super()._exec_command(command, *args, **kwargs))
+
+        def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
+            # else nothing will be open, once that was answered
+            if not trips.is_due(self):
+                yield from super()._check_intrans_gen(attribute)
 
         def _commit_gen(self) -> Generator[Any, Any, None]:
             yield from self._unbroken_ready()
@@ -258,6 +269,7 @@ def is_as_opened(conn: Any, traits: Any) -> bool:
         conn._num_transactions
         or conn._tpc is not None
         or not is_out_of_pipelines(conn)
+        or conn._unbroken_wants is not None
         or traits_of(conn) != traits
     ):
         return False
@@ -282,6 +294,7 @@ def put_back(conn: Any, traits: Traits) -> bool:
         return False
     if conn.lock.locked() or conn._num_transactions or conn._tpc is not None:
         return False
+    conn._unbroken_wants = None
     conn._autocommit = traits.autocommit
     conn._isolation_level, conn._read_only, conn._deferrable = (
         traits.isolation_level,

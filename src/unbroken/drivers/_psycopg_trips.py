@@ -32,6 +32,7 @@ from unbroken.drivers._psycopg_texts import (
     note_encoding,
 )
 from unbroken.drivers._shared import lost
+from unbroken.ledger.reading import reads
 
 if TYPE_CHECKING:
     import psycopg
@@ -65,6 +66,7 @@ class Flight:
     due: Due | None
     turn: int  #: of the lock: a flight ends with the hold on the lock in which it began
     asks_level: bool
+    begins: bool = True  #: False: autocommit is on
     is_full: bool = False  #: whether something of the statement may stand in the buffer
 
 
@@ -192,7 +194,8 @@ def _is_synced(pgconn: Any, begun: Any, answers: list[list[Any]]) -> Generator[A
     try:
         yield from _read_sync(pgconn)
     except Exception as error:
-        failed = any(each.status == _FATAL for some in ([begun], *answers) for each in some)
+        heard = [each for some in answers for each in some] + ([] if begun is None else [begun])
+        failed = any(each.status == _FATAL for each in heard)
         if pgconn.status == _OK or not failed or not isinstance(error, _psycopg().DatabaseError):
             raise
         return False
@@ -267,6 +270,26 @@ def out_of_step() -> BaseException:
     return error
 
 
+def want(conn: Any, sql: str | None) -> None:
+    """*sql*, BEGIN, goes out together with the next statement. None: it does not."""
+    conn._unbroken_wants = None if sql is None else sql.encode()
+
+
+def begin_now(conn: Any) -> Generator[Any, Any, None]:
+    """Send what is wanted now, and wait."""
+    state = conn.__dict__
+    wanted = state.get("_unbroken_wants")
+    if wanted is None:
+        return
+    state["_unbroken_beginning"] = True
+    try:
+        yield from conn._exec_command(wanted)
+        # not before: what was broken off is sent once more
+        conn._unbroken_wants = None
+    finally:
+        state.pop("_unbroken_beginning", None)
+
+
 def is_due(conn: Any) -> bool:
     """Whether an answer to the pool's own COMMIT or ROLLBACK was not read yet."""
     return conn.__dict__.get("_unbroken_due") is not None
@@ -275,13 +298,17 @@ def is_due(conn: Any) -> bool:
 # -- the first statement of a transaction ----------------------------------------------------------
 
 
-def may_fly(conn: Any) -> bool:
-    """Whether BEGIN and the statement that comes now can be sent together on *conn*, behind what is
+def may_fly(conn: Any, query: Any) -> bool:
+    """Whether BEGIN and *query*, which comes now, can be sent together on *conn*, behind what is
     due.
+
+    In autocommit there is no BEGIN, and only what reads is sent behind what is due: another
+    statement may still fail behind its own answer, at a deferred constraint.
     """
     state = conn.__dict__
+    begins = state.get("_unbroken_wants") or not conn._autocommit
     if (
-        conn._autocommit
+        not (begins or (is_due(conn) and _only_reads(query)))
         or not state.get("_unbroken_alone")
         or conn._pipeline is not None
         or state.get("_unbroken_inside")
@@ -300,6 +327,10 @@ def may_fly(conn: Any) -> bool:
     )
 
 
+def _only_reads(query: Any) -> bool:
+    return isinstance(query, (str, bytes)) and reads(query, may_hide=False)
+
+
 def start(conn: Any) -> Generator[Any, Any, None]:
     """Put BEGIN into libpq's buffer, for a statement that follows at once."""
     state = conn.__dict__
@@ -308,9 +339,14 @@ def start(conn: Any) -> Generator[Any, Any, None]:
         note_encoding(conn)
         pgconn.enter_pipeline_mode()
     state["_unbroken_due"] = None  # out of step from here, until all is read
-    asks = conn._isolation_level is None and not knows_level(conn)
-    state["_unbroken_flight"] = Flight(due, conn.lock.turns, asks)
-    yield from conn._exec_command(conn._get_tx_start_command())
+    wanted = state.get("_unbroken_wants")
+    begins = bool(wanted) or not conn._autocommit
+    asks = begins and conn._isolation_level is None and not knows_level(conn)
+    state["_unbroken_flight"] = Flight(due, conn.lock.turns, asks, begins)
+    if wanted:
+        conn._unbroken_wants = None
+    if begins:
+        yield from conn._exec_command(wanted or conn._get_tx_start_command())
     if asks:
         pgconn.send_query_params(_ASK_LEVEL, None)
 
@@ -334,7 +370,7 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
         yield from _psycopg().generators.send(pgconn)
     if flight.due is not None:
         yield from _read_due(pgconn, flight.due)
-    begun = yield from _one(pgconn)
+    begun = (yield from _one(pgconn)) if flight.begins else None
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []
     for _ in range(statement):
@@ -342,7 +378,7 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     # where it is not, an answer was the server's goodbye, which is raised here or by the caller
     if (yield from _is_synced(pgconn, begun, answers)):
         pgconn.exit_pipeline_mode()
-    if begun.status != _COMMAND_OK:
+    if begun is not None and begun.status != _COMMAND_OK:
         raise _server_error(pgconn, begun) if begun.status == _FATAL else out_of_step()
     if level is not None:
         if level.status != _TUPLES_OK:
@@ -376,7 +412,8 @@ def begin_again(conn: Any) -> Generator[Any, Any, None]:
 
 
 def settle(conn: Any) -> None:
-    """Read the answers that are due, at once: whoever asks cannot wait in its own way.
+    """Read the answers that are due and send what is wanted, at once: whoever asks cannot wait in
+    its own way.
 
     Nothing is done where another thread or task is at work on *conn*: that one reads them.
     """
@@ -394,8 +431,13 @@ def settle(conn: Any) -> None:
 
 
 def _settle(conn: Any) -> None:
+    drive(conn.__dict__["pgconn"], _settled(conn), ANSWER_WITHIN, out_of_step)
+
+
+def _settled(conn: Any) -> Generator[Any, Any, None]:
     if is_due(conn):
-        drive(conn.__dict__["pgconn"], take(conn), ANSWER_WITHIN, out_of_step)
+        yield from take(conn)
+    yield from begin_now(conn)
 
 
 def _current_task() -> object:

@@ -187,6 +187,8 @@ def _commits_itself(conn: Any) -> bool | None:
     open.
     """
     pgconn = real_pgconn(conn)
+    if conn.__dict__.get("_unbroken_wants") is not None:
+        return False
     if is_due(conn):  # nothing will be open
         return bool(conn._autocommit)
     if pgconn.pipeline_status:

@@ -199,7 +199,7 @@ def exact(base: Any) -> Any:
         __module__ = base.__module__
 
         async def _execute_command(self, command: int, sql: Any) -> None:
-            if command == _CLOSE and self._seen_due is not None:
+            if command == _CLOSE and self._seen_due:
                 await self._seen_take()
             status = self._seen_status
             await super()._execute_command(command, sql)

@@ -183,8 +183,32 @@ class Driver(Ahead, Blocking):
         return self.is_in_transaction(conn) is not False and not conn.__dict__.get("_seen_chains")
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`: :meth:`take_answer` reads the
+        answer.
+        """
         conn._seen_leave(sql)
+
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
+        """*sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, goes out before the next command, and a query
+        that *follows* says behind it at once. None: nothing does. Sends nothing itself.
+        """
+        conn._seen_want(sql, follows)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What is to go out before the next command."""
+        wanted: str | None = conn.__dict__.get("_seen_wants")
+        return wanted
+
+    #: It takes a statement to switch autocommit.
+    sends_autocommit = True
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on, or will be once all that is due was answered."""
+        return bool(conn.get_autocommit())
+
+    def is_unread(self, conn: Connection) -> bool:
+        """As :meth:`Ahead.is_unread`. Answers are counted here."""
+        return bool(conn.__dict__.get("_seen_due"))
 
     def texts(self, conn: Connection) -> Sequence[bytes | None]:
         """What was sent in the transaction that may be open; None stands for what is not known."""
@@ -240,6 +264,7 @@ class Driver(Ahead, Blocking):
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
         """COM_CHANGE_USER to the same user, which is what the library has, and one statement."""
         with unheard(self, conn):
+            conn._seen_want(None, bool)
             user, password = self._user_of(conn)
             conn.change_user(user, password or "", self.target.database)
             conn.__dict__["_seen_moved"] = 0
@@ -318,6 +343,7 @@ class Driver(Ahead, Blocking):
             state.get("_seen_open") is not False
             or state.get("_seen_busy", True)
             or state.get("_seen_chains")
+            or state.get("_seen_wants")
         ):
             return False
         try:
@@ -327,6 +353,7 @@ class Driver(Ahead, Blocking):
 
     def restore(self, conn: Connection, traits: Any) -> None:
         """Attributes, then autocommit, the character set, or the database."""
+        conn._seen_want(None, bool)
         now = self.traits(conn)
         if (
             now is None

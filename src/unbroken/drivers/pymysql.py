@@ -236,8 +236,28 @@ class Driver(Ahead, Blocking):
         exchange.untouch(conn, exchange.TIMEOUTS)
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`: :meth:`take_answer` reads the
+        answer.
+        """
         conn._seen_leave(sql)
+
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
+        """*sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, goes out before the next command, and a query
+        that *follows* says behind it at once. None: nothing does. Sends nothing itself.
+        """
+        conn._seen_want(sql, follows)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What is to go out before the next command."""
+        wanted: str | None = conn._seen_wants
+        return wanted
+
+    #: It takes a statement to switch autocommit.
+    sends_autocommit = True
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on, or will be once all that is due was answered."""
+        return bool(conn.get_autocommit())
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
@@ -245,7 +265,7 @@ class Driver(Ahead, Blocking):
 
     def owes_answer(self, conn: Connection) -> bool:
         """Whether that answer was not read yet."""
-        return conn._sock is not None and conn._seen_due is not None
+        return conn._sock is not None and bool(conn._seen_due)
 
     def take_answer(self, conn: Connection, timeout: float) -> None:
         """Read it, if it was not read yet."""
@@ -297,6 +317,7 @@ class Driver(Ahead, Blocking):
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
+            conn._seen_want(None, bool)
             conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
             conn._read_ok_packet()
             database = self.target.database or conn.db
@@ -369,6 +390,7 @@ class Driver(Ahead, Blocking):
 
     def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
         """Attributes, then autocommit and the character set, or else the database."""
+        conn._seen_want(None, bool)
         exchange.put_back(conn, _COMPARED, traits[1:])
         charset = f"{conn.charset} COLLATE {conn.collation}" if conn.collation else conn.charset
         statement = exchange.to_put_back(conn, traits[0], charset)

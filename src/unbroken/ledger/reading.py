@@ -11,6 +11,10 @@ from unbroken.ledger.statements import LONGEST_CACHED, Kind, kind, may_hide_a_wr
 #: More statements than this are not looked at.
 MOST = 15
 _OTHER_VERBS = frozenset({"SET", "SAVEPOINT", "RELEASE", "ROLLBACK"})
+#: A read with one of these words may lock the rows that it reads, until its transaction ends.
+LOCKS = re.compile(r"\b(?:UPDATE|SHARE)\b", re.IGNORECASE)
+#: … and with one of these it asks for a lock in another way: ``pg_advisory_xact_lock()``, say.
+_BY_NAME = re.compile(rf"lock|{LOCKS.pattern}", re.IGNORECASE)
 
 
 def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
@@ -24,10 +28,15 @@ def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
     for text in texts:  # no generator expression: asked at the end of most transactions
         if text is None:
             return False
-        is_usual = type(text) in (str, bytes) and len(text) <= LONGEST_CACHED
-        if not (_cached if is_usual else _judged)(text, may_hide):
+        if not reads(text, may_hide=may_hide):
             return False
     return True
+
+
+def reads(text: str | bytes, *, may_hide: bool) -> bool:
+    """Whether a statement of this *text* stores nothing, also where autocommit is on."""
+    is_usual = type(text) in (str, bytes) and len(text) <= LONGEST_CACHED
+    return (_cached if is_usual else _judged)(text, may_hide)
 
 
 def _judged(text: str | bytes, may_hide: bool) -> bool:
@@ -52,17 +61,12 @@ def wrote_nothing(texts: Sequence[str | bytes | None]) -> bool:
     )
 
 
-#: Words of what takes locks that a reader may count on being free behind its COMMIT:
-#: ``FOR UPDATE``, ``LOCK IN SHARE MODE``, ``pg_advisory_xact_lock()``.
-_LOCKS = re.compile(r"lock|\bfor\s+(?:no\s+key|key|update|share)", re.IGNORECASE | re.ASCII)
-
-
 def may_lock(texts: Sequence[str | bytes | None]) -> bool:
     """Whether statements of these *texts*, which only read, may have asked for locks by name. Pure;
     never raises.
     """
     return any(
         text is None
-        or _LOCKS.search(text if isinstance(text, str) else bytes(text).decode("latin-1"))
+        or _BY_NAME.search(text if isinstance(text, str) else bytes(text).decode("latin-1"))
         for text in texts
     )

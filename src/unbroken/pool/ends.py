@@ -5,10 +5,12 @@ and whether anybody waits for its answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Cause
-from unbroken.ledger.reading import may_lock, only_reads, wrote_nothing
+from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON
+from unbroken.ledger.reading import may_lock, only_reads, reads, wrote_nothing
 from unbroken.ledger.residue import NOTHING, Left
 from unbroken.pool.admission import cannot_serve
 from unbroken.pool.answers import may_fly
@@ -65,19 +67,28 @@ class Ends(Holding):
         What a unit of work wrote is rolled back before its end is told. Where to undo something
         takes as long as to do it, nobody else may come to wait for that behind this connection.
         """
-        state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
+        state = self.state
         return bool(
             state.defers
-            and state.knows_status
             and not callable(state.settings.reset)
+            and self._may_leave_answer()
+            and state.has_traits(self.conn, self.entry.traits)
+            and not self.left()
+        )
+
+    def _may_leave_answer(self) -> bool:
+        """Whether the open transaction can be ended by what is sent now, and the answer be read
+        later.
+        """
+        state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
+        return bool(
+            state.knows_status
             and entry.cause is None
             and entry.suspect is None
             and (unit is None or not unit.wrote)
             and (state.undoes_at_once or wrote_nothing(state.driver.texts(conn)))
             and state.may_leave(conn)
             and state.driver.is_quiet(conn)
-            and state.has_traits(conn, entry.traits)
-            and not self.left()
         )
 
     def may_defer_commit(self, *, goes_on: bool = False) -> bool:
@@ -88,12 +99,96 @@ class Ends(Holding):
         COMMIT to end the transaction, as a ``completion_type`` of the server's can keep it from
         doing.
         """
-        if not self.may_defer or (goes_on and not (self.entry.end_seen and may_fly(self.state))):
-            return False
-        state, texts = self.state, self.state.driver.texts(self.conn)
-        return only_reads(texts, may_hide=state.may_hide_writes) and not (
-            goes_on and may_lock(texts)
+        state = self.state
+        if not goes_on:
+            return self.may_defer and self._only_read()
+        return bool(
+            state.defers
+            and self.entry.end_seen
+            and may_fly(state)
+            and self._may_leave_answer()
+            and self._only_read()
+            and not may_lock(state.driver.texts(self.conn))
         )
+
+    def _only_read(self) -> bool:
+        state = self.state
+        return only_reads(state.driver.texts(self.conn), may_hide=state.may_hide_writes)
+
+    def leave_commit(self) -> Flow[None]:
+        """Send COMMIT for a transaction that only read, and leave its answer to the next
+        statement.
+        """
+        unit, key = self.unit, id(self.conn)
+        if unit is not None:
+            unit.committing(conn_id=key)
+        yield from self._send_end("COMMIT", None)
+        if unit is not None:
+            unit.committed(conn_id=key)
+
+    def switch(self, *, on: bool) -> Flow[bool]:
+        """Switch autocommit in the middle of a use, where nothing is open, and wait for nothing.
+        False: the body must do it, and wait.
+
+        Off, it is switched with the next statement: behind nothing but that, if the statement only
+        reads. Else it would be stored where the switch is refused.
+        """
+        state, entry, conn, driver = self.state, self.entry, self.conn, self.state.driver
+        if not (
+            getattr(driver, "sends_autocommit", False)
+            and self._may_begin()
+            and driver.autocommits(conn) is not on
+        ):
+            return False
+        if not on:
+            self._want(AUTOCOMMIT_OFF)
+        elif driver.wants(conn):
+            driver.want(conn, None, _waits)  # nothing was sent since
+        elif not (state.defers and entry.end_seen):
+            return False
+        else:
+            yield from self._send_end(AUTOCOMMIT_ON, None)
+        return True
+
+    def begin_later(self) -> bool:
+        """Have BEGIN go out with the next statement, or right before it, where nothing is open and
+        autocommit is on. False: the body must send it.
+        """
+        driver = self.state.driver
+        if not (hasattr(driver, "want") and self._may_begin() and driver.autocommits(self.conn)):
+            return False
+        self._want("BEGIN")
+        return True
+
+    def was_not_begun(self) -> bool:
+        """Whether BEGIN has not gone out yet, so that there is nothing to end: it never does."""
+        if self.wanted() != "BEGIN":
+            return False
+        self.state.driver.want(self.conn, None, _waits)
+        return True
+
+    def wanted(self) -> str | None:
+        """What begins a transaction and has not gone out, nor has anything behind it."""
+        ask = getattr(self.state.driver, "wants", None)
+        wanted: str | None = None if ask is None else ask(self.conn)
+        return wanted
+
+    def _may_begin(self) -> bool:
+        state, entry, conn = self.state, self.entry, self.conn
+        return bool(
+            state.knows_status
+            and entry.cause is None
+            and state.is_in_step(entry, conn)
+            and state.is_settled(entry, conn)
+        )
+
+    def _want(self, sql: str) -> None:
+        """*sql* begins a transaction."""
+        state = self.state
+        follows: Callable[[Any], bool] = _waits
+        if may_fly(state) and self.entry.end_seen:
+            follows = partial(reads, may_hide=state.may_hide_writes)
+        state.driver.want(self.conn, sql, follows)
 
     def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
         """Send ROLLBACK and leave its answer to the next user, or to upkeep.
@@ -160,3 +255,8 @@ class Ends(Holding):
             cannot_serve(self.state, self.entry, fault)
         cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
         self.entry.condemn(cause, fault.text or repr(exc))
+
+
+def _waits(_text: object) -> bool:
+    """No statement is sent before what it needs was answered."""
+    return False

@@ -93,7 +93,18 @@ class Finishing(Ends):
                 fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses
-        entry.end_seen = entry.end_seen or (state.defers and state.is_settled(entry, self.conn))
+        if state.defers and state.is_settled(entry, self.conn):
+            entry.end_seen = True
+
+    def commit_and_go_on(self, send: Call | None = None) -> Flow[None]:
+        """As :meth:`commit`, in the middle of a use.
+
+        Nobody waits for the answer where nothing was written.
+        """
+        if self.may_defer_commit(goes_on=True) and not self.has_ended():
+            yield from self.leave_commit()
+        else:
+            yield from self.commit(send)
 
     def _is_in_doubt(self, exc: Exception, fault: Fault) -> bool:
         """Whether what was committed may be stored, now that COMMIT raised *exc*."""

@@ -211,7 +211,7 @@ class Hooks:
         if not (self._may_leave(owner) and loan.may_defer_commit(goes_on=True)):
             return False
         if self.may_skip:
-            owner.run(loan.defer_commit())
+            owner.run(loan.leave_commit())
         else:
             with self.leaving(entry.conn), bounded(owner, "commit", entry):
                 loan.commit_by(send)
