@@ -8,9 +8,8 @@ The three are one library in three forms. Everything here is without I/O: their 
 from __future__ import annotations
 
 import sys
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from unbroken.drivers._mysql import (
     IN_TRANSACTION,
     NO_BACKSLASH_ESCAPES,
 )
+from unbroken.drivers._mysql_converters import Converters
 from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON, is_commit, is_rollback
 
 #: How far a connection of PyMySQL, aiomysql or asyncmy is in its exchange with the server
@@ -330,42 +330,6 @@ def in_transaction(conn: Followed) -> bool | None:
 # -- what a holder can change ----------------------------------------------------------------------
 
 
-class Converters(dict[Any, Any]):
-    """A connection's table of converters that tells when one is set or removed."""
-
-    __slots__ = ("conn",)
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def __init__(self, table: Mapping[Any, Any], conn: Followed) -> None:
-        super().__init__(table)
-        self.conn = weakref.ref(conn)
-
-
-def _telling(name: str) -> Callable[..., Any]:
-    plain = getattr(dict, name)
-
-    def method(self: Converters, *args: Any, **kwargs: Any) -> Any:
-        conn = self.conn()
-        if conn is not None:
-            touch(conn, OTHERS)
-        return plain(self, *args, **kwargs)
-
-    return method
-
-
-for _name in (
-    "__setitem__",
-    "__delitem__",
-    "__ior__",
-    "clear",
-    "pop",
-    "popitem",
-    "setdefault",
-    "update",
-):
-    setattr(Converters, _name, _telling(_name))
-
-
 def touch(conn: Followed, mark: int) -> None:
     """*conn* is about to be changed in a way that its attributes or the server's status do not
     show.
@@ -373,6 +337,10 @@ def touch(conn: Followed, mark: int) -> None:
     conn._seen_touched |= mark
     if conn._seen_status is not None:
         conn._seen_status |= mark
+
+
+def _converters_changed(conn: Followed) -> None:
+    touch(conn, OTHERS)
 
 
 def untouch(conn: Followed, mark: int) -> None:
@@ -390,7 +358,7 @@ def adopt(conn: Followed, kept: tuple[str, ...], tables: tuple[str, ...]) -> int
     """
     if conn._seen_opened is None:
         for name in tables:
-            setattr(conn, name, Converters(getattr(conn, name), conn))
+            setattr(conn, name, Converters(getattr(conn, name), conn, _converters_changed))
         untouch(conn, CHARSET | DATABASE | TIMEOUTS | OTHERS)
         conn._seen_opened = {name: getattr(conn, name) for name in kept}
     status: int = conn.server_status if conn._seen_status is None else conn._seen_status
