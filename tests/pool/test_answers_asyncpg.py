@@ -254,6 +254,19 @@ def test_the_commit_of_a_serializable_transaction_is_waited_for(line: Any) -> No
     assert within(line, so_by_default, options=by_default) == 2
 
 
+def test_a_statement_that_goes_with_the_question_for_the_level_may_change_it(line: Any) -> None:
+    change = "SELECT set_config('default_transaction_isolation', 'serializable', false)"
+
+    async def is_believed(pool: Any, _proxy: FaultProxy) -> bool:
+        async with pool.connection() as conn:
+            layer = conn._protocol
+            layer._weak_until = 0.0
+            await conn.execute(change)
+            return bool(layer._weak_until)
+
+    assert within(line, is_believed) is False
+
+
 # -- any first command -----------------------------------------------------------------------------
 
 

@@ -239,6 +239,13 @@ def test_the_commit_of_a_serializable_transaction_is_waited_for(line: Any) -> No
         with pool.connection() as conn:
             do(conn, "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE")
         costs(proxy, used(pool, read), 2)
+    with warm(line) as pool:
+        conn = pool.acquire()
+        conn.__dict__["_unbroken_level"] = None  # it is asked again, together with what changes it
+        do(conn, "SELECT set_config('default_transaction_isolation', 'serializable', false)")
+        conn.commit()
+        pool.release(conn)
+        costs(proxy, used(pool, read), 2)
     proxy.latency(0)
     strict = server.url("pg8000", options="-c default_transaction_isolation=serializable")
     with warm(line, proxy.url(strict)) as pool:

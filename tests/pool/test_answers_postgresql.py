@@ -199,6 +199,16 @@ def test_a_session_that_was_made_serializable_is_believed_no_more(line: Any) -> 
         assert trips(line[1], lambda: ask(pool)) == 2
 
 
+def test_a_statement_that_goes_with_the_question_for_the_level_may_change_it(line: Any) -> None:
+    with warm(line) as pool:
+        conn = pool.acquire()
+        conn.__dict__["_unbroken_level"] = None
+        conn.execute("SELECT set_config('default_transaction_isolation', 'serializable', false)")
+        conn.commit()
+        pool.release(conn)
+        assert trips(line[1], lambda: ask(pool)) == 2
+
+
 def test_the_commit_after_a_statement_below_the_driver_is_waited_for(line: Any) -> None:
     def hidden() -> None:
         with pool.connection() as conn:

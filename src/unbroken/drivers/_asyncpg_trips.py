@@ -151,6 +151,11 @@ class Trips(Wire):
         if may_set_level(text):
             self._weak_until = 0.0
 
+    def _hear_level(self, row: bytes) -> None:
+        super()._hear_level(row)
+        if any(may_set_level(text) for text in self._texts):  # sent with the question
+            self._weak_until = 0.0
+
     # -- a BEGIN that waits ------------------------------------------------------------------------
 
     def _waits(self, sql: Any) -> bool:

@@ -154,7 +154,7 @@ def _begun(conn: Any, context: Any, asks: bool) -> None:
             elif code not in (_PARSED, _BOUND, _COMPLETE):
                 raise out_of_step()
     if asks:
-        hear_level(conn.__dict__, level)
+        hear_level(conn.__dict__, level, conn._seen_texts)
 
 
 def _read(conn: Any) -> tuple[bytes, bytes]:
@@ -255,16 +255,16 @@ def _is_open(conn: Any) -> bool:
 
 
 def note(conn: Any, statement: Any) -> None:
-    """*statement* goes out next; anything but a text is one that is not known."""
+    """*statement* goes out next; a long one, and anything but a text, is one that is not known."""
     texts = conn._seen_texts
     if conn._transaction_status == IDLE:
         texts.clear()
         conn._seen_encoding = conn._client_encoding
     if statement in (BEGIN, ""):  # pg8000's own, and a ping
         return
-    known = isinstance(statement, str)
+    known = isinstance(statement, str) and len(statement) <= LONGEST_CACHED
     texts.append(statement if known else None)
-    if not known or len(statement) > LONGEST_CACHED or may_set_level(statement):
+    if not known or may_set_level(statement):
         conn.__dict__["_unbroken_level"] = None
 
 

@@ -111,9 +111,15 @@ def knows_level(conn: Any) -> bool:
     return until is not None and time.monotonic() < until
 
 
-def hear_level(state: dict[str, Any], level: bytes | None) -> None:
-    weak = (b"read uncommitted", b"read committed", b"repeatable read")
-    state["_unbroken_level"] = time.monotonic() + LEVEL_HOLDS if level in weak else None
+def hear_level(state: dict[str, Any], level: bytes | None, sent: Sequence[Any]) -> None:
+    """The server's answer to the question for the *level*. What was *sent* with it may change that
+    of the next transactions.
+    """
+    is_weak = level in (b"read uncommitted", b"read committed", b"repeatable read")
+    keeps = is_weak and not any(
+        text is None or len(text) > LONGEST_CACHED or may_set_level(text) for text in sent
+    )
+    state["_unbroken_level"] = time.monotonic() + LEVEL_HOLDS if keeps else None
 
 
 def is_one(pgq: Any) -> bool:

@@ -383,7 +383,7 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     if level is not None:
         if level.status != _TUPLES_OK:
             raise _not_asked(pgconn, level) if level.status == _FATAL else out_of_step()
-        hear_level(state, level.get_value(0, 0))
+        hear_level(state, level.get_value(0, 0), state["_unbroken_texts"])
     return answers
 
 
