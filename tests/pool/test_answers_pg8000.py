@@ -252,6 +252,31 @@ def test_the_commit_of_a_serializable_transaction_is_waited_for(line: Any) -> No
         costs(proxy, used(pool, read), 2)
 
 
+def test_a_server_that_does_not_tell_its_level_is_asked_once(
+    line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = trips._parse(b"SHOW no_such_setting") + trips._bind() + trips._EXECUTE
+    attempts: list[Any] = []
+
+    def work(conn: Any) -> None:
+        attempts.append(conn)
+        do(conn, f"INSERT INTO {TABLE} VALUES (%s)", 1)
+
+    with warm(line) as pool:
+        monkeypatch.setattr(trips, "_ASK_LEVEL", refused)
+        conn = pool.acquire()
+        conn.__dict__["_unbroken_level"] = None
+        assert value(conn, "SELECT %s::int", 7) == 7
+        assert conn._transaction_status == b"T"
+        pool.release(conn)
+        costs(line[1], used(pool, f"SELECT n FROM {TABLE}"), 2)
+        conn._seen_asks = True
+        pool.run(work)
+        assert attempts == [conn]
+        assert conn._seen_asks is False
+    assert len(line[0].admin(f"SELECT n FROM {TABLE}")) == 1
+
+
 # -- a statement never runs outside the transaction that its BEGIN opens ---------------------------
 
 

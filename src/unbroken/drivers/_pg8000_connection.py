@@ -59,6 +59,8 @@ def exact(base: Any) -> Any:
         _seen_alone = False  #: whether it is certain that none does
         #: how the server answers the pool's own COMMIT or ROLLBACK; None: no answer is due
         _seen_due: bytes | None = None
+        _seen_asks = True  #: whether the server tells the isolation level
+        _seen_untold: Exception | None = None  #: its error, where it did not
         _seen_ahead = False  #: whether a statement may be sent before that answer was read
         _seen_encoding: str | None = None  #: of texts, before the transaction began
 
@@ -91,7 +93,7 @@ def exact(base: Any) -> Any:
 
         def _seen_fly(self, statement: Any, vals: Any, oids: Any) -> Any:
             """Send BEGIN and *statement* together."""
-            return trips.exchange(self, statement, vals, oids, begins=True)
+            return trips.fly(self, statement, vals, oids)
 
         def close(self) -> None:
             in_step = self._usock is not None and self._seen_sent == self._seen_answered

@@ -44,6 +44,8 @@ OUT_OF_STEP = (
 _COMPLETE, _ERROR, _READY, _ROW = b"C", b"E", b"Z", b"D"
 _PARSED, _BOUND = b"1", b"2"
 _UNASKED = (b"N", b"A", b"S")  # notices, notifications, settings
+#: Classes of errors that say that a statement is not understood.
+_NOT_KNOWN = ("42", "0A", "22")
 
 
 @cache
@@ -111,7 +113,7 @@ def exchange(conn: Any, statement: str, vals: Any, oids: Any, *, begins: bool = 
     check_open(conn)
     take_first(conn)
     data = _encoded(conn, statement, vals, oids)
-    asks = begins and not knows_level(conn)
+    asks = begins and conn._seen_asks and not knows_level(conn)
     if begins:
         data = _BEGIN + (_ASK_LEVEL if asks else b"") + data
     context = core.Context(statement)
@@ -134,6 +136,20 @@ def exchange(conn: Any, statement: str, vals: Any, oids: Any, *, begins: bool = 
     return context
 
 
+def fly(conn: Any, statement: str, vals: Any, oids: Any) -> Any:
+    """BEGIN and *statement*, as :func:`exchange`."""
+    try:
+        return exchange(conn, statement, vals, oids, begins=True)
+    except Exception as error:
+        if error is not conn._seen_untold or error.args[0].get("C", "")[:2] not in _NOT_KNOWN:
+            raise
+    # A server of another make knows no such question, and has skipped the statement. It is asked no
+    # more, and no unit of work hears of it.
+    conn._seen_asks = False
+    getattr(type(conn), "unwatched", type(conn)).execute_simple(conn, "ROLLBACK")
+    return exchange(conn, statement, vals, oids, begins=True)
+
+
 def _begun(conn: Any, context: Any, asks: bool) -> None:
     """Read the answers to BEGIN and to the question for the level. After an error, which *context*
     gets, the rest is left to ``handle_messages``.
@@ -141,13 +157,14 @@ def _begun(conn: Any, context: Any, asks: bool) -> None:
     if conn._seen_due is not None:
         _read_due(conn)
     level: bytes | None = None
-    for _ in range(2 if asks else 1):
+    for is_question in (False, True) if asks else (False,):
         code = b""
         while code != _COMPLETE:
             code, data = _read(conn)
             if code in _UNASKED or code == _ERROR:
                 conn.message_types[code](data, context)
                 if code == _ERROR:
+                    conn._seen_untold = context.error if is_question else None
                     return
             elif code == _ROW:
                 level = data[6:]  # one column: its number (2) and length (4) come first
