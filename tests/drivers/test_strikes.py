@@ -80,7 +80,7 @@ def test_no_strike_at_any_step_of_the_usual_calls_shifts_an_answer(name: str, se
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_strike_while_an_answer_is_due_shifts_an_answer(name: str, server: Any) -> None:
-    figures = struck(name, server, "--only", LEFT)["figures"]
+    figures = struck(name, server, "--strikes", "Struck", "--only", LEFT)["figures"]
     assert figures["strikes"] > 1000
     assert figures["not quiet"] > 100
 
