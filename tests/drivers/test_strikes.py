@@ -25,8 +25,8 @@ OPTIONS = {"local_infile": 1, "max_connections": 400}
 USUAL = "insert,refused,commit,restored,left_and_taken,wanted"
 #: … of mysql-connector, whose steps are many
 FEWER = "insert,commit,left_and_taken"
-#: an answer that is read later, and those in several parts
-LEFT = "left,left_and_taken,left_and_asked,left_and_pinged,prepared"
+#: an answer that is read later
+LEFT = "left,left_and_taken,left_and_asked,left_and_pinged"
 SHORT = "insert,refused,commit,driver_rollback,results,stream,restored,left_and_taken,wanted"
 
 
@@ -80,7 +80,9 @@ def test_no_strike_at_any_step_of_the_usual_calls_shifts_an_answer(name: str, se
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_strike_while_an_answer_is_due_shifts_an_answer(name: str, server: Any) -> None:
-    figures = struck(name, server, "--only", LEFT)["figures"]
+    # asyncio keeps what strikes in its own code, and raises it at the next call
+    calls = LEFT if name.endswith("_async") else f"{LEFT},prepared"
+    figures = struck(name, server, "--strikes", "Struck", "--only", calls)["figures"]
     assert figures["strikes"] > 1000
     assert figures["not quiet"] > 100
 

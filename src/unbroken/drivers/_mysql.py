@@ -4,7 +4,6 @@ read.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -168,14 +167,24 @@ def note_move(conn: Any, how: int) -> None:
     state["_seen_moved"] = max(how, state.get("_seen_moved", 0))
 
 
-_COMPLETION = re.compile(r"(?!\s*SELECT\b).*completion_type", re.IGNORECASE | re.DOTALL)
-_COMPLETION_BYTES = re.compile(_COMPLETION.pattern.encode(), re.IGNORECASE | re.DOTALL)
+#: How a statement begins that, if it stands alone, sets no variable of the session.
+_SETS_NOTHING: frozenset[str | bytes] = frozenset(
+    form
+    for word in "SEL INS UPD DEL REP COM ROL BEG STA SAV REL SHO DES EXP WIT".split()
+    for text in (word, word.lower(), word.title())
+    for form in (text, text.encode())
+)
 
 
-def changes_ends(sql: str | bytes | bytearray) -> bool:
-    """Whether *sql* may change what a COMMIT or ROLLBACK does on its session."""
-    found = (_COMPLETION if isinstance(sql, str) else _COMPLETION_BYTES).match(sql)  # type: ignore[arg-type] # each of its kind
-    return found is not None
+def changes_ends(sql: str | bytes) -> bool:
+    """Whether *sql*, a text or its bytes, may change what a COMMIT or ROLLBACK does on its
+    session.
+    """
+    text: Any = sql
+    several, name = (";", "completion_type") if isinstance(sql, str) else (b";", b"completion_type")
+    if text[:3] in _SETS_NOTHING and several not in text:
+        return False
+    return name in text.lower()
 
 
 #: What was reported last on a connection, and is not answered yet: what :func:`answered` is told

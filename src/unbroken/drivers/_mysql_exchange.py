@@ -44,14 +44,6 @@ TEXTS = 16
 #: … and none that is longer than this: it counts as unknown.
 LONGEST_TEXT = 1 << 16
 
-#: How a statement begins that, if it stands alone, sets no variable of the session.
-_SETS_NOTHING: frozenset[str | bytes] = frozenset(
-    form
-    for word in "SEL INS UPD DEL REP COM ROL BEG STA SAV REL SHO DES EXP WIT".split()
-    for text in (word, word.lower(), word.title())
-    for form in (text, text.encode())
-)
-
 #: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
 
@@ -143,15 +135,8 @@ def note(conn: Followed, command: int, sql: Any) -> None:
     known = command == _mysql.COM_QUERY and len(sql) <= LONGEST_TEXT
     text = bytes(sql) if known and isinstance(sql, bytearray) else sql  # executemany's
     conn._seen_texts.append(text if known else None)
-    if known and _may_change_ends(text):
+    if known and _mysql.changes_ends(text):
         touch(conn, OTHERS)
-
-
-def _may_change_ends(sql: Any) -> bool:
-    several, name = (";", "completion_type") if isinstance(sql, str) else (b";", b"completion_type")
-    if sql[:3] in _SETS_NOTHING and several not in sql:
-        return False
-    return name in sql.lower()
 
 
 def begin_writing(conn: Followed) -> None:

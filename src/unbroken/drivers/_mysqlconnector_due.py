@@ -75,8 +75,8 @@ def note(conn: Any, command: int, args: tuple[Any, ...]) -> None:
     if not isinstance(sent, bytes | bytearray) or len(sent) > LONGEST_TEXT:
         texts.append(None)
         return
-    head = _head(conn) if command == QUERY else b""
-    text = bytes(sent[len(head) :]) if sent.startswith(head) else None
+    head, sent = _head(conn) if command == QUERY else b"", bytes(sent)
+    text = sent[len(head) :] if sent.startswith(head) else None
     texts.append(text if command == QUERY else None)
     if _mysql.changes_ends(sent if text is None else text):
         _mysql.note_move(conn, _mysql.ANOTHER_USER)
