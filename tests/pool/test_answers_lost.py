@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -156,6 +157,35 @@ def test_with_autocommit_on_nothing_is_due(bench: Bench) -> None:
     session = bench.use(pool)
     assert not bench.is_due(pool)
     assert bench.answers_its_own(pool) == session
+
+
+def test_an_answer_that_is_late_costs_no_other_connection(bench: Bench) -> None:
+    if bench.name in ("asyncmy", "mysqlconnector_async"):
+        pytest.skip("what its event loop has read is not seen")
+    proxy = bench.proxy()
+    pool = bench.pool(proxy.url(bench.url()), max_size=3, ping_timeout=0.3)
+
+    def use(count: int) -> None:
+        lent = [bench.take(pool) for _ in range(count)]
+        for conn in lent:
+            bench.do(conn, "SELECT n FROM stock")
+        if count == 1:
+            proxy.stall()
+        for conn in lent:
+            bench.give(pool, conn)
+        bench.rest(0.1)
+
+    use(3)
+    use(3)
+    use(1)
+    bench.rest(0.3)
+    healing = threading.Timer(0.7, proxy.heal)
+    healing.start()
+    conn = bench.take(pool)
+    assert bench.ask(conn, "SELECT 42") == 42
+    bench.give(pool, conn)
+    healing.join()
+    assert sum(bench.state(pool).stats().closed.values()) == 1
 
 
 def test_upkeep_reads_an_answer_that_nobody_came_for(bench: Bench) -> None:

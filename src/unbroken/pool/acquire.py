@@ -153,7 +153,7 @@ def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[b
 
     False: it did not, and the entry is closed.
     """
-    idle = state.clock() - entry.last_used
+    idle, due = state.clock() - entry.last_used, entry.due
     mine = Ticket(state.clock(), None)
     mine.entry = entry
     state.tickets.add(mine)
@@ -168,7 +168,9 @@ def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[b
         )
         state.discard(entry, cause, fault.text)
         state.sweep()
-        if cause is Cause.SILENT_DROP:
+        if cause is Cause.SILENT_DROP and due is not None:
+            state.drop_unanswered(due)  # a slow server has forgotten none of the others
+        elif cause is Cause.SILENT_DROP:
             state.drop_silent(idle)
         return False
     except BaseException:

@@ -154,6 +154,26 @@ class Endings(Supply):
             lambda _: (Cause.SILENT_DROP, ""),
         )
 
+    def drop_unanswered(self, since: float) -> int:
+        """What was sent at *since* on a connection that went back was not answered in time: drop
+        idle ones that owe an answer for as long, and have not got it either.
+        """
+        owing = {
+            e.fd: e
+            for e in self.kernel.all_idle()
+            if e.fd is not None and e.due is not None and e.due <= since
+        }
+        answered = liveness.sweep(owing) if owing else {}
+        read: Any = getattr(self.driver, "unread", None)  # by an event loop, meanwhile
+        return self._evict(
+            [
+                entry
+                for fd, entry in owing.items()
+                if fd not in answered and not (read is not None and read(entry.conn))
+            ],
+            lambda _: (Cause.SILENT_DROP, ""),
+        )
+
     def _evict(self, entries: list[Entry], why: Callable[[Entry], tuple[Cause, str]]) -> int:
         with self.lock:
             taken = self.kernel.take(entries)

@@ -146,7 +146,7 @@ def _tend_idle(state: PoolState) -> Flow[None]:
             state.discard(entry, cause)
         elif owed and not exercise:
             used = entry.last_used  # the server counts from the ROLLBACK
-            if (yield from take_answer(state, entry, state.settings.ping_timeout)):
+            if (yield from take_answer(state, entry, state.settings.reset_timeout)):
                 state.put(entry, entry.conn, used)
         elif (yield from ping(state, entry, state.settings.ping_timeout)):
             state.put(entry, entry.conn)
