@@ -270,11 +270,6 @@ def out_of_step() -> BaseException:
     return error
 
 
-def want(conn: Any, sql: str | None) -> None:
-    """*sql*, BEGIN, goes out together with the next statement. None: it does not."""
-    conn._unbroken_wants = None if sql is None else sql.encode()
-
-
 def begin_now(conn: Any) -> Generator[Any, Any, None]:
     """Send what is wanted now, and wait."""
     state = conn.__dict__
