@@ -285,7 +285,7 @@ class Base(_Inherited):
 
     def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:  # noqa: ARG002 - for drivers whose server goes on behind an error
         """*sql*, BEGIN, goes out together with the next statement. None: nothing does."""
-        trips.want(conn, sql)
+        conn._unbroken_wants = None if sql is None else sql.encode()
 
     def wants(self, conn: Connection) -> str | None:
         """What goes out so."""

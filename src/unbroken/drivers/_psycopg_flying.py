@@ -51,9 +51,12 @@ def _only_ask() -> frozenset[CodeType]:
     )
 
 
+_READ_DUE = frozenset({"_execute_gen", "take", "take_and_begin", "_set_autocommit_gen"})
+
+
 def reads_due(work: Any) -> bool:
-    """Whether *work*, a generator of psycopg's, reads itself what is due."""
-    return getattr(work, "__name__", None) in ("_execute_gen", "take")
+    """Whether *work*, a generator of psycopg's, reads itself what is due, or needs none of it."""
+    return getattr(work, "__name__", None) in _READ_DUE
 
 
 @cache

@@ -7,10 +7,10 @@ from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
-from unbroken.drivers._psycopg_trips import settle
+from unbroken.drivers._psycopg_trips import is_owed, settle
 
 #: How the names of the modules begin that send nothing by libpq which is not noted.
-_FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken"})
+_FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken", "peewee"})
 
 
 @cache
@@ -46,17 +46,11 @@ def look(conn: Any) -> Any:
             state["_unbroken_texts"].append(None)
             state["_unbroken_level"] = None
             state["_unbroken_shown"] = True  # and it may be kept
-        if _is_owed(state):
+        if is_owed(state):
             settle(conn)
-    elif _is_owed(state) and not _is_harmless(frame):
+    elif is_owed(state) and not _is_harmless(frame):
         settle(conn)
     return state["pgconn"]
-
-
-def _is_owed(state: dict[str, Any]) -> bool:
-    if state.get("_unbroken_due") is not None:
-        return True
-    return state.get("_unbroken_wants") is not None and "_unbroken_beginning" not in state
 
 
 def _is_harmless(frame: FrameType) -> bool:

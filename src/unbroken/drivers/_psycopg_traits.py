@@ -164,13 +164,13 @@ def _waiting(plain: Any) -> Any:
     """
 
     def wait(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
-        if trips.is_due(self) and not reads_due(work):
-            plain(self, trips.take(self))
+        if trips.is_owed(self.__dict__) and not reads_due(work):
+            plain(self, trips.take_and_begin(self))
         return plain(self, work, *args, **kwargs)
 
     async def wait_async(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
-        if trips.is_due(self) and not reads_due(work):
-            await plain(self, trips.take(self))
+        if trips.is_owed(self.__dict__) and not reads_due(work):
+            await plain(self, trips.take_and_begin(self))
         return await plain(self, work, *args, **kwargs)
 
     method = wait_async if iscoroutinefunction(unwrap(plain)) else wait
@@ -191,9 +191,9 @@ def _counted(name: str, plain: Any) -> Any:
 
     @contextmanager
     def pipeline(self: Any) -> Iterator[Any]:
-        if trips.is_due(self):
+        if trips.is_owed(self.__dict__):
             with nullcontext() if is_internal else self.lock:
-                self.wait(trips.take(self))
+                self.wait(trips.take_and_begin(self))
         with plain(self) as found:
             entered(self)
             try:
@@ -203,9 +203,9 @@ def _counted(name: str, plain: Any) -> Any:
 
     @asynccontextmanager
     async def async_pipeline(self: Any) -> AsyncIterator[Any]:
-        if trips.is_due(self):
+        if trips.is_owed(self.__dict__):
             async with nullcontext() if is_internal else self.lock:
-                await self.wait(trips.take(self))
+                await self.wait(trips.take_and_begin(self))
         async with plain(self) as found:
             entered(self)
             try:

@@ -270,11 +270,6 @@ def out_of_step() -> BaseException:
     return error
 
 
-def want(conn: Any, sql: str | None) -> None:
-    """*sql*, BEGIN, goes out together with the next statement. None: it does not."""
-    conn._unbroken_wants = None if sql is None else sql.encode()
-
-
 def begin_now(conn: Any) -> Generator[Any, Any, None]:
     """Send what is wanted now, and wait."""
     state = conn.__dict__
@@ -288,6 +283,18 @@ def begin_now(conn: Any) -> Generator[Any, Any, None]:
         conn._unbroken_wants = None
     finally:
         state.pop("_unbroken_beginning", None)
+
+
+def take_and_begin(conn: Any) -> Generator[Any, Any, None]:
+    """Read what is due, and send what is wanted."""
+    yield from take(conn)
+    yield from begin_now(conn)
+
+
+def is_owed(state: dict[str, Any]) -> bool:
+    """Whether an answer is due on the connection with this *state*, or something is wanted."""
+    wants = state.get("_unbroken_wants") is not None and "_unbroken_beginning" not in state
+    return wants or state.get("_unbroken_due") is not None
 
 
 def is_due(conn: Any) -> bool:
@@ -417,27 +424,20 @@ def settle(conn: Any) -> None:
 
     Nothing is done where another thread or task is at work on *conn*: that one reads them.
     """
-    lock = conn.lock
+    lock, pgconn, work = conn.lock, conn.__dict__["pgconn"], take_and_begin(conn)
     if not isinstance(lock, ThreadLock):
-        if not lock.locked() or getattr(lock, "owner", None) == _current_task():
-            _settle(conn)  # no other task comes in between
-    elif lock.owner == threading.get_ident():
-        _settle(conn)
-    elif lock.acquire(blocking=False):
+        # no other task comes in between
+        is_free = not lock.locked() or getattr(lock, "owner", None) == _current_task()
+    elif lock.owner != threading.get_ident() and lock.acquire(blocking=False):
         try:
-            _settle(conn)
+            drive(pgconn, work, ANSWER_WITHIN, out_of_step)
         finally:
             lock.release()
-
-
-def _settle(conn: Any) -> None:
-    drive(conn.__dict__["pgconn"], _settled(conn), ANSWER_WITHIN, out_of_step)
-
-
-def _settled(conn: Any) -> Generator[Any, Any, None]:
-    if is_due(conn):
-        yield from take(conn)
-    yield from begin_now(conn)
+        return
+    else:
+        is_free = lock.owner == threading.get_ident()
+    if is_free:
+        drive(pgconn, work, ANSWER_WITHIN, out_of_step)
 
 
 def _current_task() -> object:

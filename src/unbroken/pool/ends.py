@@ -116,13 +116,11 @@ class Ends(Holding):
         return only_reads(state.driver.texts(self.conn), may_hide=state.may_hide_writes)
 
     def leave_commit(self) -> Flow[None]:
-        """Send COMMIT for a transaction that only read, and leave its answer to the next
-        statement.
-        """
+        """As :meth:`defer_commit`, of a caller that goes on: its unit of work hears of it."""
         unit, key = self.unit, id(self.conn)
         if unit is not None:
             unit.committing(conn_id=key)
-        yield from self._send_end("COMMIT", None)
+        yield from self.defer_commit()
         if unit is not None:
             unit.committed(conn_id=key)
 
