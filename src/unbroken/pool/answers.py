@@ -94,7 +94,7 @@ def heard(state: Any, entry: Entry) -> bool:
     fit = bool(state.is_settled(entry, conn) and state.is_good(entry, conn))
     if fit:
         entry.end_seen = True
-    else:
+    elif state.driver.fileno(conn) is not None:  # a connection that has ended tells nothing
         state.defers = state.pipelines = False
     return fit
 
