@@ -218,6 +218,7 @@ def note(conn: Any, sql: Any) -> None:
     known = isinstance(sql, str | bytes) and len(sql) <= LONGEST_TEXT
     texts.append(sql if known else None)
     if known and _mysql.changes_ends(sql):
+        _mysql.note_chains(conn)
         _mysql.note_move(conn, _mysql.ANOTHER_USER)
 
 

@@ -176,6 +176,16 @@ _SETS_NOTHING: frozenset[str | bytes] = frozenset(
 )
 
 
+def note_chains(conn: Any) -> None:
+    """What was sent on *conn* may have changed what a COMMIT or ROLLBACK does there."""
+    conn.__dict__["_seen_chains"] = True
+
+
+def may_chain(conn: Any) -> bool:
+    """Whether that is so."""
+    return bool(conn.__dict__.get("_seen_chains"))
+
+
 def changes_ends(sql: str | bytes) -> bool:
     """Whether *sql*, a text or its bytes, may change what a COMMIT or ROLLBACK does on its
     session.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from unbroken.abc import Connection
+from unbroken.drivers import _mysql
 
 
 class Ahead:
@@ -14,6 +17,13 @@ class Ahead:
     def let_fly(self, conn: Connection, may: bool) -> None:
         """Whether a statement may be sent on *conn* before the answer that is due was read."""
         conn._seen_flies = may
+
+    def may_leave(self, conn: Connection) -> bool:
+        """Whether a transaction is open whose end does nothing else on *conn*, so that the answer
+        to it can be read later. Behind COMMIT AND CHAIN, another one is open.
+        """
+        is_open: Any = self.is_in_transaction  # type: ignore[attr-defined] # each driver's own
+        return is_open(conn) is True and not _mysql.may_chain(conn)
 
     def is_unread(self, conn: Connection) -> bool:
         """Whether the answer that is due was never read, also where *conn* has ended."""

@@ -136,6 +136,7 @@ def note(conn: Followed, command: int, sql: Any) -> None:
     text = bytes(sql) if known and isinstance(sql, bytearray) else sql  # executemany's
     conn._seen_texts.append(text if known else None)
     if known and _mysql.changes_ends(text):
+        _mysql.note_chains(conn)
         touch(conn, OTHERS)
 
 

@@ -79,6 +79,7 @@ def note(conn: Any, command: int, args: tuple[Any, ...]) -> None:
     text = sent[len(head) :] if sent.startswith(head) else None
     texts.append(text if command == QUERY else None)
     if _mysql.changes_ends(sent if text is None else text):
+        _mysql.note_chains(conn)
         _mysql.note_move(conn, _mysql.ANOTHER_USER)
 
 

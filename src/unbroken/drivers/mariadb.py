@@ -171,7 +171,7 @@ class Driver(Ahead, Blocking):
         in vain.
         """
         return (
-            self.is_in_transaction(conn) is True
+            super().may_leave(conn)
             and not conn.auto_reconnect
             and not getattr(conn, "tpc_state", 0)
         )

@@ -146,6 +146,16 @@ def test_a_commit_of_nothing_but_reads_costs_none(face: Any, far: Any) -> None:
     assert trips(face, far, request) == TRIPS[face.name]
 
 
+def test_a_session_on_which_each_commit_chains_is_asked_each_time(face: Any, far: Any) -> None:
+    if not face.is_mysql:
+        pytest.skip("completion_type is MySQL's")
+    with far().connect() as conn:
+        conn.execute(sa.text("/* why */ SET SESSION completion_type = CHAIN"))
+        for _ in range(3):
+            assert conn.scalar(sa.text("SELECT n FROM stock")) == 42
+            conn.commit()
+
+
 def test_a_session_in_somebody_elses_connection_waits_for_its_rollback(face: Any, far: Any) -> None:
     engine = far()
 
