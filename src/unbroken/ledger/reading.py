@@ -54,11 +54,25 @@ def wrote_nothing(texts: Sequence[str | bytes | None]) -> bool:
     """Whether statements of these *texts*, all that were sent in one transaction, left nothing that
     takes time to be undone. Pure; never raises.
     """
-    return len(texts) <= MOST and all(
-        kind(text) in (Kind.READ, Kind.BEGIN)
-        or (kind(text) is Kind.WRITE and verb(text) in ("SELECT", "SET", "SAVEPOINT"))
-        for text in texts
+    if len(texts) > MOST:
+        return False
+    for text in texts:  # as in only_reads
+        if text is None:
+            return False
+        is_usual = type(text) in (str, bytes) and len(text) <= LONGEST_CACHED
+        if not (_cached_small if is_usual else _is_small)(text):
+            return False
+    return True
+
+
+def _is_small(text: str | bytes) -> bool:
+    what = kind(text)
+    return what in (Kind.READ, Kind.BEGIN) or (
+        what is Kind.WRITE and verb(text) in ("SELECT", "SET", "SAVEPOINT")
     )
+
+
+_cached_small = lru_cache(maxsize=2000)(_is_small)
 
 
 def may_lock(texts: Sequence[str | bytes | None]) -> bool:
