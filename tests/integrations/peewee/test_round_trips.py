@@ -29,7 +29,8 @@ class Far:
 
     def __init__(self, scheme: str, server: Any, stack: contextlib.ExitStack) -> None:
         self.scheme, self.server = scheme, server
-        self.is_async = "aio" in scheme
+        self.is_async = "+a" in scheme
+        self.is_asyncpg = scheme.endswith("asyncpg")
         self.is_mysql = scheme.startswith("mysql")
         self._runner = stack.enter_context(asyncio.Runner()) if self.is_async else None
         for sql in (
@@ -45,9 +46,10 @@ class Far:
                 (server.host, server.port), protocol="mysql" if self.is_mysql else "postgresql"
             )
         )
+        query = "" if self.is_mysql else "?ssl=disable" if self.is_asyncpg else "?sslmode=disable"
         place = f"{server.user}:{server.password}@{server.host}:{self.proxy.port}"
         self.db = unbroken.peewee.connect(
-            f"{scheme}://{place}/{server.database}{'' if self.is_mysql else '?sslmode=disable'}",
+            f"{scheme}://{place}/{server.database}{query}",
             max_connections=1,
         )
         stack.callback(self._close)
@@ -142,6 +144,23 @@ REQUESTS: dict[str, tuple[Callable[[Far], None], int, int]] = {
     "a block of nothing that fails": (lambda far: far.block(fails=True), 0, 0),
     "a read that is rolled back": (lambda far: far.block(READ, fails=True), 2, 2),
 }
+
+
+#: pwasyncio prepares each statement for itself, asks for its result, and has it forgotten.
+WITH_ASYNCPG = {
+    "a read in autocommit": 3,
+    "a read in connection_context": 3,
+    "a read in atomic": 3,
+    "a write in atomic": 4,
+    "a read that is rolled back": 4,
+}
+
+
+@pytest.mark.parametrize("what", WITH_ASYNCPG)
+def test_a_request_costs_more_with_asyncpg(what: str, postgres: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        far = Far("postgresql+asyncpg", postgres, stack)
+        far.count(lambda: REQUESTS[what][0](far), WITH_ASYNCPG[what])
 
 
 @pytest.mark.parametrize("what", REQUESTS)
