@@ -271,6 +271,7 @@ async def wanted(it: MySQL, conn: Any) -> None:
     """Transactions that begin with their first statement, of which the first only reads."""
     if hasattr(it.driver, "want"):
         await it.set_autocommit(conn, True)
+        it.driver.let_fly(conn, True)
         it.driver.want(conn, AUTOCOMMIT_OFF, lambda _: True)
         await rows(it, conn)
         await go(it.driver.send_end(conn, "COMMIT"))

@@ -38,6 +38,7 @@ class Bench:
             self.driver.share(conn, False)
         else:
             self.do(conn, "SELECT 1")  # from the first answer on, the server's status is known
+            self.driver.let_fly(conn, True)
         self.opened.append(conn)
         return conn
 

@@ -29,7 +29,8 @@ class Far:
 
     def __init__(self, scheme: str, server: Any, stack: contextlib.ExitStack) -> None:
         self.scheme, self.server = scheme, server
-        self.is_async = "aio" in scheme
+        self.is_async = "+a" in scheme
+        self.is_asyncpg = scheme.endswith("asyncpg")
         self.is_mysql = scheme.startswith("mysql")
         self._runner = stack.enter_context(asyncio.Runner()) if self.is_async else None
         for sql in (
@@ -45,9 +46,10 @@ class Far:
                 (server.host, server.port), protocol="mysql" if self.is_mysql else "postgresql"
             )
         )
+        query = "" if self.is_mysql else "?ssl=disable" if self.is_asyncpg else "?sslmode=disable"
         place = f"{server.user}:{server.password}@{server.host}:{self.proxy.port}"
         self.db = unbroken.peewee.connect(
-            f"{scheme}://{place}/{server.database}{'' if self.is_mysql else '?sslmode=disable'}",
+            f"{scheme}://{place}/{server.database}{query}",
             max_connections=1,
         )
         stack.callback(self._close)
@@ -144,6 +146,23 @@ REQUESTS: dict[str, tuple[Callable[[Far], None], int, int]] = {
 }
 
 
+#: pwasyncio prepares each statement for itself, asks for its result, and has it forgotten.
+WITH_ASYNCPG = {
+    "a read in autocommit": 3,
+    "a read in connection_context": 3,
+    "a read in atomic": 3,
+    "a write in atomic": 4,
+    "a read that is rolled back": 4,
+}
+
+
+@pytest.mark.parametrize("what", WITH_ASYNCPG)
+def test_a_request_costs_more_with_asyncpg(what: str, postgres: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        far = Far("postgresql+asyncpg", postgres, stack)
+        far.count(lambda: REQUESTS[what][0](far), WITH_ASYNCPG[what])
+
+
 @pytest.mark.parametrize("what", REQUESTS)
 def test_a_request_costs_so_many_round_trips(what: str, far: Far) -> None:
     work, mysql, postgresql = REQUESTS[what]
@@ -163,7 +182,7 @@ def test_what_is_rolled_back_is_not_stored_whatever_comes_first(first: str, far:
 
 @pytest.mark.parametrize("first", [READ, WRITE, "SAVEPOINT here"])
 def test_a_connection_that_is_lost_at_the_beginning_of_a_block_is_replaced(
-    first: str, far: Far
+    first: str, far: Far, caplog: pytest.LogCaptureFixture
 ) -> None:
     far.block(WRITE)
     if not far.is_mysql and first.startswith("SAVEPOINT"):
@@ -172,6 +191,7 @@ def test_a_connection_that_is_lost_at_the_beginning_of_a_block_is_replaced(
     far.block(first)
     assert cut.hits == 1
     assert far.healed() == 1
+    assert "did not run" not in caplog.text
 
 
 @pytest.mark.parametrize("scheme", SYNC)

@@ -28,6 +28,7 @@ from unbroken.pool.heal import (
     objection,
 )
 from unbroken.pool.steps import run_async
+from unbroken.pool.undone import Ending
 
 
 class AsyncHealing:
@@ -127,6 +128,9 @@ class AsyncHealing:
 
     async def _moved(self, state: Any, old: Held, past: Past, ruling: Ruling, begin: Any) -> bool:
         """One attempt. False: that connection was lost, too."""
+        if state.conn is not None and state.conn.entry.ending is None:
+            # what it was lost under is told by us, if it is not healed
+            state.conn.entry.ending = Ending(None, None, None)
         await self._drop(state)
         try:
             await self.aconnect()
