@@ -24,6 +24,7 @@ TITLES = {READ: "one SELECT", WRITE: "one UPDATE and COMMIT"}
 _PROMISES = {
     "unbroken, pymysql": (1, 2),
     "unbroken, mysqldb": (1, 2),
+    "unbroken, mysqlconnector": (1, 2),
     "unbroken, aiomysql": (1, 2),
     "unbroken, asyncmy": (1, 2),
     "unbroken's plugin, pymysql": (1, 2),
@@ -32,6 +33,9 @@ _PROMISES = {
     "unbroken.peewee, atomic": (1, 3),
     "unbroken, psycopg": (1, 2),
     "unbroken, psycopg, async": (1, 2),
+    "unbroken, asyncpg": (1, 2),
+    "unbroken, pg8000": (1, 2),
+    "unbroken's plugin, asyncpg": (1, 2),
     "unbroken's plugin, psycopg": (1, 2),
     "unbroken's plugin, psycopg, async": (1, 2),
 }
