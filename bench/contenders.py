@@ -32,12 +32,19 @@ MYSQL: Contenders = {
     "unbroken.django": (Django(is_ours=True), False, "Django"),
     "unbroken.django, atomic": (Django(is_ours=True, atomic=True), False, "Django"),
     "unbroken.peewee": (Peewee("unbroken.peewee"), False, "peewee"),
+    "unbroken.peewee, atomic": (Peewee("unbroken.peewee", atomic=True), False, "peewee"),
     "SQLAlchemy, pymysql": (Engine("pymysql"), False, "pymysql"),
     "SQLAlchemy, pymysql, pre_ping": (Engine("pymysql", pool_pre_ping=True), False, "pymysql"),
     "SQLAlchemy, aiomysql": (AsyncEngine("aiomysql"), True, "aiomysql"),
+    "Django, persistent, atomic": (
+        Django(is_ours=False, atomic=True, checks=False),
+        False,
+        "Django",
+    ),
     "Django, health checks": (Django(is_ours=False), False, "Django"),
     "Django, health checks, atomic": (Django(is_ours=False, atomic=True), False, "Django"),
     "playhouse.pool": (Peewee("playhouse.pool"), False, "peewee"),
+    "playhouse.pool, atomic": (Peewee("playhouse.pool", atomic=True), False, "peewee"),
 }
 _PSYCOPG = {"prefer_psycopg3": True}
 POSTGRESQL: Contenders = {
@@ -56,13 +63,28 @@ POSTGRESQL: Contenders = {
     "unbroken.django": (Django(is_ours=True), False, "Django"),
     "unbroken.django, atomic": (Django(is_ours=True, atomic=True), False, "Django"),
     "unbroken.peewee": (Peewee("unbroken.peewee", **_PSYCOPG), False, "peewee"),
+    "unbroken.peewee, atomic": (
+        Peewee("unbroken.peewee", atomic=True, **_PSYCOPG),
+        False,
+        "peewee",
+    ),
     "SQLAlchemy, psycopg": (Engine("psycopg"), False, "psycopg"),
     "SQLAlchemy, psycopg, pre_ping": (Engine("psycopg", pool_pre_ping=True), False, "psycopg"),
     "SQLAlchemy, asyncpg": (AsyncEngine("asyncpg"), True, "asyncpg"),
     "psycopg_pool, check": (psycopg_pool, False, "psycopg"),
     "psycopg_pool": (bare_psycopg_pool, False, "psycopg"),
     "asyncpg.Pool": (asyncpg_pool, True, "asyncpg"),
+    "Django, persistent, atomic": (
+        Django(is_ours=False, atomic=True, checks=False),
+        False,
+        "Django",
+    ),
     "Django, health checks": (Django(is_ours=False), False, "Django"),
     "Django, health checks, atomic": (Django(is_ours=False, atomic=True), False, "Django"),
     "playhouse.pool": (Peewee("playhouse.pool", **_PSYCOPG), False, "peewee"),
+    "playhouse.pool, atomic": (
+        Peewee("playhouse.pool", atomic=True, **_PSYCOPG),
+        False,
+        "peewee",
+    ),
 }

@@ -26,7 +26,8 @@ CROWDS = ((1, 1), (8, 4), (32, 8))
 #: What is measured: round_trips counts for all.
 _LEFT_OUT = frozenset({
     "unbroken, psycopg2", "unbroken, pg8000", "psycopg_pool", "unbroken.django, atomic",
-    "Django, health checks, atomic", "SQLAlchemy, aiomysql", "SQLAlchemy, asyncpg",
+    "Django, health checks, atomic", "Django, persistent, atomic", "unbroken.peewee, atomic",
+    "playhouse.pool, atomic", "SQLAlchemy, aiomysql", "SQLAlchemy, asyncpg",
 })  # fmt: skip
 #: Ours, a peer with the same driver, and the share of its time that ours may take.
 _MYSQL = (

@@ -342,8 +342,8 @@ class Django:
     and an UPDATE in ``atomic``; with *atomic*, a query in ``atomic`` too.
     """
 
-    def __init__(self, *, is_ours: bool, atomic: bool = False) -> None:
-        self.is_ours, self.atomic = is_ours, atomic
+    def __init__(self, *, is_ours: bool, atomic: bool = False, checks: bool = True) -> None:
+        self.is_ours, self.atomic, self.checks = is_ours, atomic, checks
 
     @contextlib.contextmanager
     def __call__(self, url: str, size: int) -> Iterator[Request]:
@@ -394,17 +394,17 @@ class Django:
         if self.is_ours:
             given["OPTIONS"]["unbroken"] = {"max_size": size}
         else:
-            given |= {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
+            given |= {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": self.checks}
         return given
 
 
 class Peewee:
     """A pooled database of peewee's, in the block that a request is: a query in autocommit, an
-    UPDATE in ``atomic``.
+    UPDATE in ``atomic``; with *atomic*, a query in ``atomic`` too.
     """
 
-    def __init__(self, module: str, **options: Any) -> None:
-        self.module, self.options = module, options
+    def __init__(self, module: str, *, atomic: bool = False, **options: Any) -> None:
+        self.module, self.atomic, self.options = module, atomic, options
 
     @contextlib.contextmanager
     def __call__(self, url: str, size: int) -> Iterator[Request]:
@@ -421,12 +421,11 @@ class Peewee:
         )  # fmt: skip
 
         def request(sql: str) -> None:
-            with db.connection_context():
+            is_atomic = self.atomic or sql != READ
+            with db.connection_context(), db.atomic() if is_atomic else contextlib.nullcontext():
+                cursor = db.execute_sql(sql)
                 if sql == READ:
-                    db.execute_sql(sql).fetchall()
-                else:
-                    with db.atomic():
-                        db.execute_sql(sql)
+                    cursor.fetchall()
 
         try:
             yield request

@@ -13,25 +13,29 @@ from contenders import MYSQL, POSTGRESQL, Contenders
 from latency import make_table
 from measure import Effort, Result, Row, Table, Target, best_of
 from requesting import READ, WRITE, Apart
-from round_trips_frameworks import rows as frameworks
 
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
 DELAY = 0.006  #: seconds each way
 FEW, MANY = 2, 8  #: requests; their difference is what counts
-FRAMED = "Round trips of a request with one SELECT in a framework's transaction"
 TITLES = {READ: "one SELECT", WRITE: "one UPDATE and COMMIT"}
 #: The most that a request may cost: one SELECT, one UPDATE and COMMIT.
 _PROMISES = {
     "unbroken, pymysql": (1, 2),
     "unbroken, mysqldb": (1, 2),
+    "unbroken, mysqlconnector": (1, 2),
     "unbroken, aiomysql": (1, 2),
     "unbroken, asyncmy": (1, 2),
     "unbroken's plugin, pymysql": (1, 2),
     "unbroken's plugin, aiomysql": (1, 2),
+    "unbroken.django, atomic": (1, 3),
+    "unbroken.peewee, atomic": (1, 3),
     "unbroken, psycopg": (1, 2),
     "unbroken, psycopg, async": (1, 2),
+    "unbroken, asyncpg": (1, 2),
+    "unbroken, pg8000": (1, 2),
+    "unbroken's plugin, asyncpg": (1, 2),
     "unbroken's plugin, psycopg": (1, 2),
     "unbroken's plugin, psycopg, async": (1, 2),
 }
@@ -48,8 +52,6 @@ def run(_effort: Effort) -> Result:
         with kind() as server:
             make_table(server)
             counted = _counted(server, contenders)
-            framed = frameworks(server, mysql=kind is MariaDB)
-        result.tables.append(Table(f"{FRAMED}: {kind.__name__}", "round trips", framed))
         for number, (sql, title) in enumerate(TITLES.items()):
             rows = sorted(
                 (Row(name, trips[sql]) for name, trips in counted.items()),

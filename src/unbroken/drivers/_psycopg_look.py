@@ -10,7 +10,7 @@ from typing import Any
 from unbroken.drivers._psycopg_trips import is_owed, settle
 
 #: How the names of the modules begin that send nothing by libpq which is not noted.
-_FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken", "peewee"})
+FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken", "peewee"})
 
 
 @cache
@@ -32,7 +32,7 @@ def _harmless() -> frozenset[CodeType]:
 
 def is_friend(frame: FrameType) -> bool:
     """Whether that is psycopg's own code, or ours."""
-    return frame.f_globals.get("__name__", "")[:8] in _FRIENDS
+    return frame.f_globals.get("__name__", "")[:8] in FRIENDS
 
 
 def look(conn: Any) -> Any:

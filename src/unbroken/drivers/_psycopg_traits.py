@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._psycopg_flying import flying as make_flying
 from unbroken.drivers._psycopg_flying import reads_due
-from unbroken.drivers._psycopg_look import is_friend, look
+from unbroken.drivers._psycopg_look import FRIENDS, look
 from unbroken.drivers._psycopg_texts import note_command, note_text
 from unbroken.drivers._psycopg_watch import real_pgconn
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
+_getframe = sys._getframe
 
 
 class Traits(NamedTuple):
@@ -64,6 +65,7 @@ def noting(base: Any) -> Any:
         __doc__ = base.__doc__
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
+        _unbroken_due: Any = None  #: the answers that are due
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
         _unbroken_wants: bytes | None = None  #: what goes out with the next statement
         _unbroken_turn: int | None = (
@@ -77,14 +79,13 @@ def noting(base: Any) -> Any:
 
         @property
         def pgconn(self) -> Any:
-            state = self.__dict__
-            # as look, for the usual case
+            # as look, inline for the usual case: psycopg asks five times for each statement
             if (
-                state.get("_unbroken_due") is None
-                and state.get("_unbroken_wants") is None
-                and is_friend(sys._getframe(1))
+                self._unbroken_due is None
+                and self._unbroken_wants is None
+                and _getframe(1).f_globals.get("__name__", "")[:8] in FRIENDS
             ):
-                return state["pgconn"]
+                return self.__dict__["pgconn"]
             return look(self)
 
         @pgconn.setter
