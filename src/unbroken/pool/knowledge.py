@@ -166,6 +166,20 @@ class Knowledge(Guarded):
         #: a lease need not begin a transaction itself
         self.plain = driver.capabilities.implicit_begin
         self.is_clean = self._end_check()
+        self.look_at_answers()
+        self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
+        self.is_tcp = driver.target.unix_socket is None
+        #: whose addresses are followed
+        self.names = names_of(driver.target) if settings.follow_dns else ()
+        self.decide_policy()
+        with self.server.lock:
+            # last: from now on other pools' threads come here with news
+            self.server.pools.add(self)
+        registry.add(self)
+
+    def look_at_answers(self) -> None:
+        """What the driver can leave for later."""
+        driver = self.driver
         #: whether a COMMIT or ROLLBACK can be sent now and its answer read later
         self.defers = hasattr(driver, "send_end")
         #: … and how much was written does not count: PostgreSQL undoes nothing, it forgets
@@ -178,15 +192,6 @@ class Knowledge(Guarded):
         self.pipelines = getattr(driver, "pipelines", False)
         #: … once that was tried with what answers at the server's address
         self.tries_flights = hasattr(driver, "let_fly")
-        self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
-        self.is_tcp = driver.target.unix_socket is None
-        #: whose addresses are followed
-        self.names = names_of(driver.target) if settings.follow_dns else ()
-        self.decide_policy()
-        with self.server.lock:
-            # last: from now on other pools' threads come here with news
-            self.server.pools.add(self)
-        registry.add(self)
 
     def _end_check(self) -> Callable[[Connection, Any], bool]:
         """What to ask of a connection when it comes back: True means nothing has to be done."""

@@ -90,6 +90,7 @@ class Body(PoolState):
         """What the hot paths ask of the driver."""
         self.driver, self.connects_here = self.plan.driver, self.plan.is_blind
         self.is_quiet, self.heard_goodbye = self.driver.is_quiet, self.driver.has_ended
+        self.look_at_answers()
 
     @property
     def pool(self) -> Any:
