@@ -27,7 +27,7 @@ class Settings:
 
     max_size: int = 10
     """Connections at most, those being opened included. 10 is HikariCP's default; times processes
-    it must stay below the server's max_connections."""
+    it must stay below the server's max_connections, unless they `share` what there is."""
 
     min_size: int = 0
     """Connections kept open while idle. 0: the pool is lazy and opens what is asked for."""
