@@ -34,7 +34,12 @@ def slots() -> Iterator[Slots]:
 
 
 def take(slots: Slots, limit: int = 3, *, low: bool = True, dead: bool = False) -> Any:
-    return slots.take(limit, low=low, dead=dead)
+    """A slot, and whether its holder has died."""
+    slot = slots.take(limit, low=low)
+    if slot is not None or not dead:
+        return None if slot is None else (slot, False)
+    slot = slots.take_dead(limit)
+    return None if slot is None else (slot, True)
 
 
 @contextlib.contextmanager

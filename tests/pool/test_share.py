@@ -19,11 +19,14 @@ from typing import Any
 import pytest
 
 from unbroken import ConfigurationError, OutageError, Pool, PoolTimeoutError
+from unbroken.net import slots
 from unbroken_drill.servers import MariaDB, PgBouncer, PostgreSQL, Server
 
 from .conftest import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="such locks are Linux's")
+#: Seconds in which a place that others had is free, on a machine that may be very busy: 0.3 else.
+SOON = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def work(pool: Pool[Any], until: float, seconds: float = 0.01) -> int:
 
 
 def ask(pool: Pool[Any]) -> int:
-    with pool.connection() as conn:
+    with pool.connection(timeout=30.0) as conn:
         return int(conn.execute("SELECT pg_backend_pid()").fetchone()[0])
 
 
@@ -205,7 +208,7 @@ def test_one_that_starves_gets_its_share_from_those_who_are_busy(
         wait_until(lambda: share(first).held == 6)
         began = time.monotonic()
         ask(second)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < SOON
         with Crowd(second, 12):
             wait_until(lambda: share(first).held == share(second).held == 3)
 
@@ -284,7 +287,7 @@ def child(main: Callable[[Any], None]) -> Iterator[tuple[Any, Any]]:
         process.join()
 
 
-def test_a_worker_that_is_killed_holds_nothing_within_a_second(
+def test_a_worker_that_is_killed_holds_nothing_soon_after(
     pools: Callable[..., Pool[Any]], postgres: PostgreSQL
 ) -> None:
     def main(pipe: Any) -> None:
@@ -300,20 +303,64 @@ def test_a_worker_that_is_killed_holds_nothing_within_a_second(
             pool.acquire()
         os.kill(process.pid, signal.SIGKILL)
         began = time.monotonic()
-        held = [pool.acquire(timeout=5.0), pool.acquire(timeout=5.0)]
-        assert time.monotonic() - began < 1.0
+        held = [pool.acquire(timeout=30.0), pool.acquire(timeout=30.0)]
+        assert time.monotonic() - began < SOON
         for conn in held:
             pool.release(conn)
+
+
+def test_the_slots_of_the_dead_are_made_free_before_somebody_needs_them(
+    pools: Callable[..., Pool[Any]], postgres: PostgreSQL, folder: Path
+) -> None:
+    """Else each worker that is recycled would have the next one wait for its first connection."""
+
+    def main(pipe: Any) -> None:
+        pool: Pool[Any] = Pool(postgres.url("psycopg"), share=8)
+        pipe.send(len([pool.acquire(timeout=30.0) for _ in range(3)]))
+        signal.pause()
+
+    pool = pools(share=8)
+    ask(pool)
+    with child(main) as (pipe, process):
+        assert pipe.recv() == 3
+        os.kill(process.pid, signal.SIGKILL)
+    (file,) = folder.iterdir()
+    wait_until(lambda: file.read_bytes()[4096:].count(1) == 1)
+
+
+def test_a_closed_descriptor_costs_no_place(pools: Callable[..., Pool[Any]]) -> None:
+    """A program may close all that it does not know."""
+    pool, other = pools(share=2), pools(share=2, acquire_timeout=0.3)
+    held = [pool.acquire(timeout=30.0), pool.acquire(timeout=30.0)]
+    os.close(next(each for each in slots._owners if slots._owners[each].held))
+    wait_until(lambda: share(pool).held == 2 and share(pool).free == 0)
+    with pytest.raises(PoolTimeoutError):
+        other.acquire()
+    for conn in held:
+        pool.release(conn)
+    assert ask(other)
+
+
+def test_min_size_is_kept_as_far_as_others_do_not_need_the_places(
+    pools: Callable[..., Pool[Any]],
+) -> None:
+    ready, busy = pools(share=3, min_size=2), pools(share=3)
+    wait_until(lambda: ready.stats().idle == 2)
+    with Crowd(busy, 6):
+        wait_until(lambda: share(busy).held == 3)
+    wait_until(lambda: busy.stats().size == 0 or ready.stats().idle == 0)
+    busy.drain()
+    wait_until(lambda: ready.stats().idle == 2)
 
 
 def test_a_forked_child_is_a_member_of_its_own(
     pools: Callable[..., Pool[Any]], postgres: PostgreSQL
 ) -> None:
     pool = pools(share=3, acquire_timeout=0.3)
-    held = [pool.acquire(), pool.acquire()]
+    held = [pool.acquire(timeout=30.0), pool.acquire(timeout=30.0)]
 
     def main(pipe: Any) -> None:
-        mine = [pool.acquire()]
+        mine = [pool.acquire(timeout=30.0)]
         try:
             pool.acquire()
         except PoolTimeoutError as error:
@@ -340,7 +387,7 @@ def test_a_pool_that_was_closed_holds_what_is_in_use_until_it_comes_back(
     with pytest.raises(PoolTimeoutError):
         second.acquire()
     first.release(held)
-    second.release(second.acquire(timeout=5.0))
+    second.release(second.acquire(timeout=30.0))
     second.close()
     assert list(folder.iterdir()) == []
 

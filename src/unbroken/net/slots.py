@@ -105,23 +105,25 @@ class Slots:
 
     # -- slots -------------------------------------------------------------------------------------
 
-    def take(self, limit: int, *, low: bool, dead: bool) -> tuple[int, bool] | None:
-        """Take one free slot below *limit*, a *low* or a high one: its number, and whether its
-        holder has died. With *dead*, slots are looked for that were never given back. None: there
-        is none.
+    def take(self, limit: int, *, low: bool) -> int | None:
+        """Take a slot below *limit* that nobody holds, a *low* or a high one; None: there is none
+        that was given back.
         """
+        return self._take(limit, was_held=False, low=low)
+
+    def take_dead(self, limit: int) -> int | None:
+        """Take a slot whose holder has died; None: there is none."""
+        return self._take(limit, was_held=True, low=True)
+
+    def _take(self, limit: int, *, was_held: bool, low: bool) -> int | None:
         states = os.pread(self._fd, limit, _SLOTS).ljust(limit, b"\0")
-        order = range(limit) if low else range(limit - 1, -1, -1)
-        for was_held in (False, True)[: 1 + dead]:
-            for slot in order:
-                if (
-                    bool(states[slot]) is was_held
-                    and slot not in self.held
-                    and self._lock(_SLOTS + slot)
-                ):
-                    self.held.add(slot)
-                    os.pwrite(self._fd, b"\1", _SLOTS + slot)
-                    return slot, was_held
+        for slot in range(limit) if low else range(limit - 1, -1, -1):
+            if bool(states[slot]) is was_held and slot not in self.held:
+                if not self._lock(_SLOTS + slot):
+                    continue
+                self.held.add(slot)
+                os.pwrite(self._fd, b"\1", _SLOTS + slot)
+                return slot
         return None
 
     def give_back(self, slot: int) -> None:

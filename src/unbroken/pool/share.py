@@ -40,6 +40,8 @@ ENDING = 0.05
 SOON, LATER = 0.005, 0.04
 #: Seconds between two looks for slots whose holders have died.
 DEAD_EVERY = 0.2
+#: … where its own callers wait for nothing.
+BURIED_EVERY = 1.0
 #: A look that is late by so many seconds is made by a caller: nobody keeps the time.
 LATE = 0.1
 #: Before the limit is known a pool has one connection: it asks on that.
@@ -90,6 +92,7 @@ class Share:
         self._mourned: dict[int, float] = {}  #: slots of the dead, and when they may be used
         self._since = math.inf  #: when this pool got its first slot
         self._next_dead = -math.inf
+        self._next_burial = -math.inf
         self._not_before = -math.inf  #: when it may take more than its share again
         self._spare = self._over = 0  #: at the last look
         self._renewed = -math.inf
@@ -151,12 +154,20 @@ class Share:
         slots.raise_flag(Flag.STARVES, self.hungry and rule.starves(limit, pools, kernel.granted))
 
     def _take_one(self, slots: Slots, now: float) -> bool:
-        found = slots.take(self._bound(), low=self._is_low, dead=now >= self._next_dead)
-        if now >= self._next_dead and (found is None or found[1]):
-            self._next_dead = now if found else now + DEAD_EVERY
-        if found is not None and found[1]:
-            self._mourned[found[0]] = now + rule.MOURNED
-        return found is not None
+        if slots.take(self._bound(), low=self._is_low) is not None:
+            return True
+        if now < self._next_dead:
+            return False
+        found = self._mourn(slots, now)
+        self._next_dead = now if found else now + DEAD_EVERY
+        return found
+
+    def _mourn(self, slots: Slots, now: float) -> bool:
+        """Take a slot whose holder has died: it may be used, or given back, after a while."""
+        slot = slots.take_dead(self._bound())
+        if slot is not None:
+            self._mourned[slot] = now + rule.MOURNED
+        return slot is not None
 
     def _bound(self) -> int:
         """How many slots there are for this pool."""
@@ -179,9 +190,11 @@ class Share:
             self._mourned.clear()
             self._learn(slots)
             kernel = state.kernel
-            found: Any = True
-            while len(slots.held) < kernel.granted and found is not None:
-                found = slots.take(self._bound(), low=self._is_low, dead=True)
+            limit, goes_on = self._bound(), True
+            while len(slots.held) < kernel.granted and goes_on:
+                found = slots.take(limit, low=self._is_low)
+                # where only the descriptor was closed, its slots look like those of the dead
+                goes_on = found is not None or slots.take_dead(limit) is not None
             kernel.granted = min(kernel.granted, len(slots.held))
         return slots
 
@@ -243,10 +256,14 @@ class Share:
         self._mourned = {slot: when for slot, when in self._mourned.items() if when > now}
         limit = self._bound()
         for slot in [each for each in slots.held if each >= limit]:
-            if slots.take(limit, low=self._is_low, dead=False) is None:
+            if slots.take(limit, low=self._is_low) is None:
                 break
             slots.give_back(slot)
-        fit = sum(slot < limit for slot in slots.held) - len(self._mourned)
+        if now >= self._next_burial:  # so that nobody has to wait for what has long been dead
+            self._next_burial = now + BURIED_EVERY
+            while self._mourn(slots, now):
+                pass
+        fit = sum(slot < limit and slot not in self._mourned for slot in slots.held)
         kernel.granted = min(kernel.granted, fit)
         self._lend(state, slots, limit, now)
         self._condemn(kernel)
@@ -293,14 +310,13 @@ class Share:
         need = kernel.size + kernel.missing
         need = max(need, len(kernel.entries) + min(state.connectors, kernel.max_size))
         kernel.granted = min(kernel.granted, need)
-        spare = len(slots.held) - max(kernel.granted, kernel.size)
-        order = sorted(slots.held, key=lambda slot: (slot < limit, slot not in self._mourned, slot))
-        for slot in order[: max(0, min(spare, self._spare))]:
+        mine = sorted(slots.held - set(self._mourned), key=lambda slot: (slot < limit, slot))
+        spare = len(mine) - max(kernel.granted, kernel.size)
+        for slot in mine[: max(0, min(spare, self._spare))]:
             slots.give_back(slot)
-            self._mourned.pop(slot, None)
             spare -= 1
         self._spare = max(0, spare)
-        if not slots.held and not kernel.waiting:
+        if not slots.held and not kernel.waiting and not kernel.min_size:
             self._close()
 
     # -- ends --------------------------------------------------------------------------------------
