@@ -17,7 +17,7 @@ from measure import Effort, Result
 
 SUBJECTS = (
     "checkout", "checkout_async", "flat", "connecting", "round_trips", "latency", "recovery",
-    "at_rest", "web",
+    "at_rest", "web", "share",
     "engine", "peewee_pools", "django_views", "fleet", "mongo", "proxy",
 )  # fmt: skip
 

@@ -333,6 +333,14 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
         silent = f"no thread can be started to connect with ({state.no_thread})"
     kernel = state.kernel
     is_full = len(kernel.in_use) + len(kernel.resetting) >= kernel.max_size
+    if state.share is not None and state.share.hungry:
+        is_full, busy = (
+            True,
+            (
+                "the other pools of this host use the rest: release connections earlier, or let the"
+                " server grant more"
+            ),
+        )
     why = outage or (busy if is_full else silent)
     error = state.error(
         PoolTimeoutError,
@@ -383,7 +391,7 @@ def _should_collect(state: PoolState, until: float) -> bool:
             due
             and not state.suspects
             and not state.kernel.idle
-            and len(state.kernel.entries) >= state.kernel.max_size
+            and len(state.kernel.entries) >= state.kernel.bound
             and until - now > 2 * state.collect_took
         )
         if collects:

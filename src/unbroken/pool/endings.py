@@ -82,6 +82,8 @@ class Endings(Supply):
             },
         )
         entry.conn = entry.anchor = entry.ref = None
+        if self.share is not None and self.kernel.closed:
+            self.share.end(self)
 
     def tell_lost(self, entry: Entry, ending: Any) -> None:
         """Log that work was lost with *entry*, which is closed already."""
@@ -304,6 +306,8 @@ class Endings(Supply):
         A driver that hides its descriptors has a method ``abandon`` for that (see
         :class:`unbroken.abc.Capabilities`).
         """
+        if self.share is not None:
+            self.share.leave_behind()
         abandon = getattr(self.driver, "abandon", None)
         for entry in (
             *self.kernel.entries.values(),

@@ -111,6 +111,23 @@ def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> F
     return True
 
 
+def ask_share(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
+    """Ask the server, once per process, how many connections it grants: the pools of this host
+    share them. Behind a pooler its answer says nothing.
+    """
+    share = state.share
+    assert share is not None
+    share.asked = True  # one asks; the others do not wait for the answer
+    said = None
+    try:
+        if not state.server.pooler.stands:
+            said = yield from state.ask_new(conn, Question.CONNECTIONS, until)
+    except BaseException:
+        share.asked = False
+        raise
+    share.told(state, said)
+
+
 def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[Any]:
     """What a reset of this session has to set again; None where that is not known.
 

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from unbroken.abc import BaseDriver, Connection, Fault, FaultKind, address
+from unbroken.abc import BaseDriver, Connection, Fault, address
 from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
@@ -48,8 +48,10 @@ from unbroken.pool.rejections import verdict
 from unbroken.pool.runtime import Runtime
 from unbroken.pool.secrets import NO_SECRETS, Secrets
 from unbroken.pool.servers import Server, server_of
+from unbroken.pool.share import share_of
 from unbroken.pool.steps import Flow
 from unbroken.pool.undone import REMEDY
+from unbroken.pool.wording import load, outage
 from unbroken.settings import Settings
 
 log = Part("pool")
@@ -106,6 +108,7 @@ class Knowledge(Guarded):
         self.hidden = self.server.hidden(driver.target.database)
         self._guard = runtime.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
+        self.share = share_of(driver, settings, self.kernel)
         #: for the hot paths
         self.idle, self.in_use, self.waiting = (
             self.kernel.idle,
@@ -339,6 +342,7 @@ class Knowledge(Guarded):
                 name=self.name,
                 target=self.driver.target,
                 pid=self.pid,
+                share=None if self.share is None else self.share.seen(),
             )
 
     # -- in words ----------------------------------------------------------------------------------
@@ -407,28 +411,11 @@ class Knowledge(Guarded):
 
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""
-        k = self.kernel
-        return (
-            f"in use {len(k.in_use)}, idle {len(k.idle)}, opening {k.opening}, waiting"
-            f" {len(k.waiting)}, max_size {k.max_size}"
-        )
+        return load(self)
 
     def describe_outage(self, now: float) -> str:
         """``the server has been away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
-        outage = self.server.outage
-        if not outage.active or outage.fault is None:
-            return ""
-        what = _STATES.get(outage.fault.kind, "has been away")
-        silent = outage.silent_tries(now)
-        why = self.server.hosts.told(outage.since or now, silent) or outage.fault.text
-        return f"the server {what} for {outage.age(now):.1f} s: {why}"
-
-
-#: What is said of a server in an outage, by the kind of its last refusal.
-_STATES = {
-    FaultKind.TOO_MANY: "has been full",
-    FaultKind.WRONG_SERVER: "has not been able to serve",
-}
+        return outage(self, now)
 
 
 def _not_known(_conn: Connection) -> bool:

@@ -224,6 +224,8 @@ def cut_off(state: PoolState) -> None:
     """End a state whose loop may never run again: its sockets at once, and its part in finding the
     server again.
     """
+    if state.share is not None:
+        state.share.leave_behind()
     for entry in list(state.kernel.entries.values()):
         state.shutdown_socket(entry)
         if entry.conn is not None and runtime_of(state).loop.is_closed():
