@@ -38,6 +38,9 @@ _PROMISES = {
     "unbroken's plugin, asyncpg": (1, 2),
     "unbroken's plugin, psycopg": (1, 2),
     "unbroken's plugin, psycopg, async": (1, 2),
+    # MySQL: what begins a transaction is waited for before a write
+    "unbroken.django": (1, 3),
+    "unbroken.peewee": (1, 3),
 }
 
 
