@@ -30,6 +30,12 @@ def _harmless() -> frozenset[CodeType]:
     return frozenset(each.__code__ for each in functions)
 
 
+def get_ready() -> None:
+    """Look up what :func:`look` needs. At the end of the interpreter nothing can be imported."""
+    _harmless()
+    _making()
+
+
 def is_friend(frame: FrameType) -> bool:
     """Whether that is psycopg's own code, or ours."""
     return frame.f_globals.get("__name__", "")[:8] in FRIENDS

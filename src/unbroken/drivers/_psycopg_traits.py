@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._psycopg_flying import flying as make_flying
 from unbroken.drivers._psycopg_flying import reads_due
-from unbroken.drivers._psycopg_look import FRIENDS, look
+from unbroken.drivers._psycopg_look import FRIENDS, get_ready, look
 from unbroken.drivers._psycopg_texts import note_command, note_text
 from unbroken.drivers._psycopg_watch import real_pgconn
 
@@ -60,6 +60,7 @@ def noting(base: Any) -> Any:
     """
     if hasattr(base, "_unbroken_changed"):
         return base
+    get_ready()
 
     class Connection(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
