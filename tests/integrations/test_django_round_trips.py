@@ -66,13 +66,13 @@ def count(site: Any, work: Callable[[], None], right: float) -> None:
     site.proxy.latency(FAR)
     request()
     counts: list[float] = []
-    while right not in counts and len(counts) < 4:
+    while right not in counts and len(counts) < 10:
         # a pause of this machine may cost one more now and then
         before = site.proxy.round_trips
         for _ in range(4):
             request()
         counts.append((site.proxy.round_trips - before) / 4)
-    assert min(counts) == right, counts
+    assert right in counts, counts
 
 
 def block(site: Any, *statements: str, **options: Any) -> None:

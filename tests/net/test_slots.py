@@ -17,6 +17,8 @@ import pytest
 
 from unbroken.net.slots import Flag, Slots
 
+from .test_fork_guard import raw_fork
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="such locks are Linux's")
 
 
@@ -142,8 +144,6 @@ def test_a_child_holds_nothing_of_its_parents_nor_keeps_it_from_being_freed(slot
 
 def test_a_fork_that_python_does_not_see_frees_nothing_of_its_parents(slots: Slots) -> None:
     assert take(slots) == (0, False)
-    from pool.raw_fork import raw_fork
-
     pid = raw_fork()
     if pid == 0:
         slots.close()

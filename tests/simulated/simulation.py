@@ -482,7 +482,7 @@ class Driver(FakeDriver):
 class Deferring(Driver):
     """… and whose transactions can be ended without a wait."""
 
-    pipelines = True
+    pipelines = undoes_at_once = True
 
     def send_end(self, conn: FakeConnection, sql: str) -> None:
         assert isinstance(conn, Connection)

@@ -335,6 +335,7 @@ def reporting(plain: Any, is_open: Callable[[Any], bool]) -> Any:
             if ledger is None or command in exchange.UNREPORTED:
                 await super()._execute_command(command, sql)
                 return
+            exchange.tell_wanted(self, ledger)
             await self._seen_begin(command, sql)
             await self._seen_ready()
             pending = exchange.tell(self, ledger, command, sql) if is_open(self) else None

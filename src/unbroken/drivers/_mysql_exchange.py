@@ -401,6 +401,14 @@ def commits_itself(conn: Followed) -> bool | None:
     return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
 
 
+def tell_wanted(conn: Followed, ledger: Any) -> None:
+    """Report what goes out before the next command, and begins a transaction: else bytes were sent
+    of which nobody heard.
+    """
+    if conn._seen_wants is not None:
+        ledger.statement(conn._seen_wants, commits_itself(conn), conn_id=id(conn))
+
+
 def tell(conn: Followed, ledger: Any, command: int, sql: Any) -> int | None:
     """Report one command that is about to go out.
 

@@ -322,6 +322,7 @@ def watched(base: Any) -> Any:
             if ledger is None or command in exchange.UNREPORTED:
                 super()._execute_command(command, sql)
                 return
+            exchange.tell_wanted(self, ledger)
             self._seen_begin(command, sql)
             self._seen_ready()
             pending = None if self._sock is None else exchange.tell(self, ledger, command, sql)

@@ -186,7 +186,9 @@ class Knowledge(Guarded):
         #: whether a COMMIT or ROLLBACK can be sent now and its answer read later
         self.defers = hasattr(driver, "send_end")
         #: … and how much was written does not count: PostgreSQL undoes nothing, it forgets
-        self.undoes_at_once = driver.target.backend == "postgresql"
+        self.undoes_at_once = getattr(
+            driver, "undoes_at_once", driver.target.backend == "postgresql"
+        )
         #: … as far as it is known what the answer says
         self.may_leave = may_leave(driver)
         #: … as long as all else is as it was opened
