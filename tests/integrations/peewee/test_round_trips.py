@@ -251,3 +251,29 @@ def test_a_write_whose_commit_is_lost_is_in_doubt(far: Far) -> None:
         far.block(READ, WRITE)
     assert isinstance(caught.value, unbroken.CommitUnknownError)
     assert cut.hits == 1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_unit_is_run_again_whose_begin_went_out_and_was_not_answered(
+    far: Far, before: bool
+) -> None:
+    """Something was sent, and none of it was a statement of the application's."""
+    runs: list[int] = []
+
+    def statements() -> None:
+        runs.append(1)
+        far.db.execute_sql("INSERT INTO trips VALUES (3)")
+
+    async def awaited() -> None:
+        runs.append(1)
+        await far.db.aexecute_sql("INSERT INTO trips VALUES (3)")
+
+    far.block(WRITE)
+    cut = far.proxy.cut_at("BEGIN", before=before)
+    if far._runner is not None:
+        far._runner.run(far.db.unit(awaited, atomic=True)())
+    else:
+        far.db.unit(statements, atomic=True)()
+    assert cut.hits == 1
+    assert len(runs) == 2
+    assert far.server.admin("SELECT COUNT(*) FROM trips WHERE n = 3")[0][0] in (1, "1")
