@@ -44,6 +44,7 @@ class Row:
     best: float
     median: float | None = None
     ratio: float | None = None  #: to the table's base, best to best
+    more: tuple[float, ...] = ()  #: a figure for each of the table's further columns
 
     @property
     def is_ours(self) -> bool:
@@ -59,6 +60,8 @@ class Table:
     rows: list[Row]
     base: str | None = None
     note: str = ""
+    labels: tuple[str, str] = ("best", "median")  #: of the two figures of a row
+    columns: tuple[str, ...] = ()  #: further ones, in the same unit
 
 
 @dataclass(frozen=True, slots=True)

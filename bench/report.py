@@ -57,11 +57,13 @@ def _grid(table: Table, *, pad: bool) -> str:
 
 
 def _header(table: Table) -> list[str]:
-    spread = ["median"] if any(row.median is not None for row in table.rows) else []
+    first, second = table.labels
+    spread = [second] if any(row.median is not None for row in table.rows) else []
     return [
         "",
-        f"best, {table.unit}" if spread else table.unit,
+        f"{first}, {table.unit}" if spread else table.unit,
         *spread,
+        *table.columns,
         *([f"x {table.base}"] if table.base else []),
     ]
 
@@ -73,6 +75,7 @@ def _cells(table: Table, row: Row) -> list[str]:
         row.name,
         _figure(row.best, scale),
         *spread,
+        *(_figure(value, scale) for value in row.more),
         *([f"{row.ratio:.2f}" if row.ratio is not None else ""] if table.base else []),
     ]
 

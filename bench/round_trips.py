@@ -1,182 +1,110 @@
-"""Round trips of a request that does one SELECT, counted on the wire by a proxy between the pool
-and the server.
+"""Round trips of a request, counted on the wire by a proxy between the pool and the server.
+
+The proxy delays each way, as a network does: an answer that nobody waits for is then still on its
+way when the next request begins, as it would be in production.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable
-from typing import Any
+import time
+from contextlib import ExitStack
 
-from measure import Effort, Result, Row, Table, Target
+from contenders import MYSQL, POSTGRESQL, Contenders
+from latency import make_table
+from measure import Effort, Result, Row, Table, Target, best_of
+from requesting import READ, WRITE, Apart
 
-import unbroken
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server, available
 
-REQUESTS = 20
-SELECT = "SELECT n FROM stock"
+DELAY = 0.006  #: seconds each way
+FEW, MANY = 2, 8  #: requests; their difference is what counts
+TITLES = {READ: "one SELECT", WRITE: "one UPDATE and COMMIT"}
+#: The most that a request may cost: one SELECT, one UPDATE and COMMIT.
+_PROMISES = {
+    "unbroken, pymysql": (1, 2),
+    "unbroken, mysqldb": (1, 2),
+    "unbroken, mysqlconnector": (1, 2),
+    "unbroken, aiomysql": (1, 2),
+    "unbroken, asyncmy": (1, 2),
+    "unbroken's plugin, pymysql": (1, 2),
+    "unbroken's plugin, aiomysql": (1, 2),
+    "unbroken.django, atomic": (1, 3),
+    "unbroken.peewee, atomic": (1, 3),
+    "unbroken, psycopg": (1, 2),
+    "unbroken, psycopg, async": (1, 2),
+    "unbroken, asyncpg": (1, 2),
+    "unbroken, pg8000": (1, 2),
+    "unbroken's plugin, asyncpg": (1, 2),
+    "unbroken's plugin, psycopg": (1, 2),
+    "unbroken's plugin, psycopg, async": (1, 2),
+    # MySQL: what begins a transaction is waited for before a write
+    "unbroken.django": (1, 3),
+    "unbroken.peewee": (1, 3),
+}
 
 
 def run(_effort: Effort) -> Result:
-    """The whole request: take a connection, SELECT, end the transaction, give the connection
+    """The whole request: take a connection, one statement, end the transaction, give the connection
     back.
     """
-    with PostgreSQL() as server:
-        _make_table(server, "psycopg")
-        rows = [
-            *_unbroken(server, "psycopg"),
-            *_unbroken(server, "asyncpg"),
-            *_sqlalchemy(server, "psycopg"),
-            _counted("psycopg_pool", server, _psycopg_pool),
-            _counted(
-                "psycopg_pool, check",
-                server,
-                lambda url, stack: _psycopg_pool(url, stack, check=True),
-            ),
-        ]
-    tables = [Table("Round trips of a request with one SELECT: PostgreSQL", "round trips", rows)]
-    if available("mariadb") is None:
-        with MariaDB() as server:
-            _make_table(server, "pymysql")
-            found = [
-                row
-                for driver in ("pymysql", "mysqldb", "aiomysql")
-                for row in _unbroken(server, driver)
+    result = Result()
+    for kind, contenders in ((PostgreSQL, POSTGRESQL), (MariaDB, MYSQL)):
+        if available(kind.__name__.lower()) is not None:
+            continue
+        with kind() as server:
+            make_table(server)
+            counted = _counted(server, contenders)
+        for number, (sql, title) in enumerate(TITLES.items()):
+            rows = sorted(
+                (Row(name, trips[sql]) for name, trips in counted.items()),
+                key=lambda row: (row.best, not row.is_ours),
+            )
+            table = Table(
+                f"Round trips of a request with {title}: {kind.__name__}", "round trips", rows
+            )
+            result.tables.append(table)
+            result.targets += [
+                Target(f"{table.title}: {name}", best_of(rows, name), most[number], "round trips")
+                for name, most in _PROMISES.items()
+                if name in counted
             ]
-            tables.append(
-                Table(
-                    "Round trips of a request with one SELECT: MariaDB",
-                    "round trips",
-                    [*found, *_sqlalchemy(server, "pymysql")],
-                )
-            )
-    targets = []
-    for table in tables:
-        ours = max(row.best for row in table.rows if row.is_ours)
-        theirs = next(row.best for row in table.rows if row.name.startswith("SQLAlchemy"))
-        targets.append(
-            Target(
-                f"{table.title}: no more than SQLAlchemy without a check",
-                ours,
-                theirs,
-                "round trips",
-            )
-        )
-    return Result(tables, targets)
+    return result
 
 
-def _make_table(server: Server, driver: str) -> None:
-    with unbroken.Pool(server.url(driver)) as pool, pool.connection() as conn:
-        conn.cursor().execute("CREATE TABLE stock (n INT)")
+def _counted(server: Server, contenders: Contenders) -> dict[str, dict[str, float]]:
+    """Of each contender, what a request costs with each statement."""
+    found: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        proxy = stack.enter_context(FaultProxy((server.host, server.port)))
+        for name, (opener, is_async, _) in contenders.items():
+            with Apart(opener, is_async) as process:
+                proxy.heal()
+                process.open(proxy.url(server.url(None)), 1)
+                process.do(20, WRITE)  # psycopg prepares what it has seen five times
+                proxy.latency(DELAY)
+                process.do(2, READ)
+                found[name] = {sql: _trips(proxy, process, sql) for sql in TITLES}
+                process.close()
+    return found
 
 
-def _counted(
-    name: str, server: Server, make: Callable[[str, contextlib.ExitStack], Callable[[], Any]]
-) -> Row:
-    """*make* gives what does one request through a URL."""
-    scheme = name.split(", ")[1] if name.startswith("unbroken") else None
-    with FaultProxy((server.host, server.port)) as proxy, contextlib.ExitStack() as stack:
-        request = make(proxy.url(server.url(scheme)), stack)
-        for _ in range(REQUESTS):
-            # connects, asks for limits and versions; psycopg prepares what it has seen five times
-            request()
-        before = proxy.round_trips
-        for _ in range(REQUESTS):
-            request()
-        return Row(name, (proxy.round_trips - before) / REQUESTS)
+def _trips(proxy: FaultProxy, process: Apart, sql: str) -> float:
+    """The least of two: where this machine pauses, an answer comes before the next request."""
+
+    def once(times: int) -> int:
+        before = _at_rest(proxy)
+        process.do(times, sql)
+        return _at_rest(proxy) - before
+
+    few, many = (min(once(times) for _ in range(2)) for times in (FEW, MANY))
+    return (many - few) / (MANY - FEW)
 
 
-def _unbroken(server: Server, driver: str) -> list[Row]:
-    if driver in ("asyncpg", "aiomysql"):
-        return [
-            _counted(
-                f"unbroken, {driver}, async with",
-                server,
-                lambda url, stack: _async(url, stack, transaction=True),
-            ),
-            _counted(
-                f"unbroken, {driver}, async with, transaction=False",
-                server,
-                lambda url, stack: _async(url, stack, transaction=False),
-            ),
-        ]
-    return [_counted(f"unbroken, {driver}, with", server, _sync)]
-
-
-def _sync(url: str, stack: contextlib.ExitStack) -> Callable[[], Any]:
-    pool = stack.enter_context(unbroken.Pool(url, max_size=1))
-
-    def request() -> None:
-        with pool.connection() as conn, contextlib.closing(conn.cursor()) as cursor:
-            cursor.execute(SELECT)
-            cursor.fetchall()
-
-    return request
-
-
-def _async(url: str, stack: contextlib.ExitStack, *, transaction: bool) -> Callable[[], Any]:
-    runner = stack.enter_context(asyncio.Runner())
-    pool = unbroken.AsyncPool(url, max_size=1)
-    stack.callback(lambda: runner.run(pool.close()))
-    fetch = _fetch_asyncpg if "asyncpg" in url else _fetch_aiomysql
-
-    async def request() -> None:
-        async with pool.connection(transaction=transaction) as conn:
-            await fetch(conn)
-
-    return lambda: runner.run(request())
-
-
-async def _fetch_asyncpg(conn: Any) -> None:
-    await conn.fetch(SELECT)
-
-
-async def _fetch_aiomysql(conn: Any) -> None:
-    async with conn.cursor() as cursor:
-        await cursor.execute(SELECT)
-        await cursor.fetchall()
-
-
-def _sqlalchemy(server: Server, driver: str) -> list[Row]:
-    import sqlalchemy
-
-    def make(stack: contextlib.ExitStack, url: str, **options: Any) -> Callable[[], Any]:
-        engine = sqlalchemy.create_engine(
-            url.replace("://", f"+{driver}://", 1), pool_size=1, **options
-        )
-        stack.callback(engine.dispose)
-
-        def request() -> None:
-            with engine.connect() as conn:
-                conn.execute(sqlalchemy.text(SELECT)).fetchall()
-
-        return request
-
-    return [
-        _counted(f"SQLAlchemy, {driver}", server, lambda url, stack: make(stack, url)),
-        _counted(
-            f"SQLAlchemy, {driver}, pre_ping",
-            server,
-            lambda url, stack: make(stack, url, pool_pre_ping=True),
-        ),
-    ]
-
-
-def _psycopg_pool(
-    url: str, stack: contextlib.ExitStack, *, check: bool = False
-) -> Callable[[], Any]:
-    from psycopg_pool import ConnectionPool
-
-    checker = ConnectionPool.check_connection if check else None
-    pool = stack.enter_context(
-        ConnectionPool(url, min_size=1, max_size=1, open=True, check=checker)
-    )
-    pool.wait()
-
-    def request() -> None:
-        with pool.connection() as conn:
-            conn.execute(SELECT).fetchall()
-
-    return request
+def _at_rest(proxy: FaultProxy) -> int:
+    """Wait until nothing is on its way."""
+    seen = -1
+    while (now := proxy.round_trips) != seen:
+        seen = now
+        time.sleep(4 * DELAY)
+    return seen

@@ -16,7 +16,8 @@ import report
 from measure import Effort, Result
 
 SUBJECTS = (
-    "checkout", "checkout_async", "flat", "connecting", "round_trips", "recovery", "at_rest", "web",
+    "checkout", "checkout_async", "flat", "connecting", "round_trips", "latency", "recovery",
+    "at_rest", "web", "share",
     "engine", "peewee_pools", "django_views", "fleet", "mongo", "proxy",
 )  # fmt: skip
 

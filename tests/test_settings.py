@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 import unbroken
 from unbroken.errors import ConfigurationError
-from unbroken.settings import Settings
+from unbroken.settings import Settings, shared
 
 NAMES = [f.name for f in dataclasses.fields(Settings)]
 COUNTS = ["max_size", "min_size", "max_replays"]
-SECONDS = sorted(set(NAMES) - {*COUNTS, "follow_dns", "heal", "reclaim", "reset", "name", "units"})
+OTHERS = {"follow_dns", "heal", "reclaim", "reset", "name", "units", "share"}
+SECONDS = sorted(set(NAMES) - {*COUNTS, *OTHERS})
 
 #: What people may write by mistake.
 ODD = st.one_of(
@@ -123,6 +124,32 @@ def test_a_change_is_validated_too() -> None:
     assert Settings().changed(max_size=3).max_size == 3
     with pytest.raises(ConfigurationError):
         Settings(min_size=2).changed(max_size=1)
+
+
+@pytest.mark.parametrize(
+    ("share", "parts"),
+    [
+        ("auto", (None, None)), (24, (None, 24)), ("24", (None, 24)), ("shop:auto", ("shop", None)),
+        ("shop:24", ("shop", 24)), ("shop.eu-1:1", ("shop.eu-1", 1)),
+    ],
+)  # fmt: skip
+def test_what_is_shared_is_a_number_or_auto_with_a_name_or_without(share: Any, parts: Any) -> None:
+    assert shared(Settings.of(share=share).share or "") == parts
+
+
+@pytest.mark.parametrize(
+    "share",
+    ["", "shop", "on", 0, -1, 1.5, True, False, "0", ":24", "a b:24", "shop:", "a:b:4", 10**7],
+)
+def test_what_is_shared_otherwise_is_refused(share: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"share=.* must be 'auto'"):
+        Settings.of(share=share)
+
+
+def test_a_url_says_it_in_the_same_words() -> None:
+    assert Settings.from_text({"share": "auto"}) == {"share": "auto"}
+    assert Settings.from_text({"share": "24"}) == {"share": 24}
+    assert Settings.from_text({"share": "none"}) == {"share": None}
 
 
 @pytest.mark.parametrize("reset", ["commit", "", 0, True, []])

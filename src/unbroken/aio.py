@@ -26,6 +26,7 @@ from unbroken.drivers import open_driver
 from unbroken.ledger.scope import current, current_token
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.answers import is_soon
 from unbroken.pool.arguments import bounded, not_picklable, take_settings
 from unbroken.pool.async_lease import AsyncLease, getframe, running_loop
 from unbroken.pool.callables import awaitable, done, require_eager
@@ -190,7 +191,11 @@ class AsyncPool(Generic[ConnectionT]):
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
+                    if (
+                        now - entry.last_used < state.fresh_for
+                        and not state.hung_up()
+                        and (entry.due is None or is_soon(state, entry, now))
+                    ):
                         frame = getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti
@@ -243,7 +248,7 @@ class AsyncPool(Generic[ConnectionT]):
         state.kernel.resets(entry)
         loan, otherwise = Loan.of(state, entry, conn), Cause.CANCELLED
         try:
-            await run_async(loan.reset(), runtime_of(state).do)
+            await run_async(loan.reset(at_end=True), runtime_of(state).do)
             otherwise = None  # type: ignore[assignment] # the pool finds out why
         finally:
             loan.ended_unseen()

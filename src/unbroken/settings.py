@@ -7,6 +7,7 @@ never.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -26,10 +27,16 @@ class Settings:
 
     max_size: int = 10
     """Connections at most, those being opened included. 10 is HikariCP's default; times processes
-    it must stay below the server's max_connections."""
+    it must stay below the server's max_connections, unless they `share` what there is."""
 
     min_size: int = 0
     """Connections kept open while idle. 0: the pool is lazy and opens what is asked for."""
+
+    share: int | str | None = None
+    """Share a server's connections among all pools of this user on this host, so that processes
+    times max_size may exceed what the server grants. "auto": as many as the server grants, less a
+    margin; or their number. A name before either, as in "shop:auto", shares among the pools of that
+    name alone. None: each pool opens up to max_size. Needs Linux."""
 
     acquire_timeout: float = 10.0
     """One deadline for all of an acquire: waiting in line, checking, connecting."""
@@ -193,6 +200,8 @@ def _from_text(name: str, text: str) -> Any:
         return None
     if name in ("reset", "name", "target"):
         return text
+    if name == "share":
+        return int(text) if text.isascii() and text.isdigit() else text
     if name == "units":
         return tuple(text.replace(",", " ").split())
     if name in _SWITCHES:
@@ -225,6 +234,8 @@ def _validate(s: Settings) -> None:
         raise ConfigurationError(
             BAD_SETTING(f"target={shown(s.target)} is not a role of a server; {hint}")
         ) from None
+    if s.share is not None:
+        shared(s.share)
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))
     if s.min_size > s.max_size:
@@ -259,6 +270,28 @@ def _validate(s: Settings) -> None:
         raise ConfigurationError(
             BAD_SETTING(f"name={shown(s.name)} must be a text that is not empty, or None")
         )
+
+
+_SHARE = re.compile(r"(?:([^:\s]+):)?(?:auto|([0-9]{1,7}))", re.ASCII)
+
+
+def shared(share: int | str) -> tuple[str | None, int | None]:
+    """The name and the number of connections that the setting ``share`` says, each as far as it
+    does.
+
+    Raises ConfigurationError.
+    """
+    text = str(share) if isinstance(share, int) and not isinstance(share, bool) else share
+    found = _SHARE.fullmatch(text) if isinstance(text, str) else None
+    number = None if found is None or found[2] is None else int(found[2])
+    if found is None or (number is not None and not 1 <= number <= MOST):
+        raise ConfigurationError(
+            BAD_SETTING(
+                f"share={shown(share)} must be 'auto', a number of connections from 1 to {MOST}, or"
+                " one of them after a name, as in 'shop:auto' and 'shop:40'"
+            )
+        )
+    return found[1], number
 
 
 def _check_seconds(name: str, value: Any) -> None:

@@ -24,6 +24,7 @@ from unbroken.drivers import open_driver
 from unbroken.ledger.scope import current, current_token
 from unbroken.net.fork_guard import fork_mark
 from unbroken.pool.acquire import acquire, ping
+from unbroken.pool.answers import take_at_once
 from unbroken.pool.arguments import bounded, not_picklable, take_settings
 from unbroken.pool.callables import done, require_blocking
 from unbroken.pool.closing import TIMEOUT, close
@@ -157,7 +158,11 @@ class Pool(Generic[ConnectionT]):
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
+                    if (
+                        now - entry.last_used < state.fresh_for
+                        and not state.hung_up()
+                        and (entry.due is None or take_at_once(state, entry, now))
+                    ):
                         try:
                             frame = getframe(1)
                         except ValueError:  # see caller
@@ -259,7 +264,7 @@ class Pool(Generic[ConnectionT]):
             state.kernel.resets(entry)
             loan = Loan.of(state, entry, conn)
             try:
-                run(loan.reset(), loan.state.runtime.do)
+                run(loan.reset(at_end=True), loan.state.runtime.do)
             finally:
                 loan.ended_unseen()
                 loan.give_back()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbroken.brain.pooler import LARGEST, Pooler
+from unbroken.brain.pooler import LARGEST, LONGEST_REST, TRY_AGAIN, Pooler
 
 MADE_UP = [LARGEST + 1, 2**31 - 1, -1, -(2**31), 0]
 
@@ -80,3 +80,46 @@ def test_a_direct_connection_is_never_assumed_of_a_number_that_was_not_true(
     for number, session in heard:
         pooler.hear(number, session)
         assert (pooler.judge(number) is False) == (number == session)
+
+
+def test_a_server_that_ends_all_connections_at_once_is_tried_again() -> None:
+    pooler = Pooler()
+    pooler.pipelines = True
+    assert not pooler.lost_in_flight(100.0, born=50.0)
+    assert pooler.pipelines is None
+    pooler.pipelines = True
+    for _ in range(10):  # opened before the first was lost
+        assert not pooler.lost_in_flight(100.1, born=60.0)
+    assert pooler.pipelines is True
+
+
+def test_connections_that_are_lost_one_after_the_other_are_once_too_often() -> None:
+    pooler = Pooler()
+    assert not pooler.lost_in_flight(100.0, born=99.0)
+    assert pooler.lost_in_flight(101.0, born=100.5)
+    assert pooler.pipelines is False
+    assert not pooler.lost_in_flight(102.0, born=101.5)  # no news
+    assert pooler.pipelines is False
+
+
+def test_losses_that_are_far_apart_are_of_different_causes() -> None:
+    pooler = Pooler()
+    for minute in range(1, 10):
+        pooler.pipelines = True
+        assert not pooler.lost_in_flight(minute * 61.0, born=minute * 61.0 - 1.0)
+        assert pooler.pipelines is None
+
+
+def test_what_closed_such_connections_is_tried_again_at_a_growing_distance() -> None:
+    pooler, now = Pooler(), 1000.0
+    assert not pooler.lost_in_flight(now, born=now - 1.0)
+    assert pooler.lost_in_flight(now + 1.0, born=now + 0.5)
+    now, rest = now + 1.0, TRY_AGAIN
+    for _ in range(20):
+        assert not pooler.wants_flight(now + rest - 1.0)
+        now += rest
+        assert pooler.wants_flight(now)
+        assert not pooler.lost_in_flight(now, born=now - 0.1)  # no news
+        assert pooler.pipelines is False
+        rest = min(2 * rest, LONGEST_REST)
+    assert rest == LONGEST_REST

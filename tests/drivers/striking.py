@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep import Call, Subject, go, main  # type: ignore[import-not-found] # beside this file
 
 from unbroken.drivers import open_driver
+from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON
 
 ASYNC = {"aiomysql", "asyncmy", "mysqlconnector_async"}
 
@@ -238,6 +239,47 @@ async def restored(it: MySQL, conn: Any) -> None:
     await go(it.driver.restore(conn, traits))
 
 
+async def left(it: MySQL, conn: Any) -> None:
+    """A ROLLBACK whose answer nobody waits for."""
+    if hasattr(it.driver, "send_end"):
+        await it.execute(conn, "INSERT INTO strikes (n) VALUES (8)")
+        await go(it.driver.send_end(conn, "ROLLBACK"))
+
+
+async def left_and_taken(it: MySQL, conn: Any) -> None:
+    await left(it, conn)
+    if hasattr(it.driver, "send_end"):
+        await go(it.driver.take_answer(conn, 5.0))
+
+
+async def left_and_asked(it: MySQL, conn: Any) -> None:
+    await left(it, conn)
+    await select(it, conn)
+
+
+async def left_and_pinged(it: MySQL, conn: Any) -> None:
+    await left(it, conn)
+    await ping(it, conn)
+
+
+async def left_and_streamed(it: MySQL, conn: Any) -> None:
+    await left(it, conn)
+    await stream(it, conn)
+
+
+async def wanted(it: MySQL, conn: Any) -> None:
+    """Transactions that begin with their first statement, of which the first only reads."""
+    if hasattr(it.driver, "want"):
+        await it.set_autocommit(conn, True)
+        it.driver.let_fly(conn, True)
+        it.driver.want(conn, AUTOCOMMIT_OFF, lambda _: True)
+        await rows(it, conn)
+        await go(it.driver.send_end(conn, "COMMIT"))
+        await go(it.driver.send_end(conn, AUTOCOMMIT_ON))
+        it.driver.want(conn, AUTOCOMMIT_OFF, lambda _: False)
+        await insert(it, conn)
+
+
 async def reset(it: MySQL, conn: Any) -> None:
     for name in ("reset", "cmd_reset_connection"):
         if hasattr(conn, name):
@@ -248,7 +290,8 @@ async def reset(it: MySQL, conn: Any) -> None:
 CALLS: Sequence[Call] = [
     select, parameters, rows, insert, update, refused, many, commit, rollback, driver_rollback,
     ping, switching, warnings_shown, charset, database, results, stream, half_read, prepared, load,
-    restored, reset,
+    restored, reset, left, left_and_taken, left_and_asked, left_and_pinged, left_and_streamed,
+    wanted,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,12 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
             f"postgresql+{name.removesuffix('_async')}://{place}", is_async=self.is_async
         )
         self.observer = open_driver(f"postgresql+psycopg2://{place}?autocommit=true").connect(5.0)
+
+    async def connect(self) -> Any:
+        """As a pool opens it: known not to lead through a pooler."""
+        conn = await super().connect()
+        self.driver.share(conn, False)
+        return conn
 
     async def prepare(self) -> None:
         self.observed("DROP TABLE IF EXISTS strikes")
@@ -76,10 +83,15 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
         await go(self.driver.rollback(conn) if self.name == "asyncpg" else conn.rollback())
 
     async def denies(self, conn: Any) -> str | None:
-        state = self.observed(
-            f"SELECT state FROM pg_stat_activity WHERE pid = {self.driver.session_id(conn)}"
-        )[0][0]
-        return None if state == "idle" else state
+        is_due = getattr(self.driver, "owes_answer", lambda _conn: False)(conn)
+        sql = f"SELECT state FROM pg_stat_activity WHERE pid = {self.driver.session_id(conn)}"
+        for left in reversed(range(500 if is_due else 1)):
+            state = self.observed(sql)[0][0]
+            if state == "idle":
+                return None
+            if left:  # the end of its transaction was sent, and nobody waited for the server
+                time.sleep(0.002)
+        return str(state)
 
     async def set_autocommit(self, conn: Any, on: bool) -> None:
         """By its own name."""
@@ -191,6 +203,19 @@ async def watched(it: PostgreSQL, conn: Any) -> None:
         scope.leave(token)
 
 
+async def wanted(it: PostgreSQL, conn: Any) -> None:
+    """Transactions in autocommit that begin with their first statement."""
+    if it.name.startswith("psycopg") and hasattr(it.driver, "want"):
+        await it.set_autocommit(conn, True)
+        it.driver.want(conn, "BEGIN", bool)
+        await select(it, conn)
+        await go(it.driver.send_end(conn, "COMMIT"))
+        it.driver.want(conn, "BEGIN", bool)
+        await many(it, conn)
+        await go(it.driver.send_end(conn, "COMMIT"))
+        await it.set_autocommit(conn, False)
+
+
 async def block(it: PostgreSQL, conn: Any) -> None:
     if it.is_async:
         async with conn.transaction():
@@ -282,10 +307,62 @@ async def codec(it: PostgreSQL, conn: Any) -> None:
         await it.driver.restore(conn, traits)
 
 
+async def leave(it: PostgreSQL, conn: Any, sql: str = "ROLLBACK") -> bool:
+    """Do something in a transaction, and send its end. False: it cannot be sent alone here."""
+    if not hasattr(it.driver, "send_end"):
+        return False
+    if it.name == "asyncpg":
+        await it.driver.begin(conn)
+    await it.execute(conn, "INSERT INTO strikes (n) VALUES (8)")
+    await go(it.driver.send_end(conn, sql))
+    return True
+
+
+async def taken(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await go(it.driver.take_answer(conn, 5.0))
+
+
+async def due_select(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn, "COMMIT"):
+        await it.execute(conn, "SELECT 7")
+
+
+async def due_refused(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await refused(it, conn)
+
+
+async def due_prepared(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await prepared(it, conn)
+
+
+async def due_ping(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await ping(it, conn)
+
+
+async def due_block(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await block(it, conn)
+
+
+async def due_autocommit(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await in_autocommit(it, conn)
+
+
+async def due_many(it: PostgreSQL, conn: Any) -> None:
+    if await leave(it, conn):
+        await many(it, conn)
+
+
 CALLS: Sequence[Call] = [
     select, parameters, rows, insert, refused, refused_by_value, many, commit, rollback,
     library_commit, ping, idle_limit, probe, restored, in_autocommit, watched, block, stream,
-    server_cursor, copy_in, copy_out, prepared, codec,
+    server_cursor, copy_in, copy_out, prepared, codec, taken, due_select, due_refused, due_prepared,
+    due_ping, due_block, due_autocommit, due_many, wanted,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""mysql-connector-python's C extension, which is refused by name: nobody could know whether an
-answer is outstanding.
+"""mysql-connector-python: its C extension is refused by name, as nobody could know whether an
+answer is outstanding, and a cursor costs no round trip.
 """
 
 from __future__ import annotations
@@ -7,13 +7,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import sqlalchemy
+from mysql.connector.errors import OperationalError
 
+import unbroken
 from unbroken.drivers import open_driver
 from unbroken.errors import ConfigurationError
+from unbroken_drill import FaultProxy
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -76,3 +81,31 @@ def test_a_connection_of_the_c_extension_that_connect_gives_is_refused_at_once(
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "connect with use_pure=True" in ended.stdout
+
+
+def test_a_cursor_asks_the_server_nothing_and_finds_a_lost_connection(mariadb: Any) -> None:
+    address = (mariadb.host, mariadb.port)
+    with (
+        FaultProxy(address, protocol="mysql") as proxy,
+        unbroken.Pool(proxy.url(mariadb.url("mysqlconnector")), max_size=1) as pool,
+    ):
+        conn = pool.acquire()
+        before = proxy.round_trips
+        conn.cursor().close()
+        assert proxy.round_trips == before
+        assert conn.is_connected()
+        assert proxy.round_trips == before + 1
+        proxy.fin()
+        with pytest.raises(OperationalError, match="not available"):
+            _make_cursors(conn)
+        with suppress(OperationalError):
+            pool.release(conn)
+        with pool.connection() as conn:
+            assert conn.is_connected()
+
+
+def _make_cursors(conn: Any) -> None:
+    until = time.monotonic() + 5.0
+    while time.monotonic() < until:
+        conn.cursor().close()
+        time.sleep(0.01)

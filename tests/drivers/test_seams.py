@@ -29,8 +29,8 @@ renamed = runpy.run_path(str(PROGRAM))["renamed"]
 #: Private names of each library that its driver file relies on.
 RENAMED = {
     "psycopg": [ "_start_query", "_exec_command", "_autocommit", "_commit_gen", "_execute_gen", "_connect_gen", "_fetch_gen", "_stream_send_gen", ],  # noqa: E501
-    "pg8000": [ "execute_simple", "execute_unnamed", "execute_named", "handle_messages", "prepare_statement", "close_prepared_statement", "_transaction_status", "_usock", "_sock", "_backend_key_data", ],  # noqa: E501
-    "asyncpg": ["_protocol", "_transport", "_top_xact", "_stmt_exclusive_section"],
+    "pg8000": [ "execute_simple", "execute_unnamed", "execute_named", "handle_messages", "prepare_statement", "close_prepared_statement", "_transaction_status", "_usock", "_sock", "_backend_key_data", "_read", "_client_encoding", "_in_transaction", ],  # noqa: E501
+    "asyncpg": ["_protocol", "_transport", "_top_xact", "_stmt_exclusive_section", "TransactionState"],  # noqa: E501
     "pymysql": [ "_execute_command", "_read_ok_packet", "_read_query_result", "_write_bytes", "write_packet", "_request_authentication", "_create_ssl_ctx", "_force_close", "_sock", "_result", "_read_timeout", "_closed", "has_next", "unbuffered_active", "_check_packet_is_eof", "_read_load_local_packet", "_finish_unbuffered_query", "get_all_data", "raise_mysql_exception", ],  # noqa: E501
     "aiomysql": [ "_execute_command", "_read_ok_packet", "_read_query_result", "_write_bytes", "write_packet", "_request_authentication", "_result", "_writer", "_charset", "_encoding", "unbuffered_active", "_check_packet_is_eof", ],  # noqa: E501
     "mysqldb": ["_query", "_get_result"],
@@ -165,9 +165,13 @@ def test_a_part_that_is_gone_ends_replays_and_nothing_else(use: Any, owner: str,
 
 #: The files of each driver, and where to look for what its library has.
 FILES = {
+    "pg8000": (["pg8000", "_pg8000_connection", "_pg8000_trips"], ["pg8000"]),
     "pymysql": (["pymysql", "_pymysql_connection", "_mysql_exchange"], ["pymysql"]),
-    "aiomysql": (["aiomysql", "_mysql_async", "_mysql_exchange"], ["aiomysql", "pymysql"]),
-    "asyncmy": (["asyncmy", "_mysql_async", "_mysql_exchange"], ["asyncmy"]),
+    "aiomysql": (
+        ["aiomysql", "_mysql_async_connection", "_mysql_exchange"],
+        ["aiomysql", "pymysql"],
+    ),
+    "asyncmy": (["asyncmy", "_mysql_async_connection", "_mysql_exchange"], ["asyncmy"]),
     "mysqlclient": (["mysqlclient", "_mysqlclient_connection"], ["MySQLdb"]),
     "mariadb": (["mariadb", "_mariadb_connection"], ["mariadb"]),
     "mysqlconnector": (
@@ -176,6 +180,8 @@ FILES = {
             "_mysqlconnector_base",
             "_mysqlconnector",
             "_mysqlconnector_exchange",
+            "_mysqlconnector_due",
+            "_mysqlconnector_watch",
         ],
         ["mysql.connector"],
     ),

@@ -15,7 +15,10 @@ import pytest
 PROGRAM = Path(__file__).with_name("striking_postgresql.py")
 DRIVERS = ["psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000"]
 #: Enough for each way to send and each way to fail.
-SHORT = "select,parameters,refused_by_value,insert,library_commit,ping,restored,copy_out"
+SHORT = (
+    "select,parameters,refused_by_value,insert,library_commit,ping,restored,copy_out,due_select"
+    ",wanted"
+)
 
 
 def sweep(server: Any, name: str, *options: str, seconds: float) -> dict[str, Any]:

@@ -66,9 +66,10 @@ def test_what_psycopg2_hides_is_a_doubt(faces: Any, postgres: Any, recorder: Any
 def test_pg8000_with_an_answer_still_to_come_is_not_used_again(faces: Any, postgres: Any) -> None:
     face = faces("pg8000", postgres)
     conn = face.connect()
+    conn.cursor().execute("CREATE TEMP TABLE texts (t TEXT)")
     with pytest.raises(UnicodeEncodeError):
-        # it finds out after it has begun to ask
-        conn.cursor().execute("SELECT %s::text", ("\ud800",))
+        # it finds out after it has begun to send
+        conn.cursor().execute("COPY texts FROM STDIN", stream=["\ud800"])
     assert not face.driver.is_quiet(conn)
     assert face.driver.is_in_transaction(conn) is None
     assert face.fault(lambda: face.call("rollback", conn)).kind is FaultKind.LOST
@@ -83,6 +84,22 @@ def test_pg8000_with_an_answer_still_to_come_is_not_used_again(faces: Any, postg
     assert face.driver.is_quiet(conn)
     face.call("rollback", conn)
     assert face.execute(conn, "SELECT 7") == [(7,)]
+
+
+def test_pg8000_finds_a_value_that_cannot_be_sent_before_it_sends_anything(
+    faces: Any, postgres: Any
+) -> None:
+    face = faces("pg8000", postgres)
+    conn = face.connect()
+    for autocommit in (False, True):
+        conn.autocommit = autocommit
+        for sql, values in (("SELECT %s::text", ("\ud800",)), ("SELECT %s, %d", (1, 2))):
+            with pytest.raises((UnicodeEncodeError, face.driver.errors[0])):
+                conn.cursor().execute(sql, values)
+            assert face.driver.is_quiet(conn)
+            face.call("rollback", conn)
+            assert face.execute(conn, "SELECT 7") == [(7,)]
+            face.call("rollback", conn)
 
 
 @pytest.mark.parametrize("name", ["mysqlconnector", "mysqlconnector_async"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 from .journal import History
-from .workload import ACCOUNTS, COUNTERS, START, Unit
+from .workload import ACCOUNTS, COUNTERS, START, MixedAnswersError, Unit
 
 #: Why a unit is not run again whose statement two faults have met, one after the other, on
 #: connections that had just worked; and one unit in so many may meet that.
@@ -41,6 +41,7 @@ class Verdict:
     counters: list[str] = field(default_factory=list)
     #: refused, though they were to be replayed and had time enough
     denied: list[str] = field(default_factory=list)
+    mixed: list[int] = field(default_factory=list)  #: heard the answer to another statement
     unknown_stored: int = 0  #: no wrong: of the unknown so many are stored
 
     @property
@@ -78,6 +79,9 @@ def check(
     denied = {
         n: why for n, why in history.refused.items() if replayed and units[n].manner == "unit"
     }
+    verdict.mixed += sorted(
+        n for n, why in history.refused.items() if why.startswith(MixedAnswersError.__name__)
+    )
     given_up = {n for n, why in denied.items() if GIVEN_UP in why}
     rare = len(given_up) <= 1 + len(history.acknowledged) / RARELY
     verdict.denied += [

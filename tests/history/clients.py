@@ -4,7 +4,8 @@ a class here, and a case to cases.py.
 A client is made of a URL. ``unit(work, again=, deadline=)`` runs ``work``, which gives an iterator
 of steps (statements, and seconds to be waited), as one transaction: with *again* as a unit of work
 that is replayed where that is safe, *deadline* seconds at most. It raises what an application would
-see. Those of asyncio have the same methods, awaited.
+see. ``forget(work)``, where a client has it, runs ``work`` and gives the connection back without a
+COMMIT. Those of asyncio have the same methods, awaited.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import unbroken
 from unbroken.brain.stats import Stats
 
-from .workload import Step
+from .workload import Step, heard
 
 Work = Callable[[], Iterator[Step]]
 
@@ -45,13 +46,16 @@ def steps(work: Work, execute: Callable[[str], Any]) -> None:
         if isinstance(step, float):
             time.sleep(step)
         else:
-            execute(str(step))  # asyncpg takes no subclass
+            heard(step, execute(str(step)))  # asyncpg takes no subclass
 
 
 async def asteps(work: Work, execute: Callable[[str], Any]) -> None:
     """As :func:`steps`, awaited."""
     for step in work():
-        await (asyncio.sleep(step) if isinstance(step, float) else execute(str(step)))
+        if isinstance(step, float):
+            await asyncio.sleep(step)
+        else:
+            heard(step, await execute(str(step)))
 
 
 class PoolClient:
@@ -67,13 +71,20 @@ class PoolClient:
         with self.pool.connection(deadline=deadline) as conn:
             return self._do(conn, work)
 
+    def forget(self, work: Work) -> None:
+        conn = self.pool.acquire()
+        try:
+            self._do(conn, work)
+        finally:
+            self.pool.release(conn)
+
     def _do(self, conn: Any, work: Work) -> None:
-        def execute(sql: str) -> None:
+        def execute(sql: str) -> Any:
             cursor = conn.cursor()
             cursor.execute(sql)
-            if cursor.description:
-                cursor.fetchall()
+            rows = list(cursor.fetchall()) if cursor.description else None
             cursor.close()
+            return rows
 
         steps(work, execute)
 
@@ -109,18 +120,30 @@ class AsyncPoolClient:
         async with self.pool.connection(deadline=deadline) as conn:
             return await self._do(conn, work)
 
+    async def forget(self, work: Work) -> None:
+        conn = await self.pool.acquire()
+        try:
+            if self._execute == self._by_conn:
+                await conn.execute("BEGIN")  # asyncpg begins none by itself
+            await self._do(conn, work)
+        finally:
+            await self.pool.release(conn)
+
     async def _do(self, conn: Any, work: Work) -> None:
         await asteps(work, lambda sql: self._execute(conn, sql))
 
-    async def _by_conn(self, conn: Any, sql: str) -> None:
+    async def _by_conn(self, conn: Any, sql: str) -> Any:
+        if sql.startswith("SELECT"):
+            return list(await conn.fetch(sql))
         await conn.execute(sql)
+        return None
 
-    async def _by_cursor(self, conn: Any, sql: str) -> None:
+    async def _by_cursor(self, conn: Any, sql: str) -> Any:
         cursor = (await conn.cursor()) if self._awaits_cursor else conn.cursor()
         await cursor.execute(sql)
-        if cursor.description:
-            await cursor.fetchall()
+        rows = list(await cursor.fetchall()) if cursor.description else None
         await cursor.close()
+        return rows
 
 
 class SQLAlchemyClient:
@@ -139,9 +162,13 @@ class SQLAlchemyClient:
     def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
         def transaction() -> None:
             with self.engine.begin() as conn:
-                steps(work, conn.exec_driver_sql)
+                steps(work, lambda sql: _rows(conn.exec_driver_sql(sql)))
 
         _again(transaction, again, deadline)()
+
+    def forget(self, work: Work) -> None:
+        with self.engine.connect() as conn:
+            steps(work, lambda sql: _rows(conn.exec_driver_sql(sql)))
 
 
 class HealingClient(SQLAlchemyClient):
@@ -169,9 +196,19 @@ class AsyncSQLAlchemyClient:
     async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
         async def transaction() -> None:
             async with self.engine.begin() as conn:
-                await asteps(work, conn.exec_driver_sql)
+                await self._do(conn, work)
 
         await _again(transaction, again, deadline)()
+
+    async def forget(self, work: Work) -> None:
+        async with self.engine.connect() as conn:
+            await self._do(conn, work)
+
+    async def _do(self, conn: Any, work: Work) -> None:
+        async def execute(sql: str) -> Any:
+            return _rows(await conn.exec_driver_sql(sql))
+
+        await asteps(work, execute)
 
 
 class AsyncHealingClient(AsyncSQLAlchemyClient):
@@ -181,6 +218,10 @@ class AsyncHealingClient(AsyncSQLAlchemyClient):
 
     async def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
         return await super().unit(work, again=False, deadline=None)
+
+
+def _rows(result: Any) -> Any:
+    return list(result.all()) if result.returns_rows else None
 
 
 def _patient_engine() -> dict[str, Any]:
@@ -210,10 +251,9 @@ class PeeweeClient:
         self.stats, self.close = self.db.stats, self.db.close_all
 
     def unit(self, work: Work, *, again: bool, deadline: float | None) -> None:
-        def execute(sql: str) -> None:
+        def execute(sql: str) -> Any:
             cursor = self.db.execute_sql(sql)
-            if cursor.description:
-                cursor.fetchall()
+            return list(cursor.fetchall()) if cursor.description else None
 
         def statements() -> None:
             steps(work, execute)
@@ -292,13 +332,12 @@ class DjangoClient:
         finally:
             connections[self.alias].close()  # as at the end of a request
 
-    def _execute(self, sql: str) -> None:
+    def _execute(self, sql: str) -> Any:
         from django.db import connections
 
         with connections[self.alias].cursor() as cursor:
             cursor.execute(sql)
-            if cursor.description:
-                cursor.fetchall()
+            return list(cursor.fetchall()) if cursor.description else None
 
     def stats(self) -> Stats:
         from django.db import connections

@@ -17,7 +17,7 @@ from unbroken_drill import FaultProxy, ProxyError
 DECK = {
     "kill one": 3, "kill": 1, "restart": 1, "crash": 1, "freeze": 1, "fin": 1, "rst": 1,
     "fin one": 1, "rst one": 1, "black hole": 1, "silent drop": 1, "cut after COMMIT": 8,
-    "cut before COMMIT": 4, "fork": 2,
+    "cut before COMMIT": 4, "fork": 2, "slow": 2,
 }  # fmt: skip
 
 #: A short history begins with these, so that each kind of trouble is met.
@@ -207,6 +207,12 @@ class Faults:
     def _silence(self, mode: Literal["drop", "hold"], way: Literal["both", "down"]) -> None:
         self.proxy.blackhole(mode, way=way)
         time.sleep(self.random.uniform(0.05, 0.5))
+        self.proxy.heal()
+
+    def _slow(self) -> None:
+        """A network that takes its time: answers that nobody waits for are on their way."""
+        self.proxy.latency(self.random.uniform(0.0005, 0.01))
+        time.sleep(self.random.uniform(0.1, 0.5))
         self.proxy.heal()
 
     def _cut(self, *, before: bool) -> None:

@@ -23,7 +23,7 @@ from .checker import Verdict, check
 from .clients import MAX_SIZE
 from .faults import Faults
 from .journal import History
-from .workload import Workload
+from .workload import ChangedMindError, Workload
 
 #: How long the clients may take for what they have begun, once all is well again.
 AFTERMATH = 150.0
@@ -48,6 +48,8 @@ class Report:
     wrongs: dict[str, list[object]] = field(default_factory=dict)
     #: acknowledged writes that asynchronous replication lost: no wrong of the clients'
     lost_by_replication: int = 0
+    looks: int = 0  #: of the acknowledged, those that only read
+    forgotten: int = 0  #: of the refused, those that were given back without COMMIT
 
     def __add__(self, other: Report) -> Report:
         total = Report(self.name, self.seconds + other.seconds)
@@ -56,6 +58,8 @@ class Report:
             "unknown",
             "unknown_stored",
             "refused",
+            "looks",
+            "forgotten",
             "cuts",
             "replays",
             "healed",
@@ -73,15 +77,18 @@ class Report:
 
     def __str__(self) -> str:
         wrong = {
-            name: len(self.wrongs.get(name, ())) for name in ("lost", "torn", "doubled", "refused")
+            name: len(self.wrongs.get(name, ()))
+            for name in ("lost", "torn", "doubled", "refused", "mixed")
         }
         return (
-            f"{self.name}, {self.seconds:.0f} s: {self.acknowledged:,} acknowledged, {self.unknown}"
+            f"{self.name}, {self.seconds:.0f} s: {self.acknowledged:,} acknowledged, {self.looks:,}"
+            f" of them only read, {self.forgotten:,} given back without COMMIT, {self.unknown}"
             f" unknown ({self.unknown_stored} of them stored), {self.refused:,} refused;"
             f" {self.cuts} COMMITs cut, {self.replays} replays, {self.healed} healed,"
             f" {self.opened} connections, {len(self.children)} forks; lost {wrong['lost']}, torn"
             f" {wrong['torn']}, doubled {wrong['doubled']},"
-            f" refused and stored {wrong['refused']}; faults {dict(self.faults)}"
+            f" refused and stored {wrong['refused']}, answers mixed {wrong['mixed']}; faults"
+            f" {dict(self.faults)}"
             + f"; lost by asynchronous replication {self.lost_by_replication}"
             * bool(self.lost_by_replication)
         )
@@ -101,7 +108,14 @@ def play(case: Case, server: Any, seconds: float, seed: int) -> Report:
     verdict = check(history, case.stored(server), Workload(seed).unit, replayed=case.replays)
     for number in verdict.wrongs.get("refused", ()):
         print(f"{number} is stored, and was refused: {history.refused.get(number)}", flush=True)
-    return _report(case, seconds, history, verdict, faults, left)
+    report = _report(case, seconds, history, verdict, faults, left)
+    units = Workload(seed).unit
+    report.looks = sum(units(n).kind == "look" for n in history.acknowledged)
+    report.forgotten = sum(
+        units(n).manner == "forgotten" and why.startswith(ChangedMindError.__name__)
+        for n, why in history.refused.items()
+    )
+    return report
 
 
 class _Clients:

@@ -17,7 +17,18 @@ from unbroken import CommitUnknownError
 from .checker import GIVEN_UP, Stored, Verdict, check
 from .faults import DECKS, order
 from .journal import History, Journal
-from .workload import ACCOUNTS, COUNTERS, START, Unit, Workload
+from .workload import (
+    ACCOUNTS,
+    COUNTERS,
+    KINDS,
+    MANNERS,
+    START,
+    MixedAnswersError,
+    Statement,
+    Unit,
+    Workload,
+    heard,
+)
 
 INSERT, MANY, TRANSFER, INCREMENT = range(4)
 UNITS = {
@@ -190,6 +201,18 @@ def test_a_journal_that_contradicts_itself_is_refused(last: str) -> None:
         History.of(["begun 1", "acknowledged 1", last])
 
 
+def test_an_answer_to_another_statement_is_found() -> None:
+    look = Unit(8, "look", parts=0)
+    steps = [step for step in look.steps() if isinstance(step, Statement)]
+    for step, answer in zip(steps, ([(8,)], [(3,)], [(9,)]), strict=True):
+        heard(step, answer)
+        heard(step, None)  # where a client does not know
+    with pytest.raises(MixedAnswersError, match="asked for 8"):
+        heard(steps[0], [(9,)])
+    told = History.of(["begun 8", "refused 8 MixedAnswersError: asked for 8, and got [(9,)]"])
+    assert check(told, stored(*UNITS), {8: look}.__getitem__).mixed == [8]
+
+
 # ---- the workload, and the order of the faults
 
 
@@ -197,8 +220,8 @@ def test_a_unit_is_the_same_whenever_it_is_asked_for_and_another_with_another_se
     some = [Workload(1).unit(n) for n in range(200)]
     assert some == [Workload(1).unit(n) for n in range(200)]
     assert some != [Workload(2).unit(n) for n in range(200)]
-    assert {unit.kind for unit in some} == {"insert", "insert many", "transfer", "increment"}
-    assert {unit.manner for unit in some} == {"unit", "plain", "impatient", "fickle"}
+    assert {unit.kind for unit in some} == set(KINDS)
+    assert {unit.manner for unit in some} == set(MANNERS)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])

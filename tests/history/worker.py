@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import psutil
 
 from .cases import CARELESS, CASES, Case
 from .journal import Journal
-from .workload import Workload
+from .workload import ChangedMindError, Workload
 
 WRITERS = 8
 #: Of the writers so many go through the proxy, the others to the server itself.
@@ -68,6 +69,9 @@ class Blocking:
     def _one(self, client: Any, number: int) -> None:
         unit = self.workload.unit(number)
         with self.journal.attempt(number):
+            if unit.manner == "forgotten" and hasattr(client, "forget"):
+                client.forget(partial(unit.steps, is_forgotten=True))
+                raise ChangedMindError
             client.unit(unit.steps, again=unit.again, deadline=unit.deadline)
         self._going(number)
 
@@ -129,6 +133,9 @@ class Asyncio(Blocking):
     async def _aone(self, client: Any, number: int) -> None:
         unit = self.workload.unit(number)
         with self.journal.attempt(number):
+            if unit.manner == "forgotten" and hasattr(client, "forget"):
+                await client.forget(partial(unit.steps, is_forgotten=True))
+                raise ChangedMindError
             await client.unit(unit.steps, again=unit.again, deadline=unit.deadline)
         self._going(number)
 

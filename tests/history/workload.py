@@ -13,23 +13,24 @@ ACCOUNTS = 12
 COUNTERS = 3
 START = 1000  #: what each account holds at first
 
-Kind = Literal["insert", "insert many", "transfer", "increment"]
-Manner = Literal["unit", "plain", "impatient", "fickle"]
-KINDS: tuple[Kind, ...] = ("insert", "insert many", "transfer", "increment")
-MANNERS: tuple[Manner, ...] = ("unit", "plain", "impatient", "fickle")
+Kind = Literal["insert", "insert many", "transfer", "increment", "look"]
+Manner = Literal["unit", "plain", "impatient", "fickle", "forgotten"]
+KINDS: tuple[Kind, ...] = ("insert", "insert many", "transfer", "increment", "look")
+MANNERS: tuple[Manner, ...] = ("unit", "plain", "impatient", "fickle", "forgotten")
 
 
 class Statement(str):
     """A statement in SQL; ``means`` is the same for a database that has none: collection, what is
-    done to it, and its arguments.
+    done to it, and its arguments. ``answer`` is the only right one, where there is but one.
     """
 
-    __slots__ = ("means",)
+    __slots__ = ("answer", "means")
     means: tuple[str, str, tuple[dict[str, Any], ...]]
+    answer: int | None
 
     def __new__(cls, sql: str, collection: str, method: str, *arguments: dict[str, Any]) -> Self:
         made = super().__new__(cls, sql)
-        made.means = (collection, method, arguments)
+        made.means, made.answer = (collection, method, arguments), None
         return made
 
 
@@ -41,6 +42,18 @@ class ChangedMindError(Exception):
     """The application's own error, at the end of a unit's work."""
 
 
+class MixedAnswersError(Exception):
+    """A statement got the answer to another one."""
+
+
+def heard(step: Statement, rows: Any) -> None:
+    """Hold what *step* was answered against what it asked, where its rows are known."""
+    if step.answer is not None and isinstance(rows, list):
+        found = [tuple(row) for row in rows]
+        if found != [(step.answer,)]:
+            raise MixedAnswersError(f"asked for {step.answer}, and got {found[:3]}")
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One unit of work.
@@ -48,13 +61,14 @@ class Unit:
     *manner* says how it is to be run. ``unit``: replayed where that is safe, with time enough, so
     that its client has to see either success or a COMMIT in doubt. ``plain``: a transaction that
     nobody replays. ``impatient``: replayed, with a deadline. ``fickle``: it raises an error of its
-    own when all is done, and must leave nothing.
+    own when all is done, and must leave nothing. ``forgotten``: its connection is given back
+    without a COMMIT, where a client can do that, and it must leave nothing either.
     """
 
     number: int
     kind: Kind
     manner: Manner = "unit"
-    parts: int = 1  #: rows (number, 0), (number, 1) …; an increment leaves none
+    parts: int = 1  #: rows (number, 0), (number, 1) …; an increment and a look leave none
     source: int = 0
     target: int = 1
     amount: int = 1
@@ -66,10 +80,12 @@ class Unit:
     @property
     def again(self) -> bool:
         """Whether it is to be replayed where that is safe."""
-        return self.manner != "plain"
+        return self.manner not in ("plain", "forgotten")
 
-    def steps(self) -> Iterator[Step]:
-        """Its statements and pauses, anew for each attempt."""
+    def steps(self, *, is_forgotten: bool = False) -> Iterator[Step]:
+        """Its statements and pauses, anew for each attempt. *is_forgotten*: its client will not
+        commit.
+        """
         if self.reads:
             where = {"_id": self.source}
             yield Statement(
@@ -81,11 +97,15 @@ class Unit:
         for statement in self._writes():
             yield statement
             yield self.pause
-        if self.manner == "fickle":
+        if self.manner == "fickle" or (self.manner == "forgotten" and not is_forgotten):
             raise ChangedMindError(f"unit {self.number} changed its mind")
 
     def _writes(self) -> Iterator[Statement]:
-        if self.kind == "increment":
+        if self.kind == "look":
+            yield self._asks(self.number)
+            yield Statement("SELECT COUNT(*) FROM counters", "counters", "find_one", {"_id": 0})
+            yield self._asks(self.number + 1)
+        elif self.kind == "increment":
             yield _add("counters", "value", self.counter, 1)
         elif self.kind == "transfer":
             yield _add("accounts", "balance", self.source, -self.amount)
@@ -96,6 +116,12 @@ class Unit:
             yield from (self._insert(part) for part in range(2, self.parts))
         else:
             yield from (self._insert(part) for part in range(self.parts))
+
+    def _asks(self, answer: int) -> Statement:
+        """A question that nobody else asks just now."""
+        asked = Statement(f"SELECT {answer}", "accounts", "find_one", {"_id": self.source})
+        asked.answer = answer
+        return asked
 
     def _insert(self, *parts: int) -> Statement:
         rows = ", ".join(f"({self.number}, {part})" for part in parts)
@@ -124,12 +150,12 @@ class Workload:
     def unit(self, number: int) -> Unit:
         """The unit with that number: always the same."""
         rng = Random(f"{self.seed}:{number}")
-        kind = rng.choices(KINDS, [35, 20, 30, 15])[0]
-        manner = rng.choices(MANNERS, [70, 12, 8, 10])[0]
+        kind = rng.choices(KINDS, [30, 17, 26, 12, 15])[0]
+        manner = rng.choices(MANNERS, [62, 12, 8, 9, 9])[0]
         source, target = rng.sample(range(ACCOUNTS), 2)
         return Unit(
             number, kind, manner,
-            parts={"insert": 1, "insert many": rng.randint(2, 4), "transfer": 1, "increment": 0}[kind],  # noqa: E501
+            parts={"insert": 1, "insert many": rng.randint(2, 4), "transfer": 1, "increment": 0, "look": 0}[kind],  # noqa: E501
             source=source, target=target, amount=rng.randint(1, 50),
             counter=rng.randrange(COUNTERS), reads=rng.random() < 0.3, pause=rng.random() * 0.003,
             deadline=rng.uniform(0.1, 0.5) if manner == "impatient" else None,

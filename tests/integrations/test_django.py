@@ -352,10 +352,11 @@ def test_a_connection_that_is_lost_just_after_its_commit_was_answered_is_nobodys
             site.run("INSERT INTO answered VALUES (1)")
             return proxy.cut_at(AUTOCOMMIT_ON, before=before)
 
-    assert work().hits == 1
+    cut = work()
     assert runs == ["begun", "committed"]
     assert site.connection.get_autocommit() is True
     assert site.ask("SELECT count(*) FROM answered") == 1
+    wait_until(lambda: cut.hits == 1)
     site.run("DROP TABLE answered")
 
 
@@ -965,24 +966,6 @@ def test_a_request_with_one_query_is_one_round_trip_on_the_wire(kind: str, make:
                 threads.submit(request).result()
         assert proxy.round_trips - before == 20
         assert site.pool.stats().opened == 1
-
-
-def test_an_atomic_block_costs_what_it_costs_with_django(make: Any) -> None:
-    site = make("mysql", pool={"max_size": 1})
-    with FaultProxy((site.server.host, site.server.port)) as proxy:
-        connections.settings[site.alias]["PORT"] = proxy.port
-
-        def request() -> None:
-            with transaction.atomic(using=site.alias):
-                site.ask("SELECT 1")
-            site.connection.close_if_unusable_or_obsolete()
-
-        for _ in range(3):
-            request()
-        before = proxy.round_trips
-        for _ in range(10):
-            request()
-        assert proxy.round_trips - before == 40  # autocommit off, the query, COMMIT, autocommit on
 
 
 def test_deadline_bounds_a_query_and_says_so(make: Any) -> None:

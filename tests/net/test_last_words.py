@@ -74,6 +74,17 @@ def test_a_postgres_error_is_understood_behind_whatever_came_first(before):
     )
 
 
+def test_a_postgres_error_is_understood_behind_an_answer_that_nobody_has_read():
+    goodbye = pg_error(b"57P01", b"terminating connection due to administrator command")
+    simple = pg(b"C", b"ROLLBACK\0") + pg(b"Z", b"I")
+    extended = pg(b"1", b"") + pg(b"2", b"") + pg(b"n", b"") + simple
+    for answer in (simple, extended, extended + extended):
+        found = parse(answer + goodbye, "postgresql")
+        assert found is not None
+        assert found.code == "57P01"
+        assert parse(answer, "postgresql") is None
+
+
 def test_notices_alone_are_no_last_words():
     assert parse(b"".join(NOTICES.values()), "postgresql") is None
 

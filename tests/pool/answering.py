@@ -270,6 +270,8 @@ class _MySQL(_Link):
 
 class _PostgreSQL(_Link):
     in_transaction = b"I"
+    in_batch = False  #: whether something was sent to the server that waits for its Sync
+    fails: bytes | None = None  #: the error that ends the batch whose Sync was sent
 
     def message(self, sock: socket.socket) -> tuple[bytes, bytes]:
         kind = self.read(sock, 1)
@@ -324,6 +326,8 @@ class _PostgreSQL(_Link):
         elif kind == b"E" and self._parsed is not None:
             plan, self._parsed = self._parsed, None
             self.swallow = self.error(plan.code, plan.text)
+        if kind in (b"P", b"S"):
+            self.in_batch = kind == b"P"
         self.server.sendall(self.framed(kind, body))
 
     def _planned(self, plan: _Plan, body: bytes) -> None:
@@ -338,15 +342,24 @@ class _PostgreSQL(_Link):
         self.server.sendall(self.framed(b"Q", plan.instead + b"\0" if plan.instead else body))
 
     def _skip_to_sync(self, plan: _Plan) -> None:
-        while self.message(self.client)[0] not in (b"S", b"H"):
+        ends = (b"S",) if self.in_batch else (b"S", b"H")
+        while self.message(self.client)[0] not in ends:
             pass
-        self._planned(plan, b"")
+        if not self.in_batch or plan.ends:
+            self._planned(plan, b"")
+            return
+        # the server answers what came before
+        self.fails, self.in_batch = self.error(plan.code, plan.text), False
+        self.server.sendall(self.framed(b"S", b""))
 
     def forward(self) -> None:
         kind, body = self.message(self.server)
         if kind == b"Z":
             self.in_transaction = body
             answer, self.swallow = self.swallow, None
+            if self.fails is not None:
+                answer, self.fails = self.fails, None
+                body = b"I" if body == b"I" else b"E"
             self.client.sendall((answer or b"") + self.framed(kind, body))
         elif self.swallow is None or kind in b"12":
             self.client.sendall(self.framed(kind, body))

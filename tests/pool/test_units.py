@@ -254,6 +254,7 @@ def test_a_unit_that_only_reads_is_run_again_even_then(own_face, arrives):
     face.server.admin(f"INSERT INTO {table} VALUES (5)")
     pool = face.pool(proxy.url(face.url()))
     pool.check()
+    pool._state.defers = False  # its COMMIT is waited for
     runs, cuts = [], []
 
     def work(conn):
@@ -266,6 +267,26 @@ def test_a_unit_that_only_reads_is_run_again_even_then(own_face, arrives):
     assert pool.run(work) == 5
     assert len(runs) == 2
     assert [cut.hits for cut in cuts] == [1]
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["lost on the way", "answer lost"])
+def test_a_lost_commit_that_nobody_waited_for_is_no_error_of_the_next_user(own_face, arrives):
+    face = own_face
+    table, proxy = face.table(), face.proxy()
+    face.server.admin(f"INSERT INTO {table} VALUES (5)")
+    pool = face.pool(proxy.url(face.url()))
+    pool.run(lambda conn: face.ask(conn, f"SELECT n FROM {table}"))
+    cuts = []
+
+    def work(conn):
+        found = face.ask(conn, f"SELECT n FROM {table}")
+        if not cuts:
+            cuts.append(proxy.cut_at("COMMIT", before=not arrives))
+        return found
+
+    assert pool.run(work) == 5
+    for _ in range(3):
+        assert pool.run(lambda conn: face.ask(conn, f"SELECT n FROM {table}")) == 5
 
 
 def test_two_that_deadlock_both_succeed(face, in_threads):

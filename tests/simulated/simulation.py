@@ -106,6 +106,9 @@ class Connection(FakeConnection):
         self.is_hidden = is_hidden
         self.process = world.process
         self.fd = world.net.open(self)
+        self.owes = self.is_answered = False  #: the answer to a COMMIT or ROLLBACK; it has come
+        self.owes_since = 0.0
+        self.texts: list[str | None] = []
 
     def __del__(self) -> None:
         super().__del__()
@@ -115,13 +118,58 @@ class Connection(FakeConnection):
     def fileno(self) -> int:
         return -1 if self.is_closed else self.fd
 
+    def execute(self, statement: str, row: Any = None) -> list[Any]:
+        self.texts.append(statement)
+        return super().execute(statement, row)
+
     def _exchange(self, timeout: float | None = None) -> None:
         if self.is_closed:
             super()._exchange(timeout)
         self.world.touch(self)
+        if self.owes:
+            self.take(math.inf)  # it comes before the answer to this one
         self.world.round_trip(self, math.inf)
         self.world.net.unread.discard(self.fd)
         super()._exchange(timeout)
+
+    def end_transaction(self, sql: str) -> None:
+        """Send COMMIT or ROLLBACK, which the server reads when it comes to it."""
+        world, session = self.world, self.session
+        if self.is_closed:
+            super()._exchange()
+        if self.owes:
+            self.take(math.inf)
+        world.touch(self)
+        self.owes, self.is_answered, self.owes_since = True, False, world.clock.now
+        self.in_transaction = False
+        self.texts.clear()
+
+        def arrives() -> None:
+            world.round_trip(self, math.inf)
+            if not session.open or not world.server.answers(session):
+                return
+            if sql == "COMMIT":
+                world.server.rows += session.pending or ()
+            session.pending, session.last_active = None, world.clock.now
+            self.is_answered = True
+            world.net.unread.add(self.fd)
+
+        if session.open and not session.is_dropped:
+            world.start(arrives, "server")
+
+    def take(self, until: float) -> None:
+        """Wait for the answer to that, at most until *until*."""
+        world, session = self.world, self.session
+        self.is_busy = True
+        until = min(until, world.clock.now + PATIENCE)
+        if not self.is_answered:
+            world.wait(lambda: self.is_answered or session.has_hung_up, until, safe=True)
+        if not self.is_answered:
+            raise FakeOperationalError(
+                Fault(FaultKind.LOST, Cause.CLOSED_BY_PEER, 2013, "lost: no answer to its end")
+            )
+        world.net.unread.discard(self.fd)
+        self.owes = self.is_answered = self.is_busy = False
 
     def close(self) -> None:
         if self.is_closed or self.fd < 0:
@@ -404,14 +452,41 @@ class Driver(FakeDriver):
         assert isinstance(conn, Connection)
         self.world.round_trip(conn, self.world.clock.now + timeout)
         self.world.touch(conn)
+        if conn.owes:
+            conn.take(self.world.clock.now + timeout)
         self.world.net.unread.discard(conn.fd)
         FakeConnection._exchange(conn, timeout)
+
+    def owes_answer(self, conn: FakeConnection) -> bool:
+        assert isinstance(conn, Connection)
+        return conn.owes
+
+    def take_answer(self, conn: FakeConnection, timeout: float) -> None:
+        assert isinstance(conn, Connection)
+        conn.take(self.world.clock.now + timeout)
+
+    def texts(self, conn: FakeConnection) -> list[str | None]:
+        assert isinstance(conn, Connection)
+        return conn.texts
 
     def commit(self, conn: FakeConnection) -> None:
         assert isinstance(conn, Connection)
         self.world.touch(conn)
+        if conn.owes:
+            conn.take(math.inf)
         self.world.round_trip(conn, math.inf)
         super().commit(conn)
+        conn.texts.clear()
+
+
+class Deferring(Driver):
+    """… and whose transactions can be ended without a wait."""
+
+    pipelines = undoes_at_once = True
+
+    def send_end(self, conn: FakeConnection, sql: str) -> None:
+        assert isinstance(conn, Connection)
+        conn.end_transaction(sql)
 
 
 class World:
@@ -697,9 +772,15 @@ class World:
                     held.clear()
 
     def new_pool(
-        self, *, knows_status: bool = True, shows_socket: bool = True, **settings: Any
+        self,
+        *,
+        knows_status: bool = True,
+        shows_socket: bool = True,
+        defers: bool = False,
+        **settings: Any,
     ) -> Pool:
-        driver = Driver(self, knows_status=knows_status, shows_socket=shows_socket)
+        kind = Deferring if defers else Driver
+        driver = kind(self, knows_status=knows_status, shows_socket=shows_socket)
         sync.open_driver = lambda *_args, **_kwargs: driver  # type: ignore[assignment]
         pool = Pool(connect=lambda: None, driver="fake", **settings)
         self.pools.append(pool)

@@ -26,6 +26,7 @@ from unbroken.errors import (
     UnbrokenError,
 )
 from unbroken.pool import acquire as acquire_module
+from unbroken.pool import answers
 from unbroken.pool import connect as connect_module
 from unbroken.pool.loan import Loan
 from unbroken.pool.state import PoolState
@@ -37,6 +38,9 @@ from .simulation import Cancelled, Connection, Thread, Violation, World, install
 
 #: What a caller may be late by: the shortest ping that is still tried, and its answer's way.
 LATE = 0.12
+
+#: How old an answer that is due may be when its connection is lent.
+SOON = answers.ANSWER_SOON + 0.001
 
 GONE = Fault(FaultKind.LOST, Cause.KILLED, 1927, "connection was killed")
 
@@ -76,7 +80,10 @@ class Story:
 
     def _new_pool(self) -> Pool:
         knows, shows = self.random.random() < 0.6, self.random.random() < 0.85
-        return self.world.new_pool(knows_status=knows, shows_socket=shows, **self.settings)
+        defers = self.random.random() < 0.5
+        return self.world.new_pool(
+            knows_status=knows, shows_socket=shows, defers=defers, **self.settings
+        )
 
     @property
     def states(self) -> list[PoolState]:
@@ -136,7 +143,13 @@ class Story:
                 bool(world.interrupts) and self.died.get(conn.session.number, 0) >= begun,
                 "a connection known dead was lent",
             )
-        world.demand(conn.session.pending is None, "somebody else's open transaction was lent")
+        world.demand(
+            conn.session.pending is None or conn.owes, "somebody else's open transaction was lent"
+        )
+        world.demand(
+            not conn.owes or world.clock.now - conn.owes_since <= SOON or bool(world.interrupts),
+            "a connection was lent whose answer is late",
+        )
 
     def work(self, conn: Connection, row: int) -> None:
         for _ in range(self.random.randrange(3)):
@@ -333,7 +346,7 @@ class Story:
         conn = entry.conn
         if conn is None:
             raise self.world.violation("an idle entry has no connection")
-        if conn.session.pending is not None:
+        if conn.session.pending is not None and not conn.owes:
             raise self.world.violation("an open transaction stands in idle")
         if conn.process is not self.world.process:
             raise self.world.violation("another process's connection stands in idle")
@@ -586,6 +599,10 @@ def do_nothing(self: Any) -> None:
     pass
 
 
+def wait_for_no_answer(state: Any, entry: Entry, now: float) -> bool:
+    return bool(entry.end_seen and state.pipelines)
+
+
 @pytest.mark.parametrize(
     ("where", "name", "planted", "found"),
     [
@@ -596,6 +613,7 @@ def do_nothing(self: Any) -> None:
         (connect_module, "_reject", tell_nobody, "not told at once|it spins"),
         (Outage, "ask", try_at_once, "after an attempt that ended|it spins"),
         (Loan, "commit", guess, "was refused and is there 1 times"),
+        (answers, "is_soon", wait_for_no_answer, "whose answer is late"),
         (PoolState, "sever", do_nothing, "goodbye on, its parent's session"),
         (Kernel, "unreserve", do_nothing, "not come to rest|a caller got|nobody gets"),
     ],

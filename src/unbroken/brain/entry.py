@@ -33,6 +33,8 @@ class Entry:
         "code",
         "conn",
         "count",
+        "due",
+        "end_seen",
         "ending",
         "fd",
         "generation",
@@ -87,6 +89,10 @@ class Entry:
         self.sent: int | None = (
             None  #: that count when it was last certain that no transaction was open
         )
+        #: when the pool sent the COMMIT or ROLLBACK whose answer nobody has read yet; else None
+        self.due: float | None = None
+        #: whether such an answer was seen on it, and was as expected: the next one may be read late
+        self.end_seen = False
         self.settled_at = -1  #: the use in which our own COMMIT or ROLLBACK was answered last
         #: what a reset of its session has to set again; None: it is not known, so it is closed
         self.opening: Any = None

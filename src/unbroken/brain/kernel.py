@@ -23,6 +23,7 @@ to be done (tickets to wake, entries to close); the caller does it after letting
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -56,6 +57,7 @@ class Kernel:
         "closed",
         "entries",
         "generation",
+        "granted",
         "idle",
         "in_use",
         "keep",
@@ -72,6 +74,7 @@ class Kernel:
     def __init__(self, max_size: int, min_size: int = 0) -> None:
         self.max_size = max_size
         self.min_size = min_size
+        self.granted = sys.maxsize  #: likewise, of those that all pools of the host share
         self.keep = math.inf  #: idle connections kept at most: those beyond are closed
         self.oldest_first = (
             False  #: lend from the left end of idle instead, which a framework may promise
@@ -92,6 +95,11 @@ class Kernel:
     def size(self) -> int:
         """Connections that are open or being opened."""
         return len(self.entries) + self.opening
+
+    @property
+    def bound(self) -> int:
+        """How many connections there may be now."""
+        return min(self.max_size, self.granted)
 
     # -- the line ----------------------------------------------------------------------------------
 
@@ -201,7 +209,7 @@ class Kernel:
         """Reserve a place for one more connection, if somebody needs one (or *spare*: in any case)
         and there is room.
         """
-        if not self.wanted and not (spare and not self.closed and self.size < self.max_size):
+        if not self.wanted and not (spare and not self.closed and self.size < self.bound):
             return False
         self.opening += 1
         return True
@@ -209,9 +217,19 @@ class Kernel:
     @property
     def wanted(self) -> int:
         """How many more connections ought to be opened now."""
+        return max(0, min(self.missing, self.bound - self.size))
+
+    @property
+    def unserved(self) -> int:
+        """How many callers wait for whom no connection is coming."""
+        return len(self.waiting) - (self.opening - self.silent)
+
+    @property
+    def missing(self) -> int:
+        """How many more connections would be opened if ``granted`` allowed all of them."""
         if self.closed:
             return 0
-        need = max(len(self.waiting) - (self.opening - self.silent), self.min_size - self.size)
+        need = max(self.unserved, self.min_size - self.size)
         return max(0, min(need, self.max_size - self.size))
 
     def unreserve(self) -> None:
@@ -231,7 +249,7 @@ class Kernel:
         """
         granted: list[Ticket] = []
         while (
-            self.size < self.max_size
+            self.size < self.bound
             and not self.closed
             and (ticket := self._next_in_line()) is not None
         ):
@@ -368,7 +386,7 @@ class Kernel:
         for entry in stale:
             entry.condemn(Cause.POOL_CLOSED if self.closed else Cause.DRAINED)
             self.forget(entry)
-        while self.size > self.max_size:
+        while self.size > self.bound:
             try:
                 entry = self.idle.popleft()
             except IndexError:

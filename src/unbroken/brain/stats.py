@@ -14,6 +14,7 @@ from unbroken.abc import Target, address
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.kernel import Kernel
 from unbroken.brain.outage import Outage
+from unbroken.brain.share import Shares
 
 
 class Counters:
@@ -96,6 +97,7 @@ class Stats:
     idle_limit_learned_from: str = ""  #: the deaths that it was learned from; "" where it was not
     #: how many open connections go to each host; empty where the caller's own connect= opens them
     hosts: Mapping[str, int] = field(default_factory=dict)
+    share: Shares | None = None  #: of the connections that the pools of this host share
 
 
 def snapshot(
@@ -108,6 +110,7 @@ def snapshot(
     name: str,
     target: Target,
     pid: int,
+    share: Shares | None = None,
 ) -> Stats:
     """The numbers of this moment. The caller holds the pool's lock."""
     limit = idle_limit.limit
@@ -143,6 +146,7 @@ def snapshot(
         idle_limit=None if limit == float("inf") else limit,
         idle_limit_learned_from=idle_limit.learned_from,
         hosts=_hosts(kernel, target),
+        share=share,
     )
 
 

@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from unbroken.backends.fault import is_goodbye
 from unbroken.drivers import _postgresql
+from unbroken.drivers._asyncpg_trips import Trips, Way
 from unbroken.ledger import scope, unit
 from unbroken.ledger.residue import NOTHING, left_by
 from unbroken.net import last_words
@@ -30,7 +31,7 @@ SENDS = frozenset({
 })  # fmt: skip
 
 
-class Layer:
+class Layer(Trips):
     """asyncpg's protocol, followed. Connection, PreparedStatement, Cursor and Transaction all send
     through it.
 
@@ -39,35 +40,19 @@ class Layer:
     """
 
     __slots__ = (
-        "_conn_id",
-        "_gone",
-        "_is_cancelling",
-        "_transport",
-        "changed_codecs",
-        "goodbye",
-        "is_connected",
-        "is_in_transaction",
-        "may_be_busy",
-        "may_have_ended",
-        "real",
-        "residue",
-        "shared",
-        "unsynced",
-        "was_new",
-        "watched",
-    )
+        "_conn_id", "_gone", "_is_cancelling", "changed_codecs", "goodbye", "is_connected",
+        "residue", "shared", "unsynced", "was_new", "watched",
+    )  # fmt: skip
 
     def __init__(
         self, real: Any, transport: Any, conn_id: int, gone: Callable[[str], Exception]
     ) -> None:
-        self.real, self._transport, self._conn_id = real, transport, conn_id
+        super().__init__(transport)
+        self.real, self._conn_id = real, conn_id
         self._gone = gone  #: asyncpg's error for a connection that has ended
-        self.is_connected, self.is_in_transaction = real.is_connected, real.is_in_transaction
+        self.is_connected = real.is_connected
         self._is_cancelling = real._is_cancelling
         self.watched = False  #: whether the ledger is told
-        self.may_be_busy = (
-            True  #: False only when every answer was read; True: the protocol itself must be asked
-        )
         self.residue = NOTHING  #: what may have been left on the session
         #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
         self.unsynced = False
@@ -75,8 +60,7 @@ class Layer:
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
         #: types, with their schemas, whose codecs were set
         self.changed_codecs: set[tuple[str, str]] = set()
-        self.may_have_ended = False  #: whether the last that came is the server's goodbye
-        self.goodbye = b""  #: … and that
+        self.goodbye = b""  #: the server's last words
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -89,6 +73,8 @@ class Layer:
         """What the event loop has read. asyncpg keeps an error that nothing was asked for to
         itself.
         """
+        if self._expected and not (data := self._sift(data)):
+            return
         if self.may_be_busy:
             # Behind an answer that ended, or in the middle of a row: then more is to come
             self.may_have_ended = data[-2:] == b"\0\0" and (start := data.rfind(b"SFATAL\0")) >= 5
@@ -117,60 +103,70 @@ class Layer:
 
     async def query(self, query: Any, timeout: Any) -> Any:
         """``execute`` without arguments, ``transaction()``."""
-        return await self._statement(query, lambda: self.real.query(query, timeout))
+        if self.leaves and (end := self.left(query)) is not None:
+            return end
+        if timeout is None and self._waits(query):
+            return "BEGIN"
+        if (answer := self._end(query)) is not None:
+            return answer
+        return await self._statement(query, lambda: self.real.query(query, timeout), Way.SIMPLE)
 
     async def bind_execute(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """``fetch…``, ``execute`` with arguments, prepared statements, cursors."""
         return await self._statement(
-            state.query, lambda: self.real.bind_execute(state, *args, **kwargs)
+            state.query, lambda: self.real.bind_execute(state, *args, **kwargs), Way.EXTENDED
         )
 
     async def bind_execute_many(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """``executemany``, ``fetchmany``."""
         return await self._statement(
-            state.query, lambda: self.real.bind_execute_many(state, *args, **kwargs)
+            state.query, lambda: self.real.bind_execute_many(state, *args, **kwargs), Way.MANY
         )
 
     async def bind(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """A cursor's portal."""
-        return await self._statement(state.query, lambda: self.real.bind(state, *args, **kwargs))
+        return await self._statement(
+            state.query, lambda: self.real.bind(state, *args, **kwargs), Way.EXTENDED
+        )
 
     async def copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
         """``copy_to_table``, ``copy_records_to_table``."""
         return await self._statement(
-            copy_stmt, lambda: self.real.copy_in(copy_stmt, *args, **kwargs)
+            copy_stmt, lambda: self.real.copy_in(copy_stmt, *args, **kwargs), Way.ALONE
         )
 
     async def copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
         """``copy_from_table``, ``copy_from_query``."""
         return await self._statement(
-            copy_stmt, lambda: self.real.copy_out(copy_stmt, *args, **kwargs)
+            copy_stmt, lambda: self.real.copy_out(copy_stmt, *args, **kwargs), Way.ALONE
         )
 
     async def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Before the first execution of a statement. It sends no Sync, unlike everything else."""
-        self.unsynced = True
-        return await self._exchange(self.real.prepare(*args, **kwargs), syncs=False)
+        return await self._exchange(lambda: self.real.prepare(*args, **kwargs), Way.PREPARES)
 
     async def close_statement(self, *args: Any, **kwargs: Any) -> Any:
         """Housekeeping."""
-        return await self._exchange(self.real.close_statement(*args, **kwargs))
+        return await self._exchange(lambda: self.real.close_statement(*args, **kwargs), Way.ASIDE)
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
         """A cursor's next rows."""
-        return await self._exchange(self.real.execute(*args, **kwargs))
+        return await self._exchange(lambda: self.real.execute(*args, **kwargs), Way.ALONE)
 
     async def close_portal(self, *args: Any, **kwargs: Any) -> Any:
         """The end of a cursor."""
-        return await self._exchange(self.real.close_portal(*args, **kwargs))
+        return await self._exchange(lambda: self.real.close_portal(*args, **kwargs), Way.ASIDE)
 
-    async def _exchange(self, sending: Any, *, syncs: bool = True) -> Any:
-        if self.may_have_ended:
-            sending.close()
-            raise self._ended()
-        self.may_be_busy = True
-        result = await sending
-        self.unsynced = self.unsynced and not syncs
+    async def _exchange(self, send: Callable[[], Awaitable[Any]], way: Way) -> Any:
+        self._check()
+        prepares = way is Way.PREPARES
+        if prepares:
+            self.unsynced = True
+            ledger = scope.current(self._conn_id) if self.watched else None
+            if ledger is not None:
+                self._tell_begin(ledger)
+        result = await self._go(send, way)
+        self.unsynced = self.unsynced and prepares
         self.may_be_busy = self.may_have_ended
         return result
 
@@ -186,28 +182,38 @@ class Layer:
 
     async def unreported(self, sql: str) -> None:
         """Send *sql* on the pool's own behalf: no ledger hears of it."""
-        await self._exchange(self.real.query(sql, None))
+        await self._exchange(lambda: self.real.query(sql, None), Way.SIMPLE)
 
-    async def _statement(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
-        if self.may_have_ended:
-            raise self._ended()
+    async def _statement(self, sql: Any, send: Callable[[], Awaitable[Any]], way: Way) -> Any:
+        self._check()
         text = str(sql)
-        self.may_be_busy = True
+        self._note(text)
         left = left_by(text, "postgresql")
         if left:
             self.residue |= left
         ledger = scope.current(self._conn_id) if self.watched else None
-        result = await (send() if ledger is None else self._told(ledger, text, send))
+        result = await (
+            self._go(send, way) if ledger is None else self._told(ledger, text, send, way)
+        )
         self.unsynced = False
         self.may_be_busy = self.may_have_ended
         return result
 
-    async def _told(self, ledger: unit.Unit, sql: str, send: Callable[[], Awaitable[Any]]) -> Any:
+    def _tell_begin(self, ledger: unit.Unit) -> None:
+        """Report the BEGIN that goes out with what comes now."""
+        if self._begin is not None:
+            ends = _postgresql.about_to_send(ledger, self._conn_id, self._begin, True)
+            _postgresql.answered(ledger, self._conn_id, ends, None)
+
+    async def _told(
+        self, ledger: unit.Unit, sql: str, send: Callable[[], Awaitable[Any]], way: Way
+    ) -> Any:
         if not self.is_connected():  # asyncpg knows it, and sends nothing
             return await send()
+        self._tell_begin(ledger)
         ends = _postgresql.about_to_send(ledger, self._conn_id, sql, not self.is_in_transaction())
         try:
-            result = await send()
+            result = await self._go(send, way)
         except Exception as error:
             _postgresql.refused(
                 ledger, self._conn_id, ends, getattr(error, "sqlstate", None), str(error)

@@ -5,7 +5,10 @@ The protocol's own state is hidden in C.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import asyncio
+import errno
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -72,6 +75,7 @@ class Status(Awaited):
         try:
             if isinstance(conn._protocol, Layer):
                 conn._protocol.shared = shared
+                conn._protocol.alone = not shared and self._can_fly(conn)
             size = conn._config.statement_cache_size
             if size == 0:
                 return None
@@ -83,6 +87,11 @@ class Status(Awaited):
         except Exception:  # closed, or of another make
             pass
         return None
+
+    def _can_fly(self, conn: Connection) -> bool:
+        """Whether several commands can be sent on *conn* before an answer has come."""
+        is_plain = "replication" not in (conn._params.server_settings or ())
+        return self.is_known and self.blindness is None and is_plain
 
     def _usual_cache(self) -> int:
         usual: int = signature(self._asyncpg.connect).parameters["statement_cache_size"].default
@@ -116,19 +125,11 @@ class Status(Awaited):
         """
         try:
             layer = conn._protocol
-            listeners, log_listeners, query_loggers, termination_listeners, _, _, _ = traits
             if (
                 layer.residue
-                or layer.unsynced
-                or conn._stmt_exclusive_section._acquired
                 or layer.changed_codecs
-                or not layer.is_connected()
                 or layer.is_in_transaction()
-                or conn._listeners != listeners
-                or conn._log_listeners != log_listeners
-                or conn._query_loggers != query_loggers
-                or conn._termination_listeners != termination_listeners
-                or (layer.may_be_busy and not self.is_quiet(conn))
+                or not self.has_traits(conn, traits)
             ):
                 return False
             # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
@@ -136,6 +137,30 @@ class Status(Awaited):
         except Exception:  # closed, or of another make
             return False
         return True
+
+    def has_traits(self, conn: Connection, traits: Any) -> bool:
+        """Whether nothing was left on *conn* since *traits* were seen, but an open transaction."""
+        try:
+            layer = conn._protocol
+            listeners, log_listeners, query_loggers, termination_listeners, residue, codecs, _ = (
+                traits
+            )
+            return not (
+                layer.unsynced
+                or conn._stmt_exclusive_section._acquired
+                or layer.residue != residue
+                or layer.changed_codecs != codecs
+                or not layer.is_connected()
+                or layer.broken
+                or conn._listeners != listeners
+                or conn._log_listeners != log_listeners
+                or conn._query_loggers != query_loggers
+                or conn._termination_listeners != termination_listeners
+                or layer.is_torn
+                or (layer.may_be_busy and not self.is_quiet(conn))
+            )
+        except Exception:  # closed, or of another make
+            return False
 
     async def restore(self, conn: Connection, traits: Any) -> None:
         """As asyncpg's own pool does, but only what is due: one round trip for the session, one for
@@ -192,6 +217,58 @@ class Status(Awaited):
         await conn._protocol.unreported(_postgresql.reset_of(left))
         conn._protocol.residue = NOTHING
 
+    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
+    pipelines = True
+
+    async def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        outer = conn._top_xact
+        conn._protocol.leave(sql)
+        conn._top_xact = None
+        if outer is not None:  # the application may have kept it
+            states = self._asyncpg.transaction.TransactionState
+            outer._state = states.COMMITTED if sql == "COMMIT" else states.ROLLEDBACK
+
+    async def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Wait until it has come."""
+        layer = conn._protocol
+        if conn.is_closed() or layer is None:
+            raise self._asyncpg.InterfaceError("connection is closed")
+        try:
+            async with asyncio.timeout(timeout):
+                await layer.take()
+        except TimeoutError as error:
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"the server did not answer within {timeout} s"
+            ) from error
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        layer = conn._protocol
+        return isinstance(layer, Layer) and layer.owes_answer()
+
+    def may_leave(self, conn: Connection) -> bool:
+        """Whether a transaction is open of which the server knows."""
+        layer = conn._protocol
+        return isinstance(layer, Layer) and layer.may_leave()
+
+    def texts(self, conn: Connection) -> Sequence[str | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        texts: Sequence[str | None] = conn._protocol.texts()
+        return texts
+
+    @contextmanager
+    def leaving(self, conn: Connection) -> Iterator[None]:
+        """Within it, a COMMIT or ROLLBACK of asyncpg's own transaction object is sent as by
+        :meth:`send_end`: for a framework whose own books must know of it.
+        """
+        layer = conn._protocol
+        layer.leaves = True
+        try:
+            yield
+        finally:
+            layer.leaves = False
+
     def is_in_transaction(self, conn: Connection) -> bool | None:
         """From the last ReadyForQuery; None in the middle of an exchange."""
         if not self.is_quiet(conn):
@@ -206,7 +283,12 @@ class Status(Awaited):
         """Whether asyncpg would accept a new command now."""
         try:
             layer = conn._protocol
-            if conn.is_closed() or layer._is_cancelling() or conn._stmt_exclusive_section._acquired:
+            if (
+                conn.is_closed()
+                or layer._is_cancelling()
+                or layer.is_torn
+                or conn._stmt_exclusive_section._acquired
+            ):
                 return False
             if not layer.may_be_busy:
                 return True

@@ -3,11 +3,13 @@ and that can report."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from unbroken.drivers import _mysql
+from unbroken.drivers._mysql_exchange import KEPT, LONGEST_TEXT, TEXTS
 from unbroken.drivers._shared import (
     class_of,
     is_commit,
@@ -48,15 +50,25 @@ def exact(base: Any) -> Any:
             return cursor
 
         _seen_rows = False  #: rows of an unbuffered cursor are still to come
+        #: statements that executemany() still tells of before it sends one: its own, and where
+        #: the server takes no bulk, that of the first row
+        _seen_many = 0
+        _seen_due: int | None = None  #: the status that an answer which is read later will tell
+        _seen_flies = False
 
         def _execute_command(self, sql: Any) -> Any:
+            if not self._seen_flies:
+                self._seen_settle()
             self._seen_refuse()
+            note(self, sql)
             self._about_to_send(sql)
             self._seen_busy = self._seen_failed = True
             return super()._execute_command(sql)
 
         def _read_response(self) -> Any:
             try:
+                if self._seen_due is not None:
+                    self._seen_hear(behind=True)
                 result = super()._read_response()
             except self.Error as error:
                 _failed(self, error)
@@ -65,6 +77,48 @@ def exact(base: Any) -> Any:
             self._seen_failed = False
             self._seen_busy = False
             return result
+
+        def _seen_leave(self, sql: str) -> None:
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
+            statement.
+            """
+            self._seen_settle()
+            self._seen_refuse()
+            after = status_of(self) & ~(_mysql.IN_TRANSACTION | _mysql.IN_READ_ONLY)
+            self._seen_busy = self._seen_failed = True
+            super()._execute_command(sql)
+            self._seen_due = after
+            texts_of(self).clear()
+            self._seen_busy = False
+            self._seen_failed = False  # last: it says that all is well
+
+        def _seen_settle(self) -> None:
+            """Read that answer, if it is due."""
+            if self._seen_due is not None:
+                self._seen_refuse()  # it was broken off before
+                self._seen_busy = self._seen_failed = True
+                self._seen_hear(behind=False)
+                self._seen_busy = False
+                self._seen_failed = False
+
+        def _seen_hear(self, *, behind: bool) -> None:
+            """Read that answer. Raises what a lost connection raises where it is an error, or where
+            a statement was sent *behind* it and it is another answer than was expected.
+            """
+            try:
+                super()._read_response()
+            except self.Error as error:
+                raise self.OperationalError(_mysql.OUT_OF_STEP) from error
+            status, due = int(super().server_status), self._seen_due
+            assert due is not None
+            if status & _mysql.MORE_RESULTS or (behind and (status ^ due) & KEPT):
+                raise self.OperationalError(_mysql.OUT_OF_STEP)
+            self._seen_due = None
+
+        @property
+        def server_status(self) -> Any:
+            due = self._seen_due
+            return super().server_status if due is None else due
 
         def _seen_refuse(self) -> None:
             """Send nothing after an exchange that is not known to have ended."""
@@ -81,11 +135,12 @@ def exact(base: Any) -> Any:
             base.database.fset(self, schema)
 
         def ping(self) -> Any:
+            self._seen_settle()
             self._seen_refuse()
             return super().ping()
 
         def close(self) -> None:
-            self._seen_closed = True
+            self._seen_closed, self._seen_due = True, None
             if self.__dict__.get("_seen_busy", False) or self._seen_rows:
                 # The library may crash where it closes in the middle of an exchange, or where a
                 # cursor with rows to come outlives its connection: its memory goes with the object.
@@ -105,8 +160,12 @@ def exact(base: Any) -> Any:
         def _last_executed_statement(self, statement: Any) -> None:
             self.__dict__["_last_executed_statement"] = statement
             if statement is not None:
-                self._seen_refuse()
-                self._about_to_send(marked(self.__dict__, "_seen_next") or statement)
+                if self._seen_many != 1:
+                    self._seen_refuse()
+                self._seen_many = max(0, self._seen_many - 1)
+                sent = marked(self.__dict__, "_seen_next") or statement
+                note(self, sent)
+                self._about_to_send(sent)
                 self._seen_sent = False
                 self._seen_busy = self._seen_failed = True
 
@@ -126,13 +185,48 @@ def _doubtful(cls: Any, base: Any, name: str) -> None:
         ledger = scope.current(id(self)) if hasattr(type(self), "unwatched") else None
         if ledger is not None:
             ledger.doubt(f"{name}() of mariadb", conn_id=id(self))
+        if name == "reconnect":
+            self._seen_due = None
+        self._seen_settle()
         self._seen_failed = True  # nothing is known of the transaction any more
+        texts_of(self).append(None)
         if name == "change_user":
             _mysql.note_move(self, _mysql.ANOTHER_USER)
         return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__
     setattr(cls, name, method)
+
+
+def texts_of(conn: Any) -> deque[str | bytes | None]:
+    """The last statements that were sent since no transaction was open; None stands for what is not
+    known.
+    """
+    texts: deque[str | bytes | None] = conn.__dict__.setdefault("_seen_texts", deque([None], TEXTS))
+    return texts
+
+
+def note(conn: Any, sql: Any) -> None:
+    """*sql* is about to be sent.
+
+    Where it may change what a COMMIT or ROLLBACK does on this session, the session cannot be put
+    back.
+    """
+    texts, state = texts_of(conn), conn.__dict__
+    if not state.get("_seen_failed", True) and not status_of(conn) & _mysql.IN_TRANSACTION:
+        texts.clear()
+    known = isinstance(sql, str | bytes) and len(sql) <= LONGEST_TEXT
+    texts.append(sql if known else None)
+    if known and _mysql.changes_ends(sql):
+        _mysql.note_chains(conn)
+        _mysql.note_move(conn, _mysql.ANOTHER_USER)
+
+
+def _loads(statement: Any) -> bool:
+    """Whether the C library may be asked for a file: what it then allows is forgotten when the
+    next answer is read.
+    """
+    return statement[:4].lower() in ("load", b"load")
 
 
 def cursor_class() -> Any:
@@ -188,7 +282,12 @@ def _following(base: Any) -> Any:
             return self._follow(lambda: super(Cursor, self).execute(statement, *args, **kwargs))
 
         def executemany(self, *args: Any, **kwargs: Any) -> Any:
-            return self._follow(lambda: super(Cursor, self).executemany(*args, **kwargs))
+            conn = self.connection
+            conn._seen_many = 2
+            try:
+                return self._follow(lambda: super(Cursor, self).executemany(*args, **kwargs))
+            finally:
+                conn._seen_many = 0
 
         def nextset(self) -> Any:
             return self._follow(super().nextset)
@@ -216,17 +315,29 @@ def _following(base: Any) -> Any:
             state["_seen_busy"] = False
             return result
 
-        def _execute_text(self, *args: Any) -> Any:
-            self.connection.__dict__["_seen_sent"] = True
-            return super()._execute_text(*args)
+        def _execute_text(self, statement: Any) -> Any:
+            self._seen_begin(alone=_loads(statement))
+            return super()._execute_text(statement)
+
+        def _readresponse(self) -> Any:
+            if self.connection._seen_due is not None:
+                self.connection._seen_hear(behind=True)
+            return super()._readresponse()
 
         def _execute_binary(self, *args: Any) -> Any:
-            self.connection.__dict__["_seen_sent"] = True
+            self._seen_begin(alone=True)
             return super()._execute_binary(*args)
 
         def _execute_bulk(self, *args: Any) -> Any:
-            self.connection.__dict__["_seen_sent"] = True
+            self._seen_begin(alone=True)
             return super()._execute_bulk(*args)
+
+        def _seen_begin(self, *, alone: bool) -> None:
+            """A statement is about to be sent: *alone*, after an answer that is due was read."""
+            conn = self.connection
+            conn.__dict__["_seen_sent"] = True
+            if conn._seen_due is not None and (alone or not conn._seen_flies):
+                conn._seen_hear(behind=True)
 
         def close(self) -> Any:
             conn = self.connection

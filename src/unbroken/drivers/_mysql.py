@@ -167,6 +167,36 @@ def note_move(conn: Any, how: int) -> None:
     state["_seen_moved"] = max(how, state.get("_seen_moved", 0))
 
 
+#: How a statement begins that, if it stands alone, sets no variable of the session.
+_SETS_NOTHING: frozenset[str | bytes] = frozenset(
+    form
+    for word in "SEL INS UPD DEL REP COM ROL BEG STA SAV REL SHO DES EXP WIT".split()
+    for text in (word, word.lower(), word.title())
+    for form in (text, text.encode())
+)
+
+
+def note_chains(conn: Any) -> None:
+    """What was sent on *conn* may have changed what a COMMIT or ROLLBACK does there."""
+    conn.__dict__["_seen_chains"] = True
+
+
+def may_chain(conn: Any) -> bool:
+    """Whether that is so."""
+    return bool(conn.__dict__.get("_seen_chains"))
+
+
+def changes_ends(sql: str | bytes) -> bool:
+    """Whether *sql*, a text or its bytes, may change what a COMMIT or ROLLBACK does on its
+    session.
+    """
+    text: Any = sql
+    several, name = (";", "completion_type") if isinstance(sql, str) else (b";", b"completion_type")
+    if text[:3] in _SETS_NOTHING and several not in text:
+        return False
+    return name in text.lower()
+
+
 #: What was reported last on a connection, and is not answered yet: what :func:`answered` is told
 #: of.
 COMMIT, ROLLBACK, STATEMENT = 1, 2, 3

@@ -5,21 +5,21 @@ sockets.
 from __future__ import annotations
 
 import asyncio
-import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Login
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
+from unbroken.drivers._mysql_ahead import Ahead
+from unbroken.drivers._mysql_async_connection import abort_connection, transport_of
 from unbroken.drivers._mysql_driver import Awaited, unheard
-from unbroken.drivers._shared import abort_transport, class_of, dial_async
-from unbroken.ledger import scope
+from unbroken.drivers._shared import class_of, dial_async
 from unbroken.ledger.residue import Left
 
 
-class Shared(Awaited):
+class Shared(Ahead, Awaited):
     """The part of an :class:`unbroken.abc.AsyncDriver` that both share.
 
     ``_watched`` makes the class that reports.
@@ -60,12 +60,47 @@ class Shared(Awaited):
         """
         if self.is_known:
             conn.__class__ = type(self)._exact(class_of(conn))
+            exchange.follow(conn)
         return conn
 
     async def ping(self, conn: Connection, timeout: float) -> None:
         """COM_PING. The library closes the connection when the time is up."""
         async with asyncio.timeout(timeout):
             await conn.ping(reconnect=False)
+
+    async def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        await conn._seen_leave(sql)
+
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
+        """*sql*, BEGIN, goes out before the next command, and a query that *follows* says behind it
+        at once. None: nothing does. Sends nothing itself.
+        """
+        conn._seen_want(sql, follows)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What is to go out before the next command."""
+        wanted: str | None = conn._seen_wants
+        return wanted
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on."""
+        status = exchange.status_of(conn)
+        return status is not None and bool(status & _mysql.AUTOCOMMIT)
+
+    def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return conn._seen_texts  # type: ignore[no-any-return]
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return self._is_open(conn) and bool(conn._seen_due)
+
+    async def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Read it, if it was not read yet."""
+        if self.owes_answer(conn):
+            async with asyncio.timeout(timeout):
+                await conn._seen_take()
 
     async def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
@@ -101,6 +136,7 @@ class Shared(Awaited):
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
+            conn._seen_want(None, bool)
             await conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
             await conn._read_ok_packet()
             if self.target.database and _mysql_reset.may_have_moved(left):
@@ -158,6 +194,7 @@ class Shared(Awaited):
 
     async def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
         """Attributes, then autocommit and the character set, or else the database."""
+        conn._seen_want(None, bool)
         exchange.put_back(conn, self._compared, traits[1:])
         statement = exchange.to_put_back(conn, traits[0], self._charset_of(conn))
         if statement:
@@ -182,9 +219,12 @@ class Shared(Awaited):
     def has_ended(self, conn: Connection) -> bool:
         """Whether the server said something unasked, its last words, or has hung up."""
         reader = getattr(conn, "_reader", None)  # None: asyncmy hides it
-        return reader is not None and (
-            bool(getattr(reader, "_buffer", b"")) or bool(reader.at_eof())
-        )
+        if reader is None:
+            return False
+        unread: Any = getattr(reader, "_buffer", b"")
+        if unread and conn._seen_due:
+            return exchange.holds_more(unread, len(conn._seen_due))
+        return bool(unread) or bool(reader.at_eof())
 
     def session_id(self, conn: Connection) -> str | None:
         """CONNECTION_ID(), from the handshake."""
@@ -193,245 +233,3 @@ class Shared(Awaited):
     def watch(self, conn: Connection) -> None:
         """Everything goes out through ``_execute_command``."""
         conn.__class__ = type(self)._watched(type(conn))
-
-
-def exact(
-    base: Any,
-    result_base: Any,
-    status_of: Callable[[Any, Any], int | None],
-    is_open: Callable[[Any], bool],
-) -> Any:
-    """*base*, a connection class, plus exact knowledge of its exchange with the server. As
-    PyMySQL's, awaited.
-
-    *result_base* is the library's class of results, *status_of(conn, result)* the server's status
-    after one.
-    """
-    result_class = _result(result_base, status_of, is_open)
-
-    class Connection(base):  # type: ignore[misc] # the base is only known here
-        __doc__ = base.__doc__
-        __module__ = base.__module__
-        _keeps_status = True
-        _result: Any
-        _seen_busy = exchange.QUIET
-        _seen_status: int | None = None
-        _seen_pending: int | None = None
-        _seen_touched = 0
-        _seen_opened: Mapping[str, Any] | None = None
-        _seen_closed = False  # by the application
-
-        async def _request_authentication(self) -> Any:
-            self._seen_status = self._result = None
-            self._seen_busy, self._seen_closed = exchange.BUSY, False
-            packet = await super()._request_authentication()
-            # another session than the pool's
-            self._seen_touched = 0 if self._seen_opened is None else exchange.OTHERS
-            self._seen_busy = exchange.QUIET
-            return packet
-
-        async def _execute_command(self, command: int, sql: Any) -> None:
-            await self._seen_ready()
-            await super()._execute_command(command, sql)
-            self._seen_busy = exchange.SENT
-
-        def _write_bytes(self, data: bytes) -> None:
-            self._seen_status = None
-            if self._seen_busy < exchange.BUSY:
-                self._seen_busy = exchange.BUSY
-            super()._write_bytes(data)
-
-        def write_packet(self, payload: bytes) -> None:
-            exchange.begin_writing(self)
-            super().write_packet(payload)
-            self._seen_busy = exchange.BUSY
-
-        async def _seen_ready(self) -> None:
-            """Make sure that a command may be sent: raise where an answer is outstanding, read what
-            was left half-read.
-            """
-            if not is_open(self):
-                return  # which the library says itself
-            if self._seen_busy:
-                raise exchange.out_of_step(self)
-            if self._result is not None and exchange.is_half_read(self):
-                if self._result.unbuffered_active:
-                    # as the library does
-                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
-                await self._seen_drain()
-
-        async def _seen_drain(self) -> None:
-            """Read what was left of a result, and the results after it."""
-            result = self._result
-            if result is not None and result.unbuffered_active:
-                await result._finish_unbuffered_query()
-            while self._result is not None and self._result.has_next:
-                await self.next_result()
-
-        async def _read_ok_packet(self) -> Any:
-            exchange.begin_reading(self)
-            try:
-                ok = await super()._read_ok_packet()
-            except BaseException as error:
-                exchange.failed(self, error)
-                raise
-            status = self.server_status
-            if not status & _mysql.MORE_RESULTS:
-                exchange.ended(self, status & exchange.KEPT)
-            return ok
-
-        async def _read_query_result(self, unbuffered: bool = False) -> None:
-            # As the library's own, with our result class
-            exchange.begin_reading(self)
-            self._result = None
-            result = result_class(self)
-            try:
-                await (result.init_unbuffered_query() if unbuffered else result.read())
-            except BaseException as error:
-                result.unbuffered_active, result.connection = False, None
-                exchange.failed(self, error)
-                raise
-            self._result = result
-            self._affected_rows = result.affected_rows
-            if result.server_status:
-                self.server_status = result.server_status
-            exchange.ended(self, status_of(self, result))
-
-        async def show_warnings(self) -> Any:
-            await self._execute_command(_mysql.COM_QUERY, "SHOW WARNINGS")
-            await self._read_query_result()
-            rows, self._result = self._result.rows, None
-            return rows
-
-        async def set_charset(self, charset: str) -> None:
-            exchange.touch(self, exchange.CHARSET)
-            try:
-                await super().set_charset(charset)
-            except BaseException as error:
-                exchange.failed(self, error)
-                raise
-            exchange.ended(self, None)
-
-        async def select_db(self, db: Any) -> None:
-            if self._db:
-                exchange.touch(self, exchange.DATABASE)
-            await super().select_db(db)
-
-        def close(self) -> None:
-            """What is out of step is aborted: bytes that are still to be written might complete a
-            command.
-            """
-            if not is_open(self):
-                super().close()
-                return
-            if not self._seen_busy:  # the library itself closes only in the middle of an exchange
-                self._seen_closed = True
-            if self._loop.is_closed():  # a finalizer may call this long after the loop's end
-                abort_connection(self)
-                return
-            if not exchange.is_quiet(self):
-                transport_of(self).abort()
-            super().close()
-
-        async def ensure_closed(self) -> None:
-            """With a goodbye, unless an answer is outstanding: then that may never be taken."""
-            if exchange.is_quiet(self):
-                await super().ensure_closed()
-            else:
-                self.close()
-
-    Connection.__name__ = Connection.__qualname__ = base.__name__
-    return Connection
-
-
-def transport_of(conn: Any) -> Any:
-    """The transport of an open connection."""
-    return conn._writer.transport if hasattr(conn, "_writer") else conn._transport
-
-
-def abort_connection(conn: Any) -> None:
-    """Abort the transport of an open *conn*, which counts as closed from now on."""
-    if hasattr(conn, "_writer"):
-        # the writer must not be collected before: it would warn of a transport that nobody closed
-        writer, conn._writer, conn._reader = conn._writer, None, None
-        abort_transport(writer.transport)
-        return
-    transport, conn._transport, conn._connected = conn._transport, None, False
-    abort_transport(transport)
-
-
-def _result(
-    base: Any, status_of: Callable[[Any, Any], int | None], is_open: Callable[[Any], bool]
-) -> Any:
-    """A library's result class, *base*, whose connection is out of step for as long as a row is
-    read.
-    """
-
-    class Result(exchange.exact_result(base)):  # type: ignore[misc] # the base is only known here
-        connection: Any
-        unbuffered_active: bool
-
-        async def _read_load_local_packet(self, first_packet: Any) -> None:
-            with exchange.loading(self.connection):
-                await super()._read_load_local_packet(first_packet)
-
-        async def _read_rowdata_packet_unbuffered(self) -> Any:
-            if not self.unbuffered_active:
-                return None
-            conn = self.connection
-            if conn._seen_busy:
-                raise exchange.out_of_step(conn)
-            conn._seen_busy = exchange.BUSY
-            try:
-                row = await super()._read_rowdata_packet_unbuffered()
-            except BaseException as error:
-                exchange.failed(conn, error)
-                raise
-            exchange.ended(conn, status_of(conn, self))
-            return row
-
-        async def _finish_unbuffered_query(self) -> None:
-            conn = self.connection
-            if not self.unbuffered_active:
-                return
-            if conn._seen_busy or not is_open(conn):
-                # nothing of it is to be had any more; a close need not raise for that
-                self.unbuffered_active = False
-                return
-            conn._seen_busy = exchange.BUSY
-            try:
-                await super()._finish_unbuffered_query()
-            except BaseException as error:
-                exchange.failed(conn, error)
-                raise
-            exchange.ended(conn, status_of(conn, self))
-
-    return Result
-
-
-def reporting(plain: Any, is_open: Callable[[Any], bool]) -> Any:
-    """*plain*, a connection class that sends all by ``_execute_command``, that tells the ledger.
-
-    ``unwatched`` is *plain*.
-    """
-    known = plain.__dict__.get("_watched")
-    if known is not None:
-        return known
-
-    class Watched(plain):  # type: ignore[misc] # the base is only known here
-        __module__ = plain.__module__
-        unwatched = plain
-
-        async def _execute_command(self, command: int, sql: Any) -> None:
-            ledger = scope.current(id(self))
-            if ledger is None or command in exchange.UNREPORTED:
-                await super()._execute_command(command, sql)
-                return
-            await self._seen_ready()
-            pending = exchange.tell(self, ledger, command, sql) if is_open(self) else None
-            await super()._execute_command(command, sql)
-            self._seen_pending = pending
-
-    Watched.__name__ = Watched.__qualname__ = plain.__name__
-    plain._watched = Watched  # kept with the class, so that both go together
-    return Watched

@@ -8,8 +8,8 @@ The three are one library in three forms. Everything here is without I/O: their 
 from __future__ import annotations
 
 import sys
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ from unbroken.drivers._mysql import (
     IN_TRANSACTION,
     NO_BACKSLASH_ESCAPES,
 )
-from unbroken.drivers._shared import is_commit, is_rollback
+from unbroken.drivers._mysql_converters import Converters
+from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON, is_commit, is_rollback
 
 #: How far a connection of PyMySQL, aiomysql or asyncmy is in its exchange with the server
 #: (``_seen_busy``). Only QUIET is false. The mark is set before the first byte of a command leaves,
@@ -38,12 +39,19 @@ KEPT = IN_TRANSACTION | AUTOCOMMIT | NO_BACKSLASH_ESCAPES | IN_READ_ONLY | ANSI_
 #: without what only holds for a transaction
 _SETTLED = AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES
 
+#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
+TEXTS = 16
+#: … and none that is longer than this: it counts as unknown.
+LONGEST_TEXT = 1 << 16
+
 #: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
 
 #: What a holder did by a call of the library (``_seen_touched``). The marks are part of what is
 #: known of the status, so that one comparison covers them.
 CHARSET, DATABASE, TIMEOUTS, OTHERS = 1 << 16, 1 << 17, 1 << 18, 1 << 19
+#: likewise: something is to be sent before the next command (``_seen_wants``)
+WANTS = 1 << 20
 
 
 class Followed(Protocol):
@@ -58,10 +66,16 @@ class Followed(Protocol):
     _seen_pending: int | None  #: what the ledger was told of, and is not answered yet
     _seen_touched: int
     _seen_opened: Mapping[str, Any] | None  #: attributes as they were when it was opened
+    #: the status that each answer to what was sent and not waited for will tell, in their order
+    _seen_due: tuple[int, ...]
+    _seen_wants: str | None  #: what is to be sent before the next command
+    #: the last statements that were sent since no transaction was open
+    _seen_texts: deque[str | bytes | None]
 
 
 _OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
 _EOF_LENGTH = 5
+_HEADER = 4  #: bytes: the length of a packet (3) and its number
 _LIBRARIES = {"pymysql", "aiomysql", "asyncmy", "unbroken"}
 
 
@@ -105,6 +119,25 @@ def out_of_step(conn: Followed) -> BaseException:
     """
     error: BaseException = conn.OperationalError(2014, _OUT_OF_STEP)
     return error
+
+
+def follow(conn: Followed) -> None:
+    """*conn* was opened elsewhere: what was sent on it before is not known."""
+    conn._seen_texts = deque([None], maxlen=TEXTS)
+
+
+def note(conn: Followed, command: int, sql: Any) -> None:
+    """A command is about to go out.
+
+    Where it may change what a COMMIT or ROLLBACK does on this session, the session counts as one
+    that cannot be put back.
+    """
+    known = command == _mysql.COM_QUERY and len(sql) <= LONGEST_TEXT
+    text = bytes(sql) if known and isinstance(sql, bytearray) else sql  # executemany's
+    conn._seen_texts.append(text if known else None)
+    if known and _mysql.changes_ends(text):
+        _mysql.note_chains(conn)
+        touch(conn, OTHERS)
 
 
 def begin_writing(conn: Followed) -> None:
@@ -170,6 +203,8 @@ def ended(conn: Followed, status: int | None) -> None:
     conn._seen_busy = QUIET
     if status is not None:
         conn._seen_status = status | conn._seen_touched
+        if not status & IN_TRANSACTION:
+            conn._seen_texts.clear()
 
 
 def failed(conn: Followed, error: BaseException) -> None:
@@ -233,6 +268,45 @@ def status_of(conn: Followed) -> int | None:
     return None if conn._seen_busy else conn._seen_status
 
 
+def status_once(conn: Followed, sql: str) -> int:
+    """What is kept of the server's status once *sql*, which is sent now, was answered: COMMIT,
+    ROLLBACK, BEGIN, or what sets autocommit.
+
+    Raises where the status is not known.
+    """
+    status = status_of(conn)
+    if status is None:
+        raise out_of_step(conn)
+    if sql == "BEGIN":
+        return status | IN_TRANSACTION
+    status &= ~(IN_TRANSACTION | IN_READ_ONLY)
+    if sql == AUTOCOMMIT_ON:
+        return status | AUTOCOMMIT
+    return status & ~AUTOCOMMIT if sql == AUTOCOMMIT_OFF else status
+
+
+def after_due(conn: Followed, due: int, status: int, has_next: bool, *, behind: object) -> int:
+    """The answer to what was sent and not waited for has come with *status*: what is kept of that.
+
+    Raises where a statement was sent *behind* it and the answer is not the one that was counted on
+    (*due*). That is so where ``completion_type`` opens a transaction after each, say.
+    """
+    # what a holder touched meanwhile is no word of the server's
+    if has_next or (behind and (status ^ due) & KEPT):
+        raise out_of_step(conn)
+    return (status & KEPT) | conn._seen_touched
+
+
+def holds_more(unread: bytes | bytearray, answers: int) -> bool:
+    """Whether *unread*, what was read off the socket while so many *answers* are due, holds more
+    than those.
+    """
+    end = 0
+    for _ in range(answers):
+        end += _HEADER + int.from_bytes(unread[end : end + 3], "little")
+    return len(unread) > end
+
+
 def in_transaction(conn: Followed) -> bool | None:
     """From :func:`status_of`."""
     status = None if conn._seen_busy else conn._seen_status
@@ -242,42 +316,6 @@ def in_transaction(conn: Followed) -> bool | None:
 # -- what a holder can change ----------------------------------------------------------------------
 
 
-class Converters(dict[Any, Any]):
-    """A connection's table of converters that tells when one is set or removed."""
-
-    __slots__ = ("conn",)
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def __init__(self, table: Mapping[Any, Any], conn: Followed) -> None:
-        super().__init__(table)
-        self.conn = weakref.ref(conn)
-
-
-def _telling(name: str) -> Callable[..., Any]:
-    plain = getattr(dict, name)
-
-    def method(self: Converters, *args: Any, **kwargs: Any) -> Any:
-        conn = self.conn()
-        if conn is not None:
-            touch(conn, OTHERS)
-        return plain(self, *args, **kwargs)
-
-    return method
-
-
-for _name in (
-    "__setitem__",
-    "__delitem__",
-    "__ior__",
-    "clear",
-    "pop",
-    "popitem",
-    "setdefault",
-    "update",
-):
-    setattr(Converters, _name, _telling(_name))
-
-
 def touch(conn: Followed, mark: int) -> None:
     """*conn* is about to be changed in a way that its attributes or the server's status do not
     show.
@@ -285,6 +323,10 @@ def touch(conn: Followed, mark: int) -> None:
     conn._seen_touched |= mark
     if conn._seen_status is not None:
         conn._seen_status |= mark
+
+
+def _converters_changed(conn: Followed) -> None:
+    touch(conn, OTHERS)
 
 
 def untouch(conn: Followed, mark: int) -> None:
@@ -302,12 +344,18 @@ def adopt(conn: Followed, kept: tuple[str, ...], tables: tuple[str, ...]) -> int
     """
     if conn._seen_opened is None:
         for name in tables:
-            setattr(conn, name, Converters(getattr(conn, name), conn))
+            setattr(conn, name, Converters(getattr(conn, name), conn, _converters_changed))
         untouch(conn, CHARSET | DATABASE | TIMEOUTS | OTHERS)
         conn._seen_opened = {name: getattr(conn, name) for name in kept}
     status: int = conn.server_status if conn._seen_status is None else conn._seen_status
     touched: int = conn._seen_touched
     return (status & _SETTLED) | touched
+
+
+def settled(conn: Followed) -> int | None:
+    """What :func:`adopt` gives, of a connection that was adopted; None where it is not known."""
+    status = conn._seen_status
+    return None if status is None else (status & _SETTLED) | conn._seen_touched
 
 
 def put_back(conn: Followed, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
@@ -351,6 +399,14 @@ def commits_itself(conn: Followed) -> bool | None:
     """
     status = status_of(conn)
     return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
+
+
+def tell_wanted(conn: Followed, ledger: Any) -> None:
+    """Report what goes out before the next command, and begins a transaction: else bytes were sent
+    of which nobody heard.
+    """
+    if conn._seen_wants is not None:
+        ledger.statement(conn._seen_wants, commits_itself(conn), conn_id=id(conn))
 
 
 def tell(conn: Followed, ledger: Any, command: int, sql: Any) -> int | None:

@@ -4,12 +4,16 @@ that can report."""
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from unbroken.drivers import _mysql
+from unbroken.drivers._mysql_exchange import LONGEST_TEXT, TEXTS
 from unbroken.drivers._shared import (
+    AUTOCOMMIT_OFF,
+    AUTOCOMMIT_ON,
     is_commit,
     is_rollback,
 )
@@ -37,9 +41,6 @@ _STAYS = re.compile(
 )
 
 
-_SETS_CHAIN = re.compile(rb"(?!\s*SELECT\b).*completion_type", re.IGNORECASE | re.DOTALL)
-
-
 _TOUCHES_MODE = re.compile(rb"autocommit|completion_type", re.IGNORECASE)
 
 
@@ -61,6 +62,25 @@ def _is_alone(sql: bytes) -> bool:
     return b";" not in sql.rstrip(b"; \n\t\r")
 
 
+def _may_follow(sql: bytes) -> bool:
+    """Whether *sql* may be sent before the answer to the last statement was read.
+
+    MariaDB's library allows the server to ask for a file while it waits for the answer to LOAD
+    DATA, and forgets that when it reads any answer.
+    """
+    return sql[:4].lower() != b"load"
+
+
+def pipelines() -> bool:
+    """Whether the C library lets a statement be sent before the answer to the last one was read.
+
+    MariaDB's does. MySQL's takes the answers for out of order.
+    """
+    from MySQLdb import _mysql as library
+
+    return str(library.get_client_info()).startswith("3.")
+
+
 #: What ``_seen_busy`` is in the middle of a COMMIT or ROLLBACK. It counts as true.
 IN_CALL = "in a call"
 
@@ -73,6 +93,8 @@ def deduced(base: Any) -> Any:
     if getattr(base, "_deduces", False):
         return base
 
+    behind = pipelines()
+
     class Connection(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
@@ -80,22 +102,36 @@ def deduced(base: Any) -> Any:
 
         def query(self, query: Any) -> None:
             state = self.__dict__
-            self._seen_refuse()
             sql = (
                 query.encode("utf-8", "surrogateescape") if isinstance(query, str) else bytes(query)
             )
-            if _SETS_CHAIN.match(sql):
+            if state.get("_seen_wants") is not None:
+                self._seen_begin(sql)
+            flies = behind and state.get("_seen_flies") and _may_follow(sql)
+            if state.get("_seen_due") and not flies:
+                self._seen_take()
+            self._seen_refuse()
+            if _mysql.changes_ends(sql):
                 state["_seen_chains"] = True
+            _note(state, sql)
             before = state.get("_seen_open")
             closed = before is False and self.get_autocommit() and _still_closed(sql)
-            state["_seen_open"], state["_seen_busy"] = None, True
+            due = state.get("_seen_due")
+            state["_seen_open"], state["_seen_busy"] = None, IN_CALL if due else True
             try:
-                super().query(query)
+                if due:
+                    super().send_query(sql)
+                    self._seen_hear()
+                    super().read_query_result()
+                else:
+                    super().query(query)
             except self.Error as error:
                 if _mysql.is_answer(error):
                     state["_seen_busy"] = False
                 raise
-            state["_seen_open"] = False if closed else _is_open_after(sql, before)
+            after = state["_seen_open"] = False if closed else _is_open_after(sql, before)
+            if after is False:
+                state["_seen_texts"].clear()
             state["_seen_busy"] = self.field_count() > 0
 
         def store_result(self) -> Any:
@@ -105,7 +141,8 @@ def deduced(base: Any) -> Any:
                 if _mysql.is_answer(error):
                     self.__dict__["_seen_busy"] = False
                 raise
-            self.__dict__["_seen_busy"] = False
+            if self.__dict__.get("_seen_busy") is not IN_CALL:  # which was broken off
+                self.__dict__["_seen_busy"] = False
             return result
 
         def commit(self) -> None:
@@ -115,6 +152,10 @@ def deduced(base: Any) -> Any:
             self._finish(super().rollback)
 
         def autocommit(self, on: Any) -> None:
+            if self.get_autocommit() == bool(on):
+                return
+            self._seen_settle()
+            _note(self.__dict__, None)
             super().autocommit(on)
             if self.__dict__.get("_seen_open"):  # switching it on commits
                 self.__dict__["_seen_open"] = None
@@ -141,16 +182,21 @@ def deduced(base: Any) -> Any:
             return out
 
         def select_db(self, db: Any) -> None:
+            self._seen_settle()
             self._seen_refuse()
             _mysql.note_move(self, _mysql.MOVED)
             super().select_db(db)
 
         def ping(self, *args: Any) -> Any:
+            self._seen_settle()
             self._seen_refuse()
+            if args and args[0]:  # from now on the library may reconnect unseen
+                _mysql.note_move(self, _mysql.ANOTHER_USER)
             return super().ping(*args)
 
         def _finish(self, send: Callable[[], None]) -> None:
             state = self.__dict__
+            self._seen_settle()
             self._seen_refuse()
             state["_seen_open"], state["_seen_busy"] = None, IN_CALL
             try:
@@ -159,8 +205,83 @@ def deduced(base: Any) -> Any:
                 if _mysql.is_answer(error):
                     state["_seen_busy"] = False
                 raise
+            if "_seen_texts" in state:
+                state["_seen_texts"].clear()
             state["_seen_open"] = False
             state["_seen_busy"] = False
+
+        def get_autocommit(self) -> bool:
+            state = self.__dict__
+            if state.get("_seen_wants") == AUTOCOMMIT_OFF:
+                return False
+            if state.get("_seen_due"):  # the library has not read it yet
+                return bool(state["_seen_mode"])
+            return bool(super().get_autocommit())
+
+        def _seen_want(self, sql: str | None, follows: Callable[[Any], bool]) -> None:
+            """*sql* goes out before the next command; a query that *follows* says may be sent
+            behind it without waiting. None: nothing goes out.
+            """
+            self.__dict__["_seen_follows"] = follows
+            self.__dict__["_seen_wants"] = sql
+
+        def _seen_begin(self, sql: bytes | None) -> None:
+            """Send what is to go out before *sql*. Where that would do harm without it, wait."""
+            state = self.__dict__
+            flies = behind and state.get("_seen_flies") and sql is not None
+            waits = not (flies and state["_seen_follows"](sql))
+            self._seen_leave(state["_seen_wants"])
+            if waits:
+                self._seen_take()
+            # not before: what was broken off on its way is sent once more, which changes nothing
+            state["_seen_wants"] = None
+
+        def _seen_leave(self, sql: str) -> None:
+            """Send *sql*: COMMIT, ROLLBACK, BEGIN or what sets autocommit. Its answer is read
+            before that of the next statement.
+            """
+            state = self.__dict__
+            if state.get("_seen_due") and not (behind and state.get("_seen_flies")):
+                self._seen_take()
+            self._seen_refuse()
+            mode = self.get_autocommit()
+            state["_seen_open"], state["_seen_busy"] = None, IN_CALL
+            super().send_query(sql.encode())
+            state["_seen_mode"] = sql == AUTOCOMMIT_ON or (mode and sql != AUTOCOMMIT_OFF)
+            state["_seen_due"] = state.get("_seen_due", 0) + 1
+            texts_of(self).clear()
+            state["_seen_busy"] = False
+            state["_seen_open"] = sql == "BEGIN"  # last: it says that all is well
+
+        def _seen_settle(self) -> None:
+            """Send what was to go out before; read those answers, if any are due."""
+            if self.__dict__.get("_seen_wants") is not None:
+                self._seen_begin(None)
+            if self.__dict__.get("_seen_due"):
+                self._seen_take()
+
+        def _seen_take(self) -> None:
+            """Read those answers."""
+            state = self.__dict__
+            self._seen_refuse()  # it was broken off before
+            after = state.get("_seen_open")
+            state["_seen_open"], state["_seen_busy"] = None, IN_CALL
+            self._seen_hear()
+            state["_seen_busy"] = False
+            state["_seen_open"] = after
+
+        def _seen_hear(self) -> None:
+            """Read those answers, whatever was sent behind them. An error in the place of one is
+            none of what was.
+            """
+            try:
+                for _ in range(self.__dict__["_seen_due"]):
+                    super().read_query_result()
+                    if self.field_count():  # rows are no answer to that
+                        raise self.OperationalError(2014, _mysql.OUT_OF_STEP)
+            except self.Error as error:
+                raise self.OperationalError(2014, _mysql.OUT_OF_STEP) from error
+            self.__dict__["_seen_due"] = 0
 
         def _seen_refuse(self) -> None:
             """Send nothing after an exchange that is not known to have ended."""
@@ -169,8 +290,23 @@ def deduced(base: Any) -> Any:
 
     for name in ("send_query", "change_user", "set_server_option", "kill"):
         _forgets(Connection, base, name)
+    for name in ("set_character_set", "stat", "shutdown", "dump_debug_info"):
+        _settles(Connection, base, name)
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
+
+
+def texts_of(conn: Any) -> deque[bytes | None]:
+    """What was sent on *conn* since no transaction was open for certain; None stands for what is
+    not known.
+    """
+    texts: deque[bytes | None] = conn.__dict__.setdefault("_seen_texts", deque([None], TEXTS))
+    return texts
+
+
+def _note(state: dict[str, Any], sql: bytes | None) -> None:
+    texts = state.setdefault("_seen_texts", deque([None], TEXTS))
+    texts.append(None if sql is None or len(sql) > LONGEST_TEXT else sql)
 
 
 def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
@@ -180,11 +316,27 @@ def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
         return
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._seen_settle()
+        _note(self.__dict__, None)
         self.__dict__["_seen_open"] = None
         if name == "change_user":
             _mysql.note_move(self, _mysql.ANOTHER_USER)
         if name == "send_query":
             self.__dict__["_seen_busy"] = True  # its answer is read by calls that nobody follows
+        return plain(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, plain.__doc__
+    setattr(cls, name, method)
+
+
+def _settles(cls: type[Any], base: type[Any], name: str) -> None:
+    """Before *name*, an answer that is due is read."""
+    plain = getattr(base, name, None)
+    if plain is None:
+        return
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._seen_settle()
         return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__
@@ -263,7 +415,7 @@ def watched(base: Any) -> Any:
 
 def _commits_itself(conn: Any) -> bool | None:
     """Whether a statement sent now is committed by itself."""
-    if not conn.get_autocommit():
+    if conn.__dict__.get("_seen_wants") is not None or not conn.get_autocommit():
         return False
     seen: bool | None = conn.__dict__.get("_seen_open")
     return None if seen is None else not seen

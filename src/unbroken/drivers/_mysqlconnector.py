@@ -9,25 +9,24 @@ after its rows. After an error that status is from before.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from unbroken.drivers import _mysql
+from unbroken.drivers import _mysqlconnector_due as due
 from unbroken.drivers._mysql_reset import COM_RESET_CONNECTION
 from unbroken.drivers._mysqlconnector_exchange import (
     ERR,
     INIT_DB,
+    PREPARE,
+    QUERY,
     UNANSWERED,
-    answered,
-    doubt_others,
     is_answer,
     is_quiet,
+    is_there,
     refuse_if_busy,
     rest_answered,
-    sent,
-    sent_async,
     status_of,
-    tell,
 )
 
 
@@ -52,6 +51,9 @@ def _seen(base: Any) -> Any:
         _seen_inside = False  #: in the middle of a result, where an EOF packet ends nothing
         _seen_closed = False  #: the application closed it
         _seen_moved = 0  #: to another database, or user
+        _seen_asks_locally = False  #: whether ``is_connected()`` may not ask the server
+        _seen_due: int | None = None  #: the status that an answer which is read later will tell
+        _seen_flies = False
         _have_next_result: bool
 
         def _handle_server_status(self, flags: int) -> None:
@@ -84,7 +86,7 @@ def _seen(base: Any) -> Any:
             if command == INIT_DB:
                 _mysql.note_move(self, _mysql.MOVED)
             if command not in UNANSWERED:
-                self._seen_inside = False
+                self._seen_inside = command == PREPARE  # whose parameters end with one
                 self._seen_status, self._seen_busy = None, True
 
         def _seen_first(self, packet: Any) -> None:
@@ -123,26 +125,46 @@ def exact(base: Any) -> Any:
         __module__ = base.__module__
 
         def _send_cmd(self, command: int, *args: Any, **kwargs: Any) -> Any:
+            follows = due.may_follow(self, command, args, kwargs)
+            if not follows:
+                due.take(self)
             refuse_if_busy(self)
             self.handle_unread_result()
             self._seen_drain_results()
+            due.note(self, command, args)
             self._seen_sends(command)
-            packet = super()._send_cmd(command, *args, **kwargs)
+            send = partial(super()._send_cmd, command, *args)
+            packet = due.behind(self, send, kwargs) if follows else send(**kwargs)
             self._seen_first(packet)
             return packet
+
+        def _seen_leave(self, sql: str) -> None:
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
+            statement.
+            """
+            due.take(self)
+            text, after = due.to_leave(self, sql)
+            self._seen_sends(QUERY)
+            super()._send_cmd(QUERY, text, expect_response=False)
+            due.left(self, after)
 
         def _seen_drain_results(self) -> None:
             while self._have_next_result:
                 self._seen_leftover()
                 self._handle_result(self._socket.recv(self._read_timeout))
                 if self.unread_result:
-                    self.get_rows()
+                    self.get_rows(raw=True)
+
+        def handle_unread_result(self) -> None:
+            if self.unread_result:
+                refuse_if_busy(self)
+            super().handle_unread_result()
 
         def _seen_drain(self) -> None:
             """Read the rest of what the application left half-read."""
             refuse_if_busy(self)
             if self.unread_result:
-                self.get_rows()
+                self.get_rows(raw=True)
             self._seen_drain_results()
 
         def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
@@ -158,6 +180,8 @@ def exact(base: Any) -> Any:
             self._seen_first(packet)
             result = super()._handle_binary_result(packet, *args, **kwargs)
             self._seen_inside = False
+            if isinstance(result, tuple):  # columns; its rows are to come, as the cursor notes next
+                self.unread_result = True
             self._seen_busy = False
             return result
 
@@ -195,7 +219,6 @@ def exact(base: Any) -> Any:
 
         def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
             status = status_of(self)
-            self._seen_inside = True
             result = super().cmd_stmt_prepare(*args, **kwargs)
             self._seen_prepared(status)
             return result
@@ -211,6 +234,7 @@ def exact(base: Any) -> Any:
 
         def _seen_whole(self, send: Callable[[], Any]) -> Any:
             """A command that goes past ``_send_cmd``."""
+            due.take(self)
             refuse_if_busy(self)
             self.handle_unread_result()
             status = self.__dict__.get("_seen_status")
@@ -233,10 +257,27 @@ def exact(base: Any) -> Any:
         disconnect = close
 
         def _open_connection(self) -> None:
+            due.forget(self)
             self._seen_closed = self._seen_busy = False
             super()._open_connection()
+            due.send_at_once(self)
 
-    return _named(Connection, base)
+        def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            """The connector's own pings the server for each cursor. The statement that follows
+            finds out as well.
+            """
+            self._seen_asks_locally = True
+            try:
+                return super().cursor(*args, **kwargs)
+            finally:
+                self._seen_asks_locally = False
+
+        def is_connected(self) -> bool:
+            if self._seen_asks_locally:
+                return is_there(self)
+            return bool(super().is_connected())
+
+    return named(Connection, base)
 
 
 @cache
@@ -250,26 +291,48 @@ def exact_async(base: Any) -> Any:
         __module__ = base.__module__
 
         async def _send_cmd(self, command: int, *args: Any, **kwargs: Any) -> Any:
+            follows = due.may_follow(self, command, args, kwargs)
+            if not follows:
+                await due.take_async(self)
             refuse_if_busy(self)
             await self.handle_unread_result()
             await self._seen_drain_results()
+            due.note(self, command, args)
             self._seen_sends(command)
-            packet = await super()._send_cmd(command, *args, **kwargs)
+            send = partial(super()._send_cmd, command, *args)
+            packet = await (due.behind_async(self, send, kwargs) if follows else send(**kwargs))
             self._seen_first(packet)
             return packet
+
+        async def _seen_leave(self, sql: str) -> None:
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
+            statement.
+            """
+            await due.take_async(self)
+            text, after = due.to_leave(self, sql)
+            self._seen_sends(QUERY)
+            await super()._send_cmd(QUERY, text, expect_response=False)
+            if self._socket._writer.transport.is_closing():
+                return  # it could not be sent
+            due.left(self, after)
 
         async def _seen_drain_results(self) -> None:
             while self._have_next_result:
                 self._seen_leftover()
                 await self._handle_result(await self._socket.read(self._read_timeout))
                 if self.unread_result:
-                    await self.get_rows()
+                    await self.get_rows(raw=True)
+
+        async def handle_unread_result(self) -> None:
+            if self.unread_result:
+                refuse_if_busy(self)
+            await super().handle_unread_result()
 
         async def _seen_drain(self) -> None:
             """Read the rest of what the application left half-read."""
             refuse_if_busy(self)
             if self.unread_result:
-                await self.get_rows()
+                await self.get_rows(raw=True)
             await self._seen_drain_results()
 
         async def _handle_result(self, packet: Any, *args: Any, **kwargs: Any) -> Any:
@@ -285,6 +348,8 @@ def exact_async(base: Any) -> Any:
             self._seen_first(packet)
             result = await super()._handle_binary_result(packet, *args, **kwargs)
             self._seen_inside = False
+            if isinstance(result, tuple):  # columns; its rows are to come, as the cursor notes next
+                self.unread_result = True
             self._seen_busy = False
             return result
 
@@ -322,7 +387,6 @@ def exact_async(base: Any) -> Any:
 
         async def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
             status = status_of(self)
-            self._seen_inside = True
             result = await super().cmd_stmt_prepare(*args, **kwargs)
             self._seen_prepared(status)
             return result
@@ -338,6 +402,7 @@ def exact_async(base: Any) -> Any:
 
         async def _seen_whole(self, send: Callable[[], Awaitable[Any]]) -> Any:
             """A command that goes past ``_send_cmd``."""
+            await due.take_async(self)
             refuse_if_busy(self)
             await self.handle_unread_result()
             status = self.__dict__.get("_seen_status")
@@ -359,10 +424,11 @@ def exact_async(base: Any) -> Any:
         disconnect = close
 
         async def connect(self) -> None:
+            due.forget(self)
             self._seen_closed = self._seen_busy = False
             await super().connect()
 
-    return _named(Connection, base)
+    return named(Connection, base)
 
 
 def reset(conn: Any) -> None:
@@ -375,63 +441,6 @@ async def reset_async(conn: Any) -> None:
     conn._handle_ok(await conn._send_cmd(COM_RESET_CONNECTION))
 
 
-# -- watching --------------------------------------------------------------------------------------
-
-
-@cache
-def watched(base: Any) -> Any:
-    """*base* (of :func:`exact`) that tells the ledger of everything it sends.
-
-    ``unwatched`` is the class to go back to.
-    """
-    if hasattr(base, "unwatched"):
-        return base
-
-    class Watched(base):  # type: ignore[misc] # the base is only known here
-        __module__ = base.__module__
-        unwatched = base
-
-        def _seen_sends(self, command: int) -> None:
-            doubt_others(self, command)
-            super()._seen_sends(command)
-
-        def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return sent(self, query, lambda: super(Watched, self).cmd_query(query, *args, **kwargs))
-
-        def cmd_query_iter(self, statements: Any, **kwargs: Any) -> Iterator[Any]:
-            pending = tell(self, statements)
-            yield from super().cmd_query_iter(statements, **kwargs)
-            answered(self, pending, None)
-
-    return _named(Watched, base)
-
-
-@cache
-def watched_async(base: Any) -> Any:
-    """As :func:`watched`, for asyncio."""
-    if hasattr(base, "unwatched"):
-        return base
-
-    class Watched(base):  # type: ignore[misc] # the base is only known here
-        __module__ = base.__module__
-        unwatched = base
-
-        def _seen_sends(self, command: int) -> None:
-            doubt_others(self, command)
-            super()._seen_sends(command)
-
-        async def cmd_query(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            return await sent_async(self, query, super().cmd_query(query, *args, **kwargs))
-
-        async def cmd_query_iter(self, statements: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            pending = tell(self, statements)
-            async for result in super().cmd_query_iter(statements, **kwargs):
-                yield result
-            answered(self, pending, None)
-
-    return _named(Watched, base)
-
-
-def _named(cls: Any, base: Any) -> Any:
+def named(cls: Any, base: Any) -> Any:
     cls.__name__ = cls.__qualname__ = base.__name__
     return cls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from unbroken.backends.system import os_fault
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers import _mysqlconnector_exchange as exchange
 from unbroken.drivers._login import Logins
+from unbroken.drivers._mysql_ahead import Ahead
+from unbroken.drivers._mysqlconnector_due import texts_of
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import (
     boolean,
@@ -88,7 +90,12 @@ def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
             ("_socket", "_read_timeout", "_write_timeout"),
         ),
         Seam(owner, "_handle_server_status", ("self", "flags"), ("_have_next_result",)),
-        Seam(owner, "_handle_ok", ("self", "packet"), ("_handle_server_status",)),
+        Seam(
+            owner,
+            "_handle_ok",
+            ("self", "packet"),
+            ("_handle_server_status", "_protocol", "parse_ok"),
+        ),
         Seam(owner, "_handle_eof", ("self", "packet"), ("_handle_server_status",)),
         Seam(
             owner,
@@ -114,7 +121,7 @@ def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
             owner,
             "cmd_query_iter",
             ("self", "statements", ...),
-            ("_send_cmd", "_handle_result", "_have_next_result"),
+            ("_send_cmd", "_handle_result", "_have_next_result", "_client_flags"),
         ),
         Seam(owner, "cmd_query_iter", None, ("_socket", receives)),
         Seam(owner, "cmd_stmt_fetch", None, ("_send_cmd", "unread_result")),
@@ -148,6 +155,8 @@ _PURE_SEAMS = (
         ("_socket", "sock", "close_connection", "open_connection"),
     ),
     Seam(_CONNECTOR, "close", ("self",), ("_socket", "_handshake", "close_connection")),
+    Seam(_CONNECTOR, "cursor", None, ("is_connected",)),
+    Seam(_CONNECTOR, "is_connected", ("self",), ("cmd_ping",)),
     Seam(
         "mysql.connector.abstracts:MySQLConnectionAbstract", "connect", None, ("_open_connection",)
     ),
@@ -191,7 +200,7 @@ NO_C = (
 )
 
 
-class Base(Logins):
+class Base(Ahead, Logins):
     """What the blocking and the asyncio driver have in common."""
 
     name = "mysqlconnector"
@@ -258,6 +267,14 @@ class Base(Logins):
     def is_quiet(self, conn: Connection) -> bool:
         """Whether the last command was answered in full."""
         return self.fileno(conn) is not None and exchange.is_quiet(conn)
+
+    def texts(self, conn: Connection) -> Sequence[bytes | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return texts_of(conn)
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether the answer to a COMMIT or ROLLBACK was not read yet."""
+        return conn._seen_due is not None and self.fileno(conn) is not None
 
     def is_streaming(self, conn: Connection) -> bool:
         """Whether all that is unread are rows or results that the application left."""

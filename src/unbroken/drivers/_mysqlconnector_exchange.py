@@ -8,19 +8,17 @@ from typing import Any, Protocol
 from unbroken.drivers import _mysql
 from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import scope
+from unbroken.net.liveness import Liveness, look
 
 # Commands of the protocol (MySQL manual, "Command Phase"). These neither change data nor a
 # transaction:
-INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET = 2, 14, 22, 24, 25, 26
+INIT_DB, QUERY, PING, PREPARE, _LONG_DATA, CLOSE, _RESET = 2, 3, 14, 22, 24, 25, 26
 
 
-_HARMLESS = {INIT_DB, _PING, _PREPARE, _LONG_DATA, _CLOSE, _RESET}
+_HARMLESS = {INIT_DB, PING, PREPARE, _LONG_DATA, CLOSE, _RESET}
 
 
-UNANSWERED = {_LONG_DATA, _CLOSE}
-
-
-_QUERY = 3
+UNANSWERED = {_LONG_DATA, CLOSE}
 
 
 ERR = 0xFF
@@ -39,6 +37,16 @@ def is_quiet(conn: Followed) -> bool:
     return not (
         conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result
     )
+
+
+def is_there(conn: Followed) -> bool:
+    """Whether a command can be sent, and the kernel knows of no end of the connection. Asks the
+    server nothing. Of the pure Python form.
+    """
+    sock = conn._socket.sock if conn._socket is not None else None
+    if sock is None or conn.__dict__.get("_seen_busy", True):
+        return False
+    return look(sock.fileno()) is not Liveness.DEAD
 
 
 def is_half_read(conn: Followed) -> bool:
@@ -83,13 +91,21 @@ def refuse_if_busy(conn: Followed) -> None:
     end.
     """
     if conn.__dict__.get("_seen_busy", False):
-        from mysql.connector.errors import OperationalError
+        raise out_of_step()
 
-        raise OperationalError(errno=2014, msg=_OUT_OF_STEP)
+
+def out_of_step() -> BaseException:
+    """What is raised instead of sending a command on a connection that is out of step: a lost
+    connection.
+    """
+    from mysql.connector.errors import OperationalError
+
+    error: BaseException = OperationalError(errno=2014, msg=_OUT_OF_STEP)
+    return error
 
 
 def doubt_others(conn: Followed, command: int) -> None:
-    if command == _QUERY:
+    if command == QUERY:
         return  # queries are told with their text
     ledger = scope.current(id(conn))
     if ledger is not None and command in _HARMLESS:

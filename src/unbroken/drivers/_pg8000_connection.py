@@ -10,10 +10,8 @@ from functools import cache
 from typing import Any
 
 from unbroken.backends.pgbouncer import never_executed
+from unbroken.drivers import _pg8000_trips as trips
 from unbroken.drivers import _postgresql
-from unbroken.drivers._shared import (
-    lost,
-)
 from unbroken.ledger import scope, unit
 
 
@@ -31,14 +29,14 @@ def plain(conn: Any) -> Any:
     return getattr(type(conn), "unwatched", type(conn))
 
 
-#: The ways to send, and after how many answers an error of the server's leaves the protocol in
-#: step.
-_WAYS = {
-    "execute_simple": (1,),
-    "execute_unnamed": (1, 3),
-    "execute_named": (1,),
-    "prepare_statement": (1,),
-    "close_prepared_statement": (1,),
+#: The ways to send: after how many answers an error of the server's leaves the protocol in step,
+#: and which of their arguments is the text of what is executed.
+_WAYS: dict[str, tuple[tuple[int, ...], int | None]] = {
+    "execute_simple": ((1,), 0),
+    "execute_unnamed": ((1, 3), 0),
+    "execute_named": ((1,), 4),
+    "prepare_statement": ((1,), None),
+    "close_prepared_statement": ((1,), None),
 }
 
 
@@ -58,6 +56,13 @@ def exact(base: Any) -> Any:
         _seen_sent = _seen_answered = 0
         _seen_closed = False
         _seen_shared = False  #: whether a pooler may change the session after each transaction
+        _seen_alone = False  #: whether it is certain that none does
+        #: how the server answers the pool's own COMMIT or ROLLBACK; None: no answer is due
+        _seen_due: bytes | None = None
+        _seen_asks = True  #: whether the server tells the isolation level
+        _seen_untold: Exception | None = None  #: its error, where it did not
+        _seen_ahead = False  #: whether a statement may be sent before that answer was read
+        _seen_encoding: str | None = None  #: of texts, before the transaction began
 
         def _seen_new(self) -> None:
             #: Statements sent, and statements answered. Equal: nothing is under way, nothing is
@@ -69,9 +74,13 @@ def exact(base: Any) -> Any:
             self._seen_registered: list[tuple[Any, Any, Any]] = []  # what to undo
             if self._transaction_status is None:  # pg8000 forgets what the login ended with
                 self._transaction_status = b"I"
+            #: the last statements that were sent since no transaction was open
+            self._seen_texts = trips.new_texts(self)
+            self._seen_due = self._unbroken_level = None
 
         def handle_messages(self, context: Any) -> None:
             self._seen_error = None
+            trips.read_due(self)
             try:
                 super().handle_messages(context)
             except Exception as broken:
@@ -81,6 +90,10 @@ def exact(base: Any) -> Any:
             finally:
                 self._seen_answers += 1
                 self._seen_error = context.error
+
+        def _seen_fly(self, statement: Any, vals: Any, oids: Any) -> Any:
+            """Send BEGIN and *statement* together."""
+            return trips.fly(self, statement, vals, oids)
 
         def close(self) -> None:
             in_step = self._usock is not None and self._seen_sent == self._seen_answered
@@ -95,22 +108,27 @@ def exact(base: Any) -> Any:
             _register(self, self.pg_types, oid)
             super().register_in_adapter(oid, in_func)
 
-    for name, in_step in _WAYS.items():
-        _followed(Connection, base, name, in_step)
-    _in_one_session(Connection)
+    for name, (in_step, text) in _WAYS.items():
+        _followed(Connection, base, name, in_step, text)
+    _in_one_request(Connection)
     if hasattr(base, "rollback"):
         _refusing(Connection, base, "rollback")
+    if hasattr(base, "cursor"):
+        _lending_cursors(Connection, base)
     Connection.__name__ = Connection.__qualname__ = base.__name__
     return Connection
 
 
-def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
+def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...], text: int | None) -> None:
     send = getattr(base, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._seen_sent != self._seen_answered:
             # pg8000 would take the answer that is still to come for this one's
-            raise lost(_error()(OUT_OF_STEP))
+            raise trips.out_of_step()
+        trips.take_first(self)
+        if text is not None:
+            trips.note(self, args[text] if text < len(args) else None)
         self._seen_sent += 1
         self._seen_answers = 0
         try:
@@ -126,24 +144,23 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...]) -> None:
     setattr(cls, name, method)
 
 
-def _in_one_session(cls: Any) -> None:
-    """Parse, describe and execute are three requests, each answered in full. Outside a transaction
-    a pooler may lead them to three sessions, and one of those may know somebody else's statement.
+def _in_one_request(cls: Any) -> None:
+    """pg8000 parses, describes and executes in three requests, each answered in full. Here they are
+    one; three, as ever, where a COPY reads or writes a stream. Outside a transaction a pooler may
+    lead the three to three sessions, and one of those may know somebody else's statement.
     """
-    send = cls.execute_unnamed
+    in_three = cls.execute_unnamed
 
     def execute_unnamed(
         self: Any, statement: Any, vals: Any = (), oids: Any = (), stream: Any = None
     ) -> Any:
+        if stream is None:
+            return trips.exchange(self, statement, vals, oids)
         if not self._seen_shared or self._transaction_status != b"I":
-            return send(self, statement, vals, oids, stream)
-        if not vals and stream is None:
-            return cls.execute_simple(
-                self, statement
-            )  # one request; it may not be in a transaction
+            return in_three(self, statement, vals, oids, stream)
         cls.execute_simple(self, "BEGIN")
         try:
-            context = send(self, statement, vals, oids, stream)
+            context = in_three(self, statement, vals, oids, stream)
         except Exception:
             if self._usock is not None and self._seen_sent == self._seen_answered:
                 cls.execute_simple(self, "ROLLBACK")
@@ -151,8 +168,21 @@ def _in_one_session(cls: Any) -> None:
         cls.execute_simple(self, "COMMIT")
         return context
 
-    execute_unnamed.__doc__ = send.__doc__
+    execute_unnamed.__doc__ = in_three.__doc__
     cls.execute_unnamed = execute_unnamed
+
+
+def _lending_cursors(cls: Any, base: Any) -> None:
+    plain = base.cursor
+
+    def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = plain(self, *args, **kwargs)
+        kind: Any = type(made)
+        made.__class__ = trips.flying(kind)
+        return made
+
+    cursor.__doc__ = plain.__doc__
+    cls.cursor = cursor
 
 
 def _refusing(cls: Any, base: Any, name: str) -> None:
@@ -163,7 +193,7 @@ def _refusing(cls: Any, base: Any, name: str) -> None:
 
     def method(self: Any) -> None:
         if self._seen_sent != self._seen_answered:
-            raise lost(_error()(OUT_OF_STEP))
+            raise trips.out_of_step()
         plain(self)
 
     method.__name__, method.__doc__ = name, plain.__doc__
@@ -175,18 +205,6 @@ MISSING = object()
 
 def _register(conn: Any, types: Any, key: Any) -> None:
     conn._seen_registered.append((types, key, types.get(key, MISSING)))
-
-
-@cache
-def _error() -> Any:
-    from pg8000.exceptions import InterfaceError
-
-    return InterfaceError
-
-
-OUT_OF_STEP = (
-    "connection is closed, or out of step: an answer of the server was not read to its end"
-)
 
 
 def watched(base: Any) -> Any:
@@ -224,19 +242,28 @@ def _watched(base: Any) -> Any:
                 ),
             )
 
+        def _seen_fly(self, statement: Any, *args: Any) -> Any:
+            return _sent(
+                self,
+                statement,
+                lambda: super(Watched, self)._seen_fly(statement, *args),
+                begins=True,
+            )
+
     Watched.__name__ = Watched.__qualname__ = base.__name__
     return Watched
 
 
-def _sent(conn: Any, statement: Any, send: Callable[[], Any]) -> Any:
+def _sent(conn: Any, statement: Any, send: Callable[[], Any], *, begins: bool = False) -> Any:
     ledger = scope.current(id(conn))
     if ledger is None or conn._usock is None or conn._seen_sent != conn._seen_answered:
         # then nothing is sent
         return send()
-    failed = conn._transaction_status == b"E"
-    ends = _postgresql.about_to_send(
-        ledger, id(conn), str(statement), conn._transaction_status == b"I"
-    )
+    failed, commits_itself = conn._transaction_status == b"E", conn._transaction_status == b"I"
+    if begins:
+        ledger.statement(trips.BEGIN, commits_itself, conn_id=id(conn))
+        commits_itself = False
+    ends = _postgresql.about_to_send(ledger, id(conn), str(statement), commits_itself)
     try:
         result = send()
     except Exception as error:

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from unbroken.abc import Target
@@ -40,6 +41,7 @@ def connected(
         sock = socket.create_connection((host, target.port or 5432), timeout)
     try:
         sock.settimeout(timeout)
+        send_at_once(sock)
         if path is not None:
             sock.connect(path)
         elif options.get("tcp_keepalive", True):
@@ -49,6 +51,15 @@ def connected(
     except BaseException:
         sock.close()
         raise
+
+
+def send_at_once(sock: Any) -> None:
+    """Have what is written to *sock* leave before what was written before it is acknowledged.
+
+    pg8000 leaves that as the system has it. A statement behind a ROLLBACK would wait.
+    """
+    with suppress(OSError, AttributeError):  # a unix socket; something of the application's own
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _with_tls(

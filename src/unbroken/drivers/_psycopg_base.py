@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,10 +14,12 @@ from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Logi
 from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import os_fault
 from unbroken.drivers import _postgresql
+from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Base as _Inherited
 from unbroken.drivers._psycopg_lock import TaskLock, ThreadLock
+from unbroken.drivers._psycopg_seams import SEAMS
+from unbroken.drivers._psycopg_texts import new_texts, texts
 from unbroken.drivers._psycopg_traits import (
-    OUT_OF_STEP,
     Traits,
     is_as_opened,
     keep_adapters,
@@ -26,75 +28,17 @@ from unbroken.drivers._psycopg_traits import (
     traits_of,
 )
 from unbroken.drivers._psycopg_watch import real_pgconn, watched
-from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import (
     class_of,
     coerce,
     from_connect,
     is_lost,
-    lost,
     optional_boolean,
     whole,
     without_target,
 )
 from unbroken.errors import ConfigurationError
 from unbroken.messages.configuration import BAD_OPTION
-
-_CONNECTION, _CURSOR, _BASE = (
-    "psycopg:Connection",
-    "psycopg:Cursor",
-    "psycopg._connection_base:BaseConnection",
-)
-
-
-_SEAMS = (
-    Seam(_CONNECTION, "_start_query", ("self",), ("_autocommit", "_exec_command")),
-    Seam(_CONNECTION, "_exec_command", ("self", "command", "result_format")),
-    Seam(_CONNECTION, "_commit_gen", ("self",), ("_exec_command",)),
-    Seam(_CONNECTION, "_rollback_gen", ("self",), ("_exec_command",)),
-    Seam(_CURSOR, "_start_query", ("self", "query"), ("_start_query",)),
-    Seam(_CURSOR, "_execute_gen", ("self", "query", "params", ...), ("_start_query",)),
-    Seam(
-        _CURSOR,
-        "_executemany_gen_no_pipeline",
-        ("self", "query", "params_seq", "returning"),
-        ("_start_query",),
-    ),
-    Seam(
-        _CURSOR,
-        "_executemany_gen_pipeline",
-        ("self", "query", "params_seq", "returning"),
-        ("_start_query",),
-    ),
-    Seam(_CURSOR, "_stream_send_gen", ("self", "query", "params", ...), ("_start_query",)),
-    Seam(_CURSOR, "_start_copy_gen", ("self", "statement", "params"), ("_start_query",)),
-    Seam("psycopg:ServerCursor", "_declare_gen", ("self", "query", ...), ("_start_query",)),
-    Seam("psycopg:ServerCursor", "_fetch_gen", ("self", "num"), ("_exec_command",)),
-    Seam("psycopg:Transaction", "_enter_gen", ("self",), ("_exec_command",)),
-    Seam("psycopg:Transaction", "_commit_gen", ("self",), ("_exec_command",)),
-    Seam("psycopg:Transaction", "_rollback_gen", ("self", "exc_val"), ("_exec_command",)),
-    Seam("psycopg:Connection", "_connect_gen", ("conninfo", ...)),
-    Seam(_CONNECTION, "_commit_gen", None, ("_num_transactions", "_tpc", "_pipeline")),
-    Seam(_CONNECTION, "_get_tx_start_command", None, ("_begin_statement",)),
-    Seam(
-        _BASE,
-        "__init__",
-        None,
-        ("pgconn", "_adapters", "_prepared", "_closed", "_notice_handlers", "_notify_handlers"),
-    ),
-    Seam(_BASE, "__init__", None, ("_isolation_level", "_read_only", "_deferrable", "_autocommit")),
-    Seam("psycopg:Connection", "commit", ("self",), ("lock", "_commit_gen")),
-    Seam("psycopg:AsyncConnection", "commit", ("self",), ("lock", "_commit_gen")),
-    Seam("psycopg:Cursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
-    Seam("psycopg:AsyncCursor", "execute", ("self", "query", ...), ("lock", "_execute_gen")),
-    Seam("psycopg._preparing:PrepareManager", "get", None, ("prepare_threshold",)),
-    Seam("psycopg.adapt:AdaptersMap", "register_dumper", ("self", "cls", "dumper")),
-    Seam("psycopg.adapt:AdaptersMap", "register_loader", ("self", "oid", "loader")),
-    Seam("psycopg._typeinfo:TypesRegistry", "add", ("self", "info")),
-    Seam("psycopg.generators", "execute"),
-    Seam("psycopg.waiting", "Ready"),
-)
-
 
 _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active, 4 unknown
 
@@ -124,7 +68,7 @@ class Base(_Inherited):
 
     name = "psycopg"
     capabilities = Capabilities(transaction_status=True, watchable=True)
-    seams = _SEAMS
+    seams = SEAMS
     told = staticmethod(_postgresql.told)
 
     def __init__(self, target: Target | None, connect: Callable[[], Any] | None = None) -> None:
@@ -158,7 +102,11 @@ class Base(_Inherited):
         ]
         # as is_out_of_pipelines
         inside = conn._pipeline is not None or conn.__dict__.get("_unbroken_inside")
-        if inside or pgconn.pipeline_status or conn.lock.locked():
+        if inside or conn.lock.locked():
+            return None
+        if conn.__dict__.get("_unbroken_due") is not None:
+            return False if pgconn.status == _OK else None
+        if pgconn.pipeline_status:
             return None
         status = pgconn.transaction_status  # 4 where the connection is lost
         return (
@@ -172,10 +120,11 @@ class Base(_Inherited):
         """
         # as real_pgconn; asked at the end of every use of an engine
         pgconn = conn.__dict__["pgconn"]
+        is_due = conn.__dict__.get("_unbroken_due") is not None
         return (
-            pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR)
+            (is_due or pgconn.transaction_status in (_IDLE, _IN_TRANSACTION, _IN_ERROR))
             and pgconn.status == _OK
-            and not pgconn.pipeline_status
+            and (is_due or not pgconn.pipeline_status)
             and not conn.lock.locked()
             and conn._pipeline is None
             and not conn.__dict__.get("_unbroken_inside")  # as is_out_of_pipelines
@@ -190,6 +139,7 @@ class Base(_Inherited):
 
     def share(self, conn: Connection, shared: bool) -> str | None:
         """psycopg prepares by itself what is sent for the fifth time: not on a shared session."""
+        conn.__dict__["_unbroken_alone"] = not shared and self._can_fly(conn)
         try:
             usual = self._psycopg._preparing.PrepareManager.prepare_threshold
             given = conn.__dict__.setdefault("_unbroken_threshold", conn.prepare_threshold)
@@ -214,11 +164,22 @@ class Base(_Inherited):
         except Exception:  # another make of connection
             return None
 
+    def has_traits(self, conn: Connection, traits: Any) -> bool:
+        """Whether all that is as it was when the connection was opened."""
+        try:
+            return not conn._unbroken_changed or is_as_opened(conn, traits)
+        except AttributeError:  # another make of connection
+            return bool(self.traits(conn) == traits)
+
     def is_clean(self, conn: Connection, traits: Any) -> bool:
         """libpq is idle, the lock is free and the traits are as they were."""
         try:
+            state = conn.__dict__
             return (
-                conn.pgconn.transaction_status == _IDLE
+                (
+                    state["pgconn"].transaction_status == _IDLE
+                    or (state["_unbroken_due"] is not None and state["pgconn"].status == _OK)
+                )
                 and not conn.lock.locked()
                 and (not conn._unbroken_changed or is_as_opened(conn, traits))
             )
@@ -237,6 +198,7 @@ class Base(_Inherited):
                     lambda: None if (conn := this()) is None else self.fileno(conn),
                     self._out_of_step,
                 )
+            conn.__dict__.update(_unbroken_due=None, _unbroken_texts=new_texts())
         return conn
 
     def _restore(self, conn: Connection, traits: Any) -> None:
@@ -244,7 +206,7 @@ class Base(_Inherited):
             raise self._out_of_step()
 
     def _out_of_step(self) -> BaseException:
-        return lost(self._psycopg.OperationalError(OUT_OF_STEP))
+        return trips.out_of_step()
 
     def _check_free(self, conn: Connection) -> None:
         """Raise where a statement would wait for ever, or not get its own answer."""
@@ -308,8 +270,44 @@ class Base(_Inherited):
             "connect_timeout": max(_MINIMUM, math.ceil(self._limit(timeout))),
         }
 
-    def _exchange(self, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
+    def _can_fly(self, conn: Connection) -> bool:
+        """Whether several commands can be sent on *conn* before an answer has come."""
+        return (
+            self.is_known
+            and self.blindness is None
+            and "_unbroken_texts" in conn.__dict__
+            and "replication" not in self._arguments
+            and self._psycopg.capabilities.has_pipeline()
+        )
+
+    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
+    pipelines = True
+
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:  # noqa: ARG002 - for drivers whose server goes on behind an error
+        """*sql*, BEGIN, goes out together with the next statement. None: nothing does."""
+        conn._unbroken_wants = None if sql is None else sql.encode()
+
+    def wants(self, conn: Connection) -> str | None:
+        """What goes out so."""
+        wanted: bytes | None = conn._unbroken_wants
+        return None if wanted is None else wanted.decode()
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on."""
+        return bool(conn._autocommit)
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return trips.is_due(conn)
+
+    def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return texts(conn)
+
+    def _exchange(self, conn: Connection, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
         """One simple query below psycopg, which would open a transaction; gives the last result."""
+        if trips.is_due(conn):
+            yield from trips.take(conn)
         pgconn.send_query(query)
         results = yield from self._psycopg.generators.execute(pgconn)
         if results and results[-1].status == _FATAL:

@@ -1,9 +1,10 @@
-"""How psycopg connects: within one time limit over all addresses, and without leaving a socket
-open."""
+"""How psycopg connects, within one time limit over all addresses and without leaving a socket open;
+and how an exchange below it is carried out in time."""
 
 from __future__ import annotations
 
 import math
+import selectors
 import time
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
@@ -75,3 +76,21 @@ def bounded(base: Any) -> Any:
                 inner.close()
 
     return Bounded
+
+
+def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late: Any) -> Any:
+    """Carry out *exchange* within *timeout* seconds, or raise what *late* gives."""
+    try:
+        want = exchange.send(next(exchange))  # what it waits for has come already, most often
+        until = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
+            key = selector.register(pgconn.socket, want)
+            while True:
+                if key.events != want:
+                    key = selector.modify(pgconn.socket, want)
+                ready = selector.select(max(0.0, until - time.monotonic()))
+                if not ready:
+                    raise late()
+                want = exchange.send(ready[0][1])
+    except StopIteration as done:
+        return done.value

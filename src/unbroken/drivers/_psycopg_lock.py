@@ -102,7 +102,13 @@ class ThreadLock(_Base):
         )
 
     def __enter__(self) -> bool:
-        return self.acquire()
+        # as acquire, inline: each statement comes here
+        me = threading.get_ident()
+        if not self._inner.acquire(False):
+            self._wait(me, -1)
+        self.owner = me
+        self.turns += 1
+        return True
 
     def __exit__(
         self,
@@ -110,7 +116,8 @@ class ThreadLock(_Base):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.release()
+        self.owner = None
+        self._inner.release()
 
 
 class TaskLock(_Base):

@@ -8,17 +8,23 @@ the traits compared one by one.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import cache
-from inspect import isasyncgenfunction, unwrap
+from inspect import isasyncgenfunction, iscoroutinefunction, unwrap
 from typing import Any, NamedTuple
 
+from unbroken.drivers import _psycopg_trips as trips
+from unbroken.drivers._psycopg_flying import flying as make_flying
+from unbroken.drivers._psycopg_flying import reads_due
+from unbroken.drivers._psycopg_look import FRIENDS, get_ready, look
+from unbroken.drivers._psycopg_texts import note_command, note_text
 from unbroken.drivers._psycopg_watch import real_pgconn
-from unbroken.drivers._shared import lost
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
+_getframe = sys._getframe
 
 
 class Traits(NamedTuple):
@@ -43,7 +49,7 @@ class Traits(NamedTuple):
 _NOTED = frozenset(
     "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory"
     " server_cursor_factory _adapters _num_transactions _tpc _pipeline _prepared lock pgconn"
-    " _unbroken_inside".split()
+    " _unbroken_inside _unbroken_wants".split()
 )
 
 
@@ -54,12 +60,15 @@ def noting(base: Any) -> Any:
     """
     if hasattr(base, "_unbroken_changed"):
         return base
+    get_ready()
 
     class Connection(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
+        _unbroken_due: Any = None  #: the answers that are due
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
+        _unbroken_wants: bytes | None = None  #: what goes out with the next statement
         _unbroken_turn: int | None = (
             None  #: the one hold on the lock that the pipeline is for; None: for any
         )
@@ -69,22 +78,71 @@ def noting(base: Any) -> Any:
                 self.__dict__["_unbroken_changed"] = True
             super().__setattr__(name, value)
 
-        def _start_query(self) -> Generator[Any, Any, None]:
-            check_step(self)
-            yield from super()._start_query()
+        @property
+        def pgconn(self) -> Any:
+            # as look, inline for the usual case: psycopg asks five times for each statement
+            if (
+                self._unbroken_due is None
+                and self._unbroken_wants is None
+                and _getframe(1).f_globals.get("__name__", "")[:8] in FRIENDS
+            ):
+                return self.__dict__["pgconn"]
+            return look(self)
 
-        def _exec_command(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            check_step(self)
-            return (yield from super()._exec_command(*args, **kwargs))
+        @pgconn.setter
+        def pgconn(self, value: Any) -> None:
+            self.__dict__["pgconn"] = value
+
+        def cursor(self, *args: Any, **kwargs: Any) -> Any:
+            cursor = super().cursor(*args, **kwargs)
+            kind: Any = type(cursor)
+            cursor.__class__ = flying = make_flying(kind)
+            if flying is kind and trips.is_due(self):
+                trips.settle(self)  # it looks at libpq by itself
+            return cursor
+
+        def _start_query(self) -> Generator[Any, Any, None]:
+            said = self.__dict__.pop("_unbroken_said", None)
+            if said is None or said[0] != getattr(self.lock, "turns", None):
+                said = (None, None, False)
+            if said[2]:
+                yield from trips.start(self)
+            else:
+                yield from self._unbroken_ready()
+                yield from trips.begin_now(self)
+                yield from super()._start_query()
+            note_text(self, said[1])
+
+        def _exec_command(
+            self, command: Any, *args: Any, **kwargs: Any
+        ) -> Generator[Any, Any, Any]:
+            if trips.flight_of(self) is not None:
+                self.__dict__["_unbroken_texts"].clear()  # it is BEGIN
+                self.__dict__["pgconn"].send_query_params(command, None)
+                return None
+            yield from self._unbroken_ready()
+            note_command(self, command)
+            return (yield from super()._exec_command(command, *args, **kwargs))
+
+        def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
+            # else nothing will be open, once that was answered
+            if not trips.is_due(self):
+                yield from super()._check_intrans_gen(attribute)
 
         def _commit_gen(self) -> Generator[Any, Any, None]:
-            check_step(self)
+            yield from self._unbroken_ready()
             yield from super()._commit_gen()
 
         def _rollback_gen(self) -> Generator[Any, Any, None]:
-            check_step(self)
+            yield from self._unbroken_ready()
             yield from super()._rollback_gen()
 
+        def _unbroken_ready(self) -> Generator[Any, Any, None]:
+            if self.__dict__.get("_unbroken_due") is not None:
+                yield from trips.take(self)
+            check_step(self)
+
+    Connection.wait = _waiting(base.wait)
     for name in ("pipeline", "_pipeline_nolock"):
         if hasattr(base, name):
             setattr(Connection, name, _counted(name, getattr(base, name)))
@@ -102,6 +160,26 @@ def noting(base: Any) -> Any:
     return Connection
 
 
+def _waiting(plain: Any) -> Any:
+    """psycopg's ``wait()``, by which all goes that its connection and its cursors send. It reads
+    what is due in its own way: what looks at libpq later would stop the event loop for that.
+    """
+
+    def wait(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if trips.is_owed(self.__dict__) and not reads_due(work):
+            plain(self, trips.take_and_begin(self))
+        return plain(self, work, *args, **kwargs)
+
+    async def wait_async(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if trips.is_owed(self.__dict__) and not reads_due(work):
+            await plain(self, trips.take_and_begin(self))
+        return await plain(self, work, *args, **kwargs)
+
+    method = wait_async if iscoroutinefunction(unwrap(plain)) else wait
+    method.__name__, method.__doc__ = "wait", plain.__doc__
+    return method
+
+
 def _counted(name: str, plain: Any) -> Any:
     """psycopg's ``pipeline()``, with a count of the blocks that are entered.
 
@@ -115,6 +193,9 @@ def _counted(name: str, plain: Any) -> Any:
 
     @contextmanager
     def pipeline(self: Any) -> Iterator[Any]:
+        if trips.is_owed(self.__dict__):
+            with nullcontext() if is_internal else self.lock:
+                self.wait(trips.take_and_begin(self))
         with plain(self) as found:
             entered(self)
             try:
@@ -124,6 +205,9 @@ def _counted(name: str, plain: Any) -> Any:
 
     @asynccontextmanager
     async def async_pipeline(self: Any) -> AsyncIterator[Any]:
+        if trips.is_owed(self.__dict__):
+            async with nullcontext() if is_internal else self.lock:
+                await self.wait(trips.take_and_begin(self))
         async with plain(self) as found:
             entered(self)
             try:
@@ -155,12 +239,7 @@ def check_step(conn: Any) -> None:
             getattr(conn.lock, "turns", None),
         )
     if not is_well:
-        import psycopg
-
-        raise lost(psycopg.OperationalError(OUT_OF_STEP))
-
-
-OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
+        raise trips.out_of_step()
 
 
 def _noted(plain: Any) -> Any:
@@ -192,6 +271,7 @@ def is_as_opened(conn: Any, traits: Any) -> bool:
         conn._num_transactions
         or conn._tpc is not None
         or not is_out_of_pipelines(conn)
+        or conn._unbroken_wants is not None
         or traits_of(conn) != traits
     ):
         return False
@@ -207,13 +287,16 @@ def put_back(conn: Any, traits: Traits) -> bool:
     pgconn = real_pgconn(conn)
     if (
         pgconn.status != _OK
-        or pgconn.transaction_status != _IDLE
-        or pgconn.pipeline_status
+        or (
+            (pgconn.transaction_status != _IDLE or pgconn.pipeline_status)
+            and not trips.is_due(conn)
+        )
         or not is_out_of_pipelines(conn)
     ):
         return False
     if conn.lock.locked() or conn._num_transactions or conn._tpc is not None:
         return False
+    conn._unbroken_wants = None
     conn._autocommit = traits.autocommit
     conn._isolation_level, conn._read_only, conn._deferrable = (
         traits.isolation_level,

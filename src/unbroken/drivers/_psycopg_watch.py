@@ -15,6 +15,8 @@ from functools import cache
 from typing import Any
 
 from unbroken.drivers import _postgresql
+from unbroken.drivers._psycopg_look import look
+from unbroken.drivers._psycopg_trips import is_due
 from unbroken.drivers._shared import class_of, mark_call, marked
 from unbroken.ledger import scope, unit
 
@@ -45,7 +47,7 @@ def _watched(base: Any) -> Any:
 
         @property
         def pgconn(self) -> Any:
-            pgconn = self.__dict__["pgconn"]
+            pgconn = look(self) if "_unbroken_texts" in self.__dict__ else self.__dict__["pgconn"]
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if caller.startswith(("psycopg", "unbroken.")) or scope.current(id(self)) is None:
                 return pgconn
@@ -185,6 +187,10 @@ def _commits_itself(conn: Any) -> bool | None:
     open.
     """
     pgconn = real_pgconn(conn)
+    if conn.__dict__.get("_unbroken_wants") is not None:
+        return False
+    if is_due(conn):  # nothing will be open
+        return bool(conn._autocommit)
     if pgconn.pipeline_status:
         return None if conn._autocommit else False
     return bool(conn._autocommit) and pgconn.transaction_status == _IDLE

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from unbroken.drivers import _mysql
 from unbroken.drivers import _mysql_exchange as exchange
+from unbroken.drivers._shared import AUTOCOMMIT_OFF
 from unbroken.ledger import scope
 
 
@@ -21,6 +23,7 @@ def exact(base: Any) -> Any:
     """
     if getattr(base, "_keeps_status", False):
         return base
+    import pymysql
     from pymysql.connections import MySQLResult
 
     result_class = _result(MySQLResult)
@@ -37,9 +40,17 @@ def exact(base: Any) -> Any:
         _seen_pending: int | None = None
         _seen_touched = 0
         _seen_opened: Mapping[str, Any] | None = None
+        _seen_due: tuple[int, ...] = ()
+        _seen_flies = False
+        _seen_wants: str | None = None
+        _seen_follows: Callable[[Any], bool]
+        _seen_texts: deque[str | bytes | None]
+        _next_seq_id: int
 
         def connect(self, *args: Any, **kwargs: Any) -> None:
             self._seen_status = self._result = None
+            self._seen_due, self._seen_texts = (), deque(maxlen=exchange.TEXTS)
+            self._seen_wants = None
             self._seen_busy = exchange.BUSY  # until it has logged in
             super().connect(*args, **kwargs)
             exchange.untouch(self, self._seen_touched)  # what the connect itself did
@@ -53,7 +64,12 @@ def exact(base: Any) -> Any:
             self._seen_busy = exchange.QUIET
 
         def _execute_command(self, command: int, sql: Any) -> None:
+            if self._seen_wants is not None:
+                self._seen_begin(command, sql)
+            if self._seen_due and not (self._seen_flies and command == _mysql.COM_QUERY):
+                self._seen_take()
             self._seen_ready()
+            exchange.note(self, command, sql)
             super()._execute_command(command, sql)
             self._seen_busy = exchange.SENT
 
@@ -82,6 +98,81 @@ def exact(base: Any) -> Any:
                     warnings.warn("Previous unbuffered result was left incomplete", stacklevel=4)
                 self._seen_drain()
 
+        def _seen_want(self, sql: str | None, follows: Callable[[Any], bool]) -> None:
+            """*sql* goes out before the next command; a query that *follows* says may be sent
+            behind it without waiting. None: nothing goes out.
+            """
+            if sql is not None:
+                exchange.touch(self, exchange.WANTS)
+            self._seen_wants, self._seen_follows = sql, follows
+            if sql is None:
+                exchange.untouch(self, exchange.WANTS)
+
+        def _seen_begin(self, command: int, sql: Any) -> None:
+            """Send what is to go out before *sql*. Where that would do harm without it, wait."""
+            wanted = self._seen_wants
+            if wanted is None or self._sock is None:
+                return
+            self._seen_ready()
+            if exchange.status_of(self) is None:  # this was broken off: it is sent once more
+                self._seen_busy = exchange.BUSY
+                super()._execute_command(_mysql.COM_QUERY, wanted)
+                self._seen_busy = exchange.SENT
+                self._read_ok_packet()
+            else:
+                self._seen_leave(wanted)
+                flies = self._seen_flies and command == _mysql.COM_QUERY
+                if not (flies and self._seen_follows(sql)):
+                    self._seen_take()
+            # not before: until then it counts as not sent
+            self._seen_want(None, self._seen_follows)
+
+        def _seen_leave(self, sql: str) -> None:
+            """Send *sql*: COMMIT, ROLLBACK, BEGIN or what sets autocommit. Its answer is read
+            before that of the next statement.
+            """
+            if self._seen_due and not self._seen_flies:
+                self._seen_take()
+            self._seen_ready()
+            after = exchange.status_once(self, sql)
+            self._seen_status = None
+            self._seen_busy = exchange.BUSY
+            super()._execute_command(_mysql.COM_QUERY, sql)  # no unit hears of it
+            self._seen_due += (after,)
+            self._seen_busy = exchange.QUIET
+            self._seen_texts.clear()
+            self._seen_status = after  # last: it says that all is well
+
+        def _seen_take(self) -> None:
+            """Read those answers. Raises what a lost connection raises where one is another than
+            was expected: what was sent after it is not what its sender believes.
+            """
+            busy, sequence, status = self._seen_busy, self._next_seq_id, self._seen_status
+            if busy >= exchange.BUSY:
+                raise exchange.out_of_step(self)  # it was broken off before
+            self._seen_status, told = None, 0
+            self._seen_busy = exchange.BUSY
+            for left, due in zip(range(len(self._seen_due))[::-1], self._seen_due, strict=True):
+                self._next_seq_id = 1
+                try:
+                    ok = super()._read_ok_packet()
+                except pymysql.MySQLError as error:
+                    if exchange.is_answer(error):  # to that ROLLBACK, not to what is asked now
+                        raise exchange.out_of_step(self) from error
+                    raise
+                behind = busy or left
+                told = exchange.after_due(self, due, ok.server_status, ok.has_next, behind=behind)
+            self._seen_due, self._next_seq_id = (), sequence
+            self._seen_busy = busy
+            self._seen_status = status if busy else told  # last, likewise
+
+        def get_autocommit(self) -> bool:
+            if self._seen_wants == AUTOCOMMIT_OFF:
+                return False
+            if self._seen_due:  # what was read last is older
+                return bool(self._seen_due[-1] & _mysql.AUTOCOMMIT)
+            return bool(super().get_autocommit())
+
         def _seen_drain(self) -> None:
             """Read what was left of a result, and the results after it."""
             result = self._result
@@ -91,6 +182,8 @@ def exact(base: Any) -> Any:
                 self.next_result()
 
         def _read_ok_packet(self) -> Any:
+            if self._seen_due:
+                self._seen_take()
             exchange.begin_reading(self)
             try:
                 ok = super()._read_ok_packet()
@@ -103,6 +196,8 @@ def exact(base: Any) -> Any:
 
         def _read_query_result(self, unbuffered: bool = False) -> Any:
             # As PyMySQL's own, with our result class
+            if self._seen_due:
+                self._seen_take()
             exchange.begin_reading(self)
             self._result = None
             result = result_class(self)
@@ -126,6 +221,8 @@ def exact(base: Any) -> Any:
             return rows
 
         def set_character_set(self, *args: Any, **kwargs: Any) -> None:
+            if self._seen_due:
+                self._seen_take()
             exchange.touch(self, exchange.CHARSET)
             try:
                 super().set_character_set(*args, **kwargs)
@@ -225,6 +322,8 @@ def watched(base: Any) -> Any:
             if ledger is None or command in exchange.UNREPORTED:
                 super()._execute_command(command, sql)
                 return
+            exchange.tell_wanted(self, ledger)
+            self._seen_begin(command, sql)
             self._seen_ready()
             pending = None if self._sock is None else exchange.tell(self, ledger, command, sql)
             super()._execute_command(command, sql)

@@ -27,6 +27,9 @@ T = TypeVar("T")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
+#: What MySQL's drivers send for a body that switches autocommit (see :meth:`want`, ``send_end``).
+AUTOCOMMIT_ON, AUTOCOMMIT_OFF = "SET autocommit = 1", "SET autocommit = 0"
+
 
 def boolean(text: str) -> bool:
     """``true``, ``1``, ``yes``, ``on`` or their opposites."""

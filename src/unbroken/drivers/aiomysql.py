@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Login, Target
-from unbroken.drivers import _mysql, _mysql_async
+from unbroken.drivers import _mysql, _mysql_async_connection
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_async import Shared
 from unbroken.drivers._seams import Seam
@@ -56,7 +56,7 @@ _SEAMS = (
         _CONNECTION,
         "_execute_command",
         ("self", "command", "sql"),
-        ("_result", "_write_bytes", "write_packet", "unbuffered_active"),
+        ("_result", "_write_bytes", "write_packet", "unbuffered_active", "_next_seq_id"),
     ),
     Seam(_CONNECTION, "_write_bytes", ("self", "data"), ("_writer",)),
     Seam(_CONNECTION, "write_packet", ("self", "payload"), ("_write_bytes",)),
@@ -187,6 +187,17 @@ class AsyncDriver(Shared):
     def _is_open(conn: Connection) -> bool:
         return conn._writer is not None
 
+    def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        return traits == (
+            exchange.settled(conn),
+            conn.cursorclass,
+            conn._encoding,
+            conn.use_unicode,
+            conn.encoders,
+            conn.decoders,
+        )
+
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
         """By one comparison.
 
@@ -212,7 +223,7 @@ def exact(base: Any) -> Any:
         return base
     from aiomysql.connection import MySQLResult
 
-    return _mysql_async.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
+    return _mysql_async_connection.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
 
 
 def _status_after(conn: Any, result: Any) -> int | None:  # noqa: ARG001 - as asyncmy's
@@ -227,7 +238,7 @@ def watched(base: Any) -> Any:
     return (
         base
         if hasattr(base, "unwatched")
-        else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
+        else _mysql_async_connection.reporting(exact(base), AsyncDriver._is_open)
     )
 
 

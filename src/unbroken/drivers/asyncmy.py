@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from unbroken.abc import Connection, Login, Target
-from unbroken.drivers import _mysql, _mysql_async
+from unbroken.drivers import _mysql, _mysql_async_connection
 from unbroken.drivers import _mysql_exchange as exchange
 from unbroken.drivers._mysql_async import Shared
 from unbroken.drivers._seams import Seam
@@ -61,6 +61,7 @@ _SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial
         )
     ),
     Seam(_CONNECTION, "_execute_command", ("self", "command", "sql")),
+    Seam(_CONNECTION, "_next_seq_id"),
     Seam(_CONNECTION, "_write_bytes", ("self", "data")),
     Seam(_CONNECTION, "write_packet", ("self", "payload")),
     Seam(_CONNECTION, "_read_ok_packet", ("self",)),
@@ -153,6 +154,17 @@ class AsyncDriver(Shared):
     def _is_open(conn: Connection) -> bool:
         return bool(conn._connected)
 
+    def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        return traits == (
+            exchange.settled(conn),
+            conn._cursor_cls,
+            conn._encoding,
+            conn._use_unicode,
+            conn._encoders,
+            conn._decoders,
+        )
+
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
         """By one comparison.
 
@@ -178,7 +190,7 @@ def exact(base: Any) -> Any:
         return base
     from asyncmy.connection import MySQLResult
 
-    plain = _mysql_async.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
+    plain = _mysql_async_connection.exact(base, MySQLResult, _status_after, AsyncDriver._is_open)
     if not hasattr(base, "prepare"):  # before 0.2.12
         return plain
 
@@ -187,6 +199,8 @@ def exact(base: Any) -> Any:
         __module__ = base.__module__
 
         async def _execute_command(self, command: int, sql: Any) -> None:
+            if command == _CLOSE and self._seen_due:
+                await self._seen_take()
             status = self._seen_status
             await super()._execute_command(command, sql)
             if command == _CLOSE:  # which is not answered
@@ -262,7 +276,7 @@ def watched(base: Any) -> Any:
     return (
         base
         if hasattr(base, "unwatched")
-        else _mysql_async.reporting(exact(base), AsyncDriver._is_open)
+        else _mysql_async_connection.reporting(exact(base), AsyncDriver._is_open)
     )
 
 

@@ -38,6 +38,7 @@ RANK = 5  # the fastest for asyncio
 
 
 _CONNECTION, _PROTOCOL = "asyncpg.connection:Connection", "asyncpg.protocol.protocol:BaseProtocol"
+_TRANSACTION = "asyncpg.transaction:Transaction"
 _SEAMS = (
     *(
         Seam(_CONNECTION, name)
@@ -65,6 +66,11 @@ _SEAMS = (
         for name in ("set_type_codec", "reset_type_codec", "set_builtin_type_codec")
     ),
     Seam("asyncpg.protocol.protocol", "PreparedStatementState"),
+    Seam(_CONNECTION, "execute", ("self", "query", ...), ("_protocol", "query")),
+    Seam(_CONNECTION, "is_in_transaction", ("self",), ("_protocol", "is_in_transaction")),
+    Seam(_TRANSACTION, "start", ("self",), ("_top_xact", "_protocol", "execute")),
+    *(Seam(_TRANSACTION, name) for name in ("_state", "_isolation")),
+    Seam("asyncpg.transaction", "TransactionState"),
 )
 
 _OUT_OF_STEP = re.compile(r"another operation (?:\(\d+\) )?is|cannot switch to state")
@@ -90,6 +96,7 @@ class AsyncDriver(Status):
             asyncpg.InternalClientError,
         )  # fmt: skip
         self._connect = connect
+        self._refusals: list[bytes] = []
         self._asyncpg = asyncpg
         self._arguments, self._timeout = arguments(self.target)
 
@@ -128,6 +135,7 @@ class AsyncDriver(Status):
                     id(conn),
                     self._asyncpg.ConnectionDoesNotExistError,
                 )
+                layer.refusals = self._refusals
                 layer.hear()
             except AttributeError as missing:
                 self.go_blind(one_line(missing))

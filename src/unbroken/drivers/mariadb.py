@@ -10,12 +10,19 @@ library always speaks utf8mb4.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset
-from unbroken.drivers._mariadb_connection import DOUBTFUL, exact, status_of, watched
+from unbroken.drivers._mariadb_connection import (
+    DOUBTFUL,
+    exact,
+    status_of,
+    texts_of,
+    watched,
+)
+from unbroken.drivers._mysql_ahead import Ahead
 from unbroken.drivers._mysql_driver import Blocking, by_attribute, unheard
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import (
@@ -74,12 +81,13 @@ _SEAMS = (
         None,
         ("connection", "_last_executed_statement", "_prepared", "statement"),
     ),
-    Seam(_CURSOR, "execute", None, ("_execute_text", "_execute_binary")),
+    Seam(_CURSOR, "execute", None, ("_execute_text", "_readresponse", "_execute_binary")),
     Seam(_CURSOR, "executemany", None, ("connection", "_last_executed_statement", "_execute_bulk")),
     *(
         Seam(_CURSOR, name)
         for name in (
             "_execute_text",
+            "_readresponse",
             "_execute_binary",
             "_execute_bulk",
             "nextset",
@@ -91,7 +99,7 @@ _SEAMS = (
 )
 
 
-class Driver(Blocking):
+class Driver(Ahead, Blocking):
     """See :class:`unbroken.abc.Driver`.
 
     Connections are the library's, of a subclass that knows when the status lies.
@@ -156,6 +164,34 @@ class Driver(Blocking):
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
         """COM_PING; *timeout* cannot be held by this driver, see above."""
         conn.ping()
+
+    def may_leave(self, conn: Connection) -> bool:
+        """Whether the answer to a COMMIT or ROLLBACK that is sent now says nothing that is not
+        known, so that it can be read later. A library that reconnects by itself would wait for it
+        in vain.
+        """
+        return (
+            super().may_leave(conn)
+            and not conn.auto_reconnect
+            and not getattr(conn, "tpc_state", 0)
+        )
+
+    def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        conn._seen_leave(sql)
+
+    def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return texts_of(conn)
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return conn._seen_due is not None and self.fileno(conn) is not None
+
+    def take_answer(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as for ping
+        """Read it, if it was not read yet."""
+        if self.owes_answer(conn):
+            conn._seen_settle()
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""

@@ -8,14 +8,22 @@ It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset
 from unbroken.drivers._login import target_of
+from unbroken.drivers._mysql_ahead import Ahead
 from unbroken.drivers._mysql_driver import Blocking, unheard
-from unbroken.drivers._mysqlclient_connection import IN_CALL, SENDS, deduced, watched
+from unbroken.drivers._mysqlclient_connection import (
+    IN_CALL,
+    SENDS,
+    deduced,
+    pipelines,
+    texts_of,
+    watched,
+)
 from unbroken.drivers._seams import Seam
 from unbroken.drivers._shared import (
     boolean,
@@ -51,7 +59,14 @@ _CONNECTION = "MySQLdb.connections:Connection"
 _SEAMS = (  # for the most part written in C
     *(
         Seam(_CONNECTION, name)
-        for name in ("store_result", "use_result", "next_result", "more_results", "field_count")
+        for name in (
+            "store_result",
+            "use_result",
+            "next_result",
+            "more_results",
+            "field_count",
+            "read_query_result",
+        )
     ),
     *(
         Seam(_CONNECTION, name)
@@ -70,7 +85,7 @@ _SEAMS = (  # for the most part written in C
 )
 
 
-class Driver(Blocking):
+class Driver(Ahead, Blocking):
     """See :class:`unbroken.abc.Driver`.
 
     Connections are MySQLdb's, of a subclass that follows what is sent.
@@ -123,6 +138,8 @@ class Driver(Blocking):
             self._arguments["ssl"] = tls
         base: Any = MySQLdb.connections.Connection
         self._class = deduced(base) if self.is_known else base
+        #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
+        self.pipelines = pipelines()
         # what the user has run at connect may leave anything open
         self._fresh = not {"init_command", "read_default_file", "read_default_group"} & set(
             self._arguments
@@ -158,6 +175,53 @@ class Driver(Blocking):
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
         """COM_PING; *timeout* cannot be held by this driver, see above."""
         conn.ping()
+
+    def may_leave(self, conn: Connection) -> bool:
+        """Whether the answer to a COMMIT or ROLLBACK that is sent now says nothing that is not
+        known, so that it can be read later.
+        """
+        return self.is_in_transaction(conn) is not False and not conn.__dict__.get("_seen_chains")
+
+    def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`: :meth:`take_answer` reads the
+        answer.
+        """
+        conn._seen_leave(sql)
+
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
+        """*sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, goes out before the next command, and a query
+        that *follows* says behind it at once. None: nothing does. Sends nothing itself.
+        """
+        conn._seen_want(sql, follows)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What is to go out before the next command."""
+        wanted: str | None = conn.__dict__.get("_seen_wants")
+        return wanted
+
+    #: It takes a statement to switch autocommit.
+    sends_autocommit = True
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on, or will be once all that is due was answered."""
+        return bool(conn.get_autocommit())
+
+    def is_unread(self, conn: Connection) -> bool:
+        """As :meth:`Ahead.is_unread`. Answers are counted here."""
+        return bool(conn.__dict__.get("_seen_due"))
+
+    def texts(self, conn: Connection) -> Sequence[bytes | None]:
+        """What was sent in the transaction that may be open; None stands for what is not known."""
+        return texts_of(conn)
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return bool(conn.__dict__.get("_seen_due")) and self.fileno(conn) is not None
+
+    def take_answer(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as for ping
+        """Read it, if it was not read yet."""
+        if self.owes_answer(conn):
+            conn._seen_take()
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
@@ -200,6 +264,7 @@ class Driver(Blocking):
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
         """COM_CHANGE_USER to the same user, which is what the library has, and one statement."""
         with unheard(self, conn):
+            conn._seen_want(None, bool)
             user, password = self._user_of(conn)
             conn.change_user(user, password or "", self.target.database)
             conn.__dict__["_seen_moved"] = 0
@@ -252,6 +317,13 @@ class Driver(Blocking):
         except Exception:  # closed
             return None
 
+    def has_traits(self, conn: Connection, traits: Any) -> bool:
+        """As comparing :meth:`traits`, without a copy."""
+        try:
+            return bool(self._now(conn) == traits)
+        except Exception:  # closed
+            return False
+
     @staticmethod
     def _now(conn: Connection) -> tuple[Any, ...]:
         return (
@@ -271,6 +343,7 @@ class Driver(Blocking):
             state.get("_seen_open") is not False
             or state.get("_seen_busy", True)
             or state.get("_seen_chains")
+            or state.get("_seen_wants")
         ):
             return False
         try:
@@ -280,6 +353,7 @@ class Driver(Blocking):
 
     def restore(self, conn: Connection, traits: Any) -> None:
         """Attributes, then autocommit, the character set, or the database."""
+        conn._seen_want(None, bool)
         now = self.traits(conn)
         if (
             now is None

@@ -18,9 +18,11 @@ from typing import Any
 from unbroken.abc import Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysqlconnector as seen
+from unbroken.drivers import _mysqlconnector_due as due
 from unbroken.drivers import _mysqlconnector_exchange as exchange
 from unbroken.drivers._mysql_driver import Awaited, Blocking, by_attribute, unheard
 from unbroken.drivers._mysqlconnector_base import _ASYNC_SEAMS, _PURE_SEAMS, NO_C, TRAITS, Base
+from unbroken.drivers._mysqlconnector_watch import watched, watched_async
 from unbroken.drivers._shared import (
     abort_transport,
     class_of,
@@ -90,6 +92,7 @@ class Driver(Base, Blocking):
             pass
         elif hasattr(conn, "_send_cmd"):
             conn.__class__ = seen.exact(class_of(conn))
+            due.send_at_once(conn)
             conn.__dict__.setdefault("_seen_busy", False)
             if "_seen_status" not in conn.__dict__:
                 # its answer tells the status, which decides what "as it was opened" means
@@ -110,6 +113,20 @@ class Driver(Base, Blocking):
             conn.cmd_ping()
         finally:
             conn._read_timeout, conn._write_timeout = kept
+
+    def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        conn._seen_leave(sql)
+
+    def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Read it, if it was not read yet."""
+        if not self.owes_answer(conn):
+            return
+        kept, conn._read_timeout = conn._read_timeout, timeout
+        try:
+            due.take(conn)
+        finally:
+            conn._read_timeout = kept
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
         """As all, and autocommit."""
@@ -188,7 +205,7 @@ class Driver(Base, Blocking):
 
     def watch(self, conn: Connection) -> None:
         """Everything goes out through ``_send_cmd``."""
-        conn.__class__ = seen.watched(class_of(conn))
+        conn.__class__ = watched(class_of(conn))
 
 
 class AsyncDriver(Base, Awaited):
@@ -250,6 +267,16 @@ class AsyncDriver(Base, Awaited):
         self._check_in_step(conn)
         async with asyncio.timeout(timeout):
             await conn.cmd_ping()
+
+    async def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        await conn._seen_leave(sql)
+
+    async def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Read it, if it was not read yet."""
+        if self.owes_answer(conn):
+            async with asyncio.timeout(timeout):
+                await due.take_async(conn)
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
         """As all, and autocommit."""
@@ -337,7 +364,7 @@ class AsyncDriver(Base, Awaited):
 
     def watch(self, conn: Connection) -> None:
         """Everything goes out through ``_send_cmd``."""
-        conn.__class__ = seen.watched_async(class_of(conn))
+        conn.__class__ = watched_async(class_of(conn))
 
 
 #: Connections of a library that is not known close in tasks, which a loop does not hold.

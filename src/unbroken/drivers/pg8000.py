@@ -8,7 +8,7 @@ the URL's ``timeout``, if any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,18 +16,18 @@ from typing import Any
 from unbroken.abc import Capabilities, Cause, Connection, Fault, FaultKind, Login, Target
 from unbroken.backends.postgresql import is_fatal, postgres_fault
 from unbroken.backends.system import chain, os_fault
+from unbroken.drivers import _pg8000_trips as trips
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._login import target_of
 from unbroken.drivers._pg8000_connection import (
     MISSING,
-    OUT_OF_STEP,
     exact,
     leave_unsent,
     plain,
     watched,
 )
-from unbroken.drivers._pg8000_socket import TLS, connected, mode_of
+from unbroken.drivers._pg8000_socket import TLS, connected, mode_of, send_at_once
 from unbroken.drivers._seams import PROBE, Seam, Trial, flaw_of_status
 from unbroken.drivers._shared import (
     boolean,
@@ -36,7 +36,6 @@ from unbroken.drivers._shared import (
     dial,
     from_connect,
     is_lost,
-    lost,
     optional_boolean,
     seconds,
     without_target,
@@ -64,13 +63,14 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 _CORE, _DBAPI = "pg8000.core:CoreConnection", "pg8000.dbapi"
 _SEAMS = (
-    Seam(_CORE, "handle_messages", ("self", "context"), ("_sock",)),
+    Seam(_CORE, "__init__", None, ("_client_encoding", "py_types", "message_types", "_xid")),
+    Seam(_CORE, "handle_messages", ("self", "context"), ("_sock", "_read", "message_types")),
     Seam(_CORE, "execute_simple", ("self", "statement"), ("handle_messages",)),
     Seam(
         _CORE,
         "execute_unnamed",
         ("self", "statement", "vals", "oids", "stream"),
-        ("handle_messages",),
+        ("handle_messages", "make_params", "py_types"),
     ),
     Seam(
         _CORE,
@@ -83,15 +83,26 @@ _SEAMS = (
     Seam(_CORE, "handle_READY_FOR_QUERY", ("self", "data", "context"), ("_transaction_status",)),
     Seam(_CORE, "handle_BACKEND_KEY_DATA", ("self", "data", "context"), ("_backend_key_data",)),
     Seam(_CORE, "close", ("self",), ("_usock", "_sock")),
-    Seam(
-        f"{_DBAPI}:Cursor",
-        "execute",
-        ("self", "operation", "args", "stream"),
-        ("execute_simple", "execute_unnamed"),
+    *(
+        Seam(
+            f"{each}:Cursor",
+            "execute",
+            ("self", "operation", "args", "stream"),
+            ("execute_simple", "execute_unnamed", "_in_transaction", "autocommit", "_c"),
+        )
+        for each in (_DBAPI, "pg8000.legacy")
     ),
     Seam(f"{_DBAPI}:Cursor", "executemany", ("self", "operation", "param_sets")),
+    Seam(f"{_DBAPI}:Connection", "cursor", ("self",), ("Cursor",)),
     Seam(f"{_DBAPI}:Connection", "commit", ("self",), ("execute_unnamed",)),
     Seam(f"{_DBAPI}:Connection", "rollback", ("self",), ("execute_unnamed",)),
+    Seam("pg8000.core", "_read", ("sock", "size")),
+    Seam("pg8000.core", "_write", ("sock", "d")),
+    Seam("pg8000.core", "_flush", ("sock",)),
+    Seam("pg8000.core", "ci_unpack"),
+    Seam("pg8000.core", "InterfaceError"),
+    Seam("pg8000.core:Context", "__init__", ("self", "statement", ...), ("error", "rows")),
+    Seam("pg8000.converters", "make_params", ("py_types", "values")),
 )
 _REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, True))
 
@@ -175,6 +186,7 @@ class Driver(Blocking):
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
             conn._seen_new()
+            send_at_once(conn._usock)
         return conn
 
     # ---- in use
@@ -295,11 +307,36 @@ class Driver(Blocking):
         return bool(conn._usock is None and getattr(conn, "_seen_closed", False))
 
     def share(self, conn: Connection, shared: bool) -> str | None:
-        """pg8000 sends the parts of one statement in three requests: a shared session must stay
-        the same for all of them.
+        """On a shared session nothing is sent before all answers have come, and the three requests
+        of a COPY with a stream stay in one session.
         """
         conn._seen_shared = shared
+        conn._seen_alone = not shared and self.is_known and self.blindness is None
         return None
+
+    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
+    pipelines = True
+
+    def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        trips.send_end(conn, sql)
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return conn._seen_due is not None
+
+    def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Read it."""
+        if conn._seen_due is not None:
+            self._bounded(conn, timeout, lambda: trips.take(conn))
+
+    def may_leave(self, conn: Connection) -> bool:
+        """Whether a transaction is open, and its end is all that is needed."""
+        return self.is_in_transaction(conn) is True and conn._xid is None
+
+    def texts(self, conn: Connection) -> Sequence[str | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return trips.texts(conn)
 
     def traits(self, conn: Connection) -> Any:
         """Autocommit, how many types were registered, how much the server said unasked, and the
@@ -340,7 +377,7 @@ class Driver(Blocking):
     def restore(self, conn: Connection, traits: Any) -> None:
         """No round trip: pg8000 sends none of it to the server."""
         if self.is_in_transaction(conn) is not False or conn._xid is not None:
-            raise lost(self.errors[0](OUT_OF_STEP))
+            raise trips.out_of_step()
         autocommit, registered, _, _, limit = traits
         conn._usock.settimeout(limit)
         if autocommit is not None:

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-import time
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
 from unbroken.abc import Connection, Login
 from unbroken.drivers import _postgresql
+from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Awaited, Blocking
 from unbroken.drivers._psycopg_base import Base
-from unbroken.drivers._psycopg_dial import bounded, open_bounded, within
+from unbroken.drivers._psycopg_dial import bounded, drive, open_bounded, within
 from unbroken.drivers._psycopg_traits import (
     noting,
 )
@@ -135,21 +135,19 @@ class Driver(Blocking, Base):
         self._check_free(conn)
         with conn.lock:
             pgconn = self._check_usable(conn)
-            exchange = self._exchange(pgconn, query)
-            until = time.monotonic() + timeout
-            try:
-                want = next(exchange)
-                with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
-                    key = selector.register(pgconn.socket, want)
-                    while True:
-                        if key.events != want:
-                            key = selector.modify(pgconn.socket, want)
-                        ready = selector.select(max(0.0, until - time.monotonic()))
-                        if not ready:
-                            raise self._timed_out()
-                        want = exchange.send(self._psycopg.waiting.Ready(ready[0][1]))
-            except StopIteration as done:
-                return done.value
+            exchange = self._exchange(conn, pgconn, query)
+            return drive(pgconn, exchange, timeout, self._timed_out)
+
+    def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        trips.send_end(conn, sql)
+
+    def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Read it."""
+        left = trips.take_free(conn)
+        if left is not None:
+            with conn.lock:
+                drive(self._check_usable(conn), left, timeout, self._timed_out)
 
 
 class AsyncDriver(Awaited, Base):
@@ -269,17 +267,30 @@ class AsyncDriver(Awaited, Base):
         self._check_free(conn)
         async with conn.lock:
             pgconn = self._check_usable(conn)
-            exchange = self._exchange(pgconn, query)
-            try:
-                async with asyncio.timeout(timeout):
-                    want = next(exchange)
-                    while True:
-                        ready = await _ready(pgconn.socket, want)
-                        want = exchange.send(self._psycopg.waiting.Ready(ready))
-            except StopIteration as done:
-                return done.value
-            except TimeoutError:
-                raise self._timed_out() from None
+            return await self._drive(pgconn, self._exchange(conn, pgconn, query), timeout)
+
+    async def _drive(self, pgconn: Any, exchange: Any, timeout: float) -> Any:
+        try:
+            want = next(exchange)
+            want = exchange.send(want)  # what it waits for has come already, most often
+            async with asyncio.timeout(timeout):
+                while True:
+                    want = exchange.send(await _ready(pgconn.socket, want))
+        except StopIteration as done:
+            return done.value
+        except TimeoutError:
+            raise self._timed_out() from None
+
+    async def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        trips.send_end(conn, sql)
+
+    async def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Read it."""
+        left = trips.take_free(conn)
+        if left is not None:
+            async with conn.lock:
+                await self._drive(self._check_usable(conn), left, timeout)
 
 
 _REPORTS = (("BEGIN", False), (PROBE, False), "committing", "committed", (PROBE, True))

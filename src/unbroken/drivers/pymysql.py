@@ -6,13 +6,14 @@ Its socket shows, and with a little help its transaction status is exact.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from unbroken.abc import Capabilities, Connection, Login, Target
 from unbroken.drivers import _mysql, _mysql_reset, _tls
 from unbroken.drivers import _mysql_exchange as exchange
+from unbroken.drivers._mysql_ahead import Ahead
 from unbroken.drivers._mysql_driver import Blocking, unheard
 from unbroken.drivers._pymysql_connection import exact, watched
 from unbroken.drivers._seams import Seam
@@ -67,7 +68,7 @@ _SEAMS = (
         _CONNECTION,
         "_execute_command",
         ("self", "command", "sql"),
-        ("_sock", "_result", "_write_bytes", "write_packet"),
+        ("_sock", "_result", "_write_bytes", "write_packet", "_next_seq_id"),
     ),
     Seam(_CONNECTION, "_write_bytes", ("self", "data"), ("_sock", "_write_timeout")),
     Seam(_CONNECTION, "write_packet", ("self", "payload"), ("_write_bytes",)),
@@ -145,7 +146,7 @@ _SEAMS = (
 )
 
 
-class Driver(Blocking):
+class Driver(Ahead, Blocking):
     """See :class:`unbroken.abc.Driver`.
 
     Connections are PyMySQL's, of a subclass that keeps the server's status.
@@ -195,6 +196,7 @@ class Driver(Blocking):
         """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
+            exchange.follow(conn)
         return conn
 
     def open(self, given: Mapping[str, Any], timeout: float) -> Connection:
@@ -232,6 +234,48 @@ class Driver(Blocking):
         finally:
             conn._read_timeout, conn._write_timeout = kept
         exchange.untouch(conn, exchange.TIMEOUTS)
+
+    def send_end(self, conn: Connection, sql: str) -> None:
+        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`: :meth:`take_answer` reads the
+        answer.
+        """
+        conn._seen_leave(sql)
+
+    def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
+        """*sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, goes out before the next command, and a query
+        that *follows* says behind it at once. None: nothing does. Sends nothing itself.
+        """
+        conn._seen_want(sql, follows)
+
+    def wants(self, conn: Connection) -> str | None:
+        """What is to go out before the next command."""
+        wanted: str | None = conn._seen_wants
+        return wanted
+
+    #: It takes a statement to switch autocommit.
+    sends_autocommit = True
+
+    def autocommits(self, conn: Connection) -> bool:
+        """Whether autocommit is on, or will be once all that is due was answered."""
+        return bool(conn.get_autocommit())
+
+    def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
+        """What was sent in the transaction that is open; None stands for what is not known."""
+        return conn._seen_texts  # type: ignore[no-any-return]
+
+    def owes_answer(self, conn: Connection) -> bool:
+        """Whether that answer was not read yet."""
+        return conn._sock is not None and bool(conn._seen_due)
+
+    def take_answer(self, conn: Connection, timeout: float) -> None:
+        """Read it, if it was not read yet."""
+        if not self.owes_answer(conn):
+            return
+        kept, conn._read_timeout = conn._read_timeout, timeout
+        try:
+            conn._seen_take()
+        finally:
+            conn._read_timeout = kept
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
@@ -273,6 +317,7 @@ class Driver(Blocking):
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
         """COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
+            conn._seen_want(None, bool)
             conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
             conn._read_ok_packet()
             database = self.target.database or conn.db
@@ -317,6 +362,17 @@ class Driver(Blocking):
             getattr(conn, name) for name in _COMPARED
         )
 
+    def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
+        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        return traits == (
+            exchange.settled(conn),
+            conn.cursorclass,
+            conn.encoding,
+            conn.use_unicode,
+            conn.encoders,
+            conn.decoders,
+        )
+
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
         """By one comparison.
 
@@ -334,6 +390,7 @@ class Driver(Blocking):
 
     def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
         """Attributes, then autocommit and the character set, or else the database."""
+        conn._seen_want(None, bool)
         exchange.put_back(conn, _COMPARED, traits[1:])
         charset = f"{conn.charset} COLLATE {conn.collation}" if conn.collation else conn.charset
         statement = exchange.to_put_back(conn, traits[0], charset)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.ledger.questions import Question
+from unbroken.ledger.reading import LOCKS
 from unbroken.ledger.residue import LONGEST_READ, left_by
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
 
@@ -61,9 +62,6 @@ _MEMORY = re.compile(
     r"|SHOW\b.*?\b(?:WARNINGS|ERRORS|STATUS|PROFILES?)|SESSION_STATUS|PROFILING)\b|@@",
     re.IGNORECASE | re.DOTALL,
 )
-
-#: A read with one of these words may lock the rows that it reads, until its transaction ends.
-_LOCKS = re.compile(r"\b(?:UPDATE|SHARE)\b", re.IGNORECASE)
 
 #: Functions of the servers' own whose effects no ROLLBACK undoes, and which must not come twice.
 #: (A number that NEXTVAL has given is one that nobody gets. SETVAL may turn a sequence back.)
@@ -252,7 +250,7 @@ def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
     for sql in past.now:
         if kind(sql) is not Kind.READ or verb(sql) == "SET":
             return Ruling(False, f"{verb(sql)} was sent before it")
-        if _LOCKS.search(_text(sql)):
+        if LOCKS.search(_text(sql)):
             return Ruling(False, "what its transaction may have locked was free before its end")
     hides = any(may_hide_a_write(sql) for sql in past.now)
     return Ruling(True, "its transaction only read", (Question.HIDDEN_WRITES,) if hides else ())

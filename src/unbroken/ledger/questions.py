@@ -30,6 +30,7 @@ class Question(StrEnum):
     PACKET = "how large may a statement be?"  #: the number of bytes
     UPTIME = "how long is this server up?"  #: seconds
     KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
+    CONNECTIONS = "how many connections are granted?"  #: to all, and (or None) to this login
     ISOLATION = "does a COMMIT say whether its reads are valid?"  #: a reason, or "" for no
 
 
@@ -108,6 +109,17 @@ _PG_ISOLATION = "SHOW transaction_isolation"
 
 #: A crash of one of its processes restarts all others, but not the postmaster; it does reset the
 #: statistics.
+#: A role's limit and a database's are not for superusers, and -1 is none.
+_PG_CONNECTIONS = """
+SELECT (SELECT sum(CASE s.name WHEN 'max_connections' THEN s.setting::int ELSE -s.setting::int END)
+    FROM pg_catalog.pg_settings s WHERE s.name IN
+    ('max_connections', 'superuser_reserved_connections', 'reserved_connections')),
+    CASE WHEN r.rolsuper THEN -1 ELSE r.rolconnlimit END,
+    CASE WHEN r.rolsuper THEN -1 ELSE d.datconnlimit END
+FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
+WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database()
+"""
+
 _PG_UPTIME = """
 SELECT extract(epoch FROM pg_catalog.clock_timestamp() - greatest(
 pg_catalog.pg_postmaster_start_time(), (SELECT stats_reset FROM pg_catalog.pg_stat_bgwriter)))
@@ -182,6 +194,8 @@ SHOW GLOBAL VARIABLES WHERE Variable_name IN
 _MY_READY = "SHOW GLOBAL STATUS LIKE 'wsrep_ready'"
 
 _OFF = ("OFF", "0", "")
+_MY_CONNECTIONS = "SELECT @@GLOBAL.max_connections, @@SESSION.max_user_connections"
+
 _MY_UPTIME = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 
 _MY_PACKET = "SELECT @@GLOBAL.max_allowed_packet"
@@ -252,6 +266,13 @@ def _my_role(rows: Rows) -> Role | Question:
     return Question.READY if in_cluster else Role.PRIMARY
 
 
+def _granted(row: Sequence[Any]) -> tuple[int, int | None]:
+    """In MySQL 0 is no limit; a limit of PostgreSQL's that is 0 lets nobody in."""
+    server, *own = [int(_text(value)) for value in row]
+    limits = [each for each in own if each > 0]
+    return server, min(limits, default=None)
+
+
 def _pg_role(rows: Rows) -> Role:
     return Role.STANDBY if _pg_read_only(rows) else Role.PRIMARY
 
@@ -269,6 +290,8 @@ _TEXTS = {
     ("postgresql", Question.KEPT_WRITES): _PG_KEPT,
     ("postgresql", Question.ISOLATION): _PG_ISOLATION,
     ("postgresql", Question.UPTIME): _PG_UPTIME,
+    ("postgresql", Question.CONNECTIONS): _PG_CONNECTIONS,
+    ("mysql", Question.CONNECTIONS): _MY_CONNECTIONS,
     ("mysql", Question.UPTIME): _MY_UPTIME,
     ("mysql", Question.HIDDEN_WRITES): _MY_HIDDEN,
     ("mysql", Question.VIEWS): _MY_VIEWS,
@@ -296,6 +319,8 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
     try:
         if question is Question.PACKET:
             return int(found[0][0])
+        if question is Question.CONNECTIONS:
+            return _granted(found[0])
         if question is Question.UPTIME:
             return float(_text(found[0][-1]))
         if question is Question.READ_ONLY:

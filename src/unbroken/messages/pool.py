@@ -75,3 +75,12 @@ RESET_RAISES = Message(
     "The connection is closed in place of being lent again. What was not committed is rolled back.",
     "Correct the function: as long as it raises, each use costs a new connection.",
 )
+SHARE_OFF = Message(
+    "UB211",
+    "The setting `share` has no effect: the processes of this host do not share out connections.",
+    "The pool goes on as if `share` were not set: it opens up to `max_size` connections. Together"
+    " the processes may open more than the server grants. No data is concerned.",
+    "Give a number (`share=40`) where the server cannot be asked. Where the file cannot be used,"
+    " set `TMPDIR` to a local folder that all processes of the app can write to, and remove what"
+    " the message names. See [sharing a server's connections](sharing.md).",
+)

@@ -102,16 +102,22 @@ def _mysql_error(payload: bytes) -> Words | None:
     return Words(code, _one_line(text))
 
 
+#: Types of messages: ErrorResponse, NoticeResponse, ParameterStatus, NotificationResponse; and what
+#: answers a command without rows: ParseComplete, BindComplete, NoData, CommandComplete,
+#: ReadyForQuery.
+_BEFORE_AN_ERROR = frozenset({b"E", b"N", b"S", b"A", b"1", b"2", b"n", b"C", b"Z"})
+
+
 def _postgresql(data: bytes) -> Words | None:
-    """The first ErrorResponse, behind notices: 1 byte of type, 4 of length (big endian, itself
-    included), the body.
+    """The first ErrorResponse, behind notices and the answer to a COMMIT or ROLLBACK that is due: 1
+    byte of type, 4 of length (big endian, itself included), the body.
     """
     start = 0
     while start + 5 <= len(data):
         kind = data[start : start + 1]
         length = int.from_bytes(data[start + 1 : start + 5], "big")
         end = start + 1 + length
-        if kind not in (b"E", b"N", b"S", b"A") or length < 4 or end > len(data):
+        if kind not in _BEFORE_AN_ERROR or length < 4 or end > len(data):
             return None
         if kind == b"E":
             return _postgresql_error(data[start + 5 : end])

@@ -17,6 +17,7 @@ from unbroken.logs import Part
 from unbroken.messages.pool import POOL_TIMEOUT
 from unbroken.messages.server import NAME_LEADS_NOWHERE, OUTAGE
 from unbroken.net.liveness import Liveness, judge
+from unbroken.pool.answers import LEFT_UNFIT, heard, is_soon
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
 from unbroken.pool.registry import every_state
@@ -92,26 +93,72 @@ def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
     if entry.generation != state.kernel.generation:
         state.discard(entry, Cause.DRAINED)
         return False
-    if looks is Liveness.DEAD or state.heard_goodbye(entry.conn):
+    if looks is Liveness.DEAD or (entry.due is None and state.heard_goodbye(entry.conn)):
         state.discard_dead(entry)
         return False
     if need is Need.RETIRE:
         state.discard(entry, Cause.MAX_AGE)
         return False
+    if entry.due is not None:
+        if is_soon(state, entry, now) and looks is Liveness.ALIVE and need is Need.NOTHING:
+            return True  # its answer comes before that to the next statement
+        # what stands on the socket is that answer, most likely: look again behind it
+        fit = yield from take_answer(state, entry, time_to_ping(state, until - now))
+        return fit and (yield from _is_fit(state, entry, until))
     if looks is Liveness.ALIVE and need is Need.NOTHING:
         return True
-    return (yield from ping(state, entry, min(state.settings.ping_timeout, max(until - now, 0.05))))
+    return (yield from ping(state, entry, time_to_ping(state, until - now)))
+
+
+def time_to_ping(state: PoolState, left: float) -> float:
+    """How many seconds a server may take to answer a caller that has *left* seconds."""
+    return min(state.settings.ping_timeout, max(left, 0.05))
+
+
+def take_answer(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
+    """Read the answer to the ROLLBACK that was sent when *entry*, which the caller owns, went back.
+
+    False: it did not come within *timeout* seconds, or is not the one that was expected; the entry
+    is closed then.
+    """
+    was_due = state.is_due(entry, entry.conn)
+    if was_due and not (yield from _hear(state, entry, "take_answer", timeout)):
+        return False
+    if heard(state, entry):
+        return True
+    state.discard(entry, Cause.RESET_FAILED, LEFT_UNFIT)
+    return False
 
 
 def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
-    """One round trip on an entry that the caller owns. False: it did not answer and is buried."""
+    """One round trip on an entry that the caller owns. False: it did not answer and is closed."""
+    if entry.due is not None and not (yield from take_answer(state, entry, timeout)):
+        return False
     now = state.clock()
-    idle, quiet = now - entry.last_used, state.idle_for(entry, now)
+    quiet = state.idle_for(entry, now)
+    if not (yield from _hear(state, entry, "ping", timeout)):
+        return False
+    entry.last_used = state.clock()
+    with state.lock, state.server.lock:
+        state.counters.pings += 1
+        limit = state.server.limit
+        taken_back = limit.is_watching and limit.alive(now, quiet)
+    if taken_back:
+        state.forgot_limit()
+    return True
+
+
+def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[bool]:
+    """Have the server say something on an entry that the caller owns, by the driver's *method*.
+
+    False: it did not, and the entry is closed.
+    """
+    idle, due = state.clock() - entry.last_used, entry.due
     mine = Ticket(state.clock(), None)
     mine.entry = entry
     state.tickets.add(mine)
     try:
-        yield Call("ping", entry.conn, entry, timeout)
+        yield Call(method, entry.conn, entry, timeout)
     except Exception as exc:
         fault = state.classify(exc)
         cause = (
@@ -121,21 +168,16 @@ def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
         )
         state.discard(entry, cause, fault.text)
         state.sweep()
-        if cause is Cause.SILENT_DROP:
+        if cause is Cause.SILENT_DROP and due is not None:
+            state.drop_unanswered(due)  # a slow server has forgotten none of the others
+        elif cause is Cause.SILENT_DROP:
             state.drop_silent(idle)
         return False
     except BaseException:
         state.discard(entry, Cause.CANCELLED)
         raise
     mine.entry = None
-    entry.last_used = state.clock()
     entry.sent = entry.count()
-    with state.lock, state.server.lock:
-        state.counters.pings += 1
-        limit = state.server.limit
-        taken_back = limit.is_watching and limit.alive(now, quiet)
-    if taken_back:
-        state.forgot_limit()
     return True
 
 
@@ -291,6 +333,14 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
         silent = f"no thread can be started to connect with ({state.no_thread})"
     kernel = state.kernel
     is_full = len(kernel.in_use) + len(kernel.resetting) >= kernel.max_size
+    if state.share is not None and state.share.hungry:
+        is_full, busy = (
+            True,
+            (
+                "the other pools of this host use the rest: release connections earlier, or let the"
+                " server grant more"
+            ),
+        )
     why = outage or (busy if is_full else silent)
     error = state.error(
         PoolTimeoutError,
@@ -341,7 +391,7 @@ def _should_collect(state: PoolState, until: float) -> bool:
             due
             and not state.suspects
             and not state.kernel.idle
-            and len(state.kernel.entries) >= state.kernel.max_size
+            and len(state.kernel.entries) >= state.kernel.bound
             and until - now > 2 * state.collect_took
         )
         if collects:

@@ -13,6 +13,7 @@ from typing import Any, Generic
 from unbroken.abc import Cause, ConnectionT
 from unbroken.brain.entry import Entry
 from unbroken.ledger.scope import current_token
+from unbroken.pool.answers import is_soon
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run_async
 
@@ -52,7 +53,11 @@ class AsyncLease(Loan, Generic[ConnectionT]):
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
+                    if (
+                        now - entry.last_used < state.fresh_for
+                        and not state.hung_up()
+                        and (entry.due is None or is_soon(state, entry, now))
+                    ):
                         frame = getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti

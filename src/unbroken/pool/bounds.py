@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
@@ -26,9 +27,10 @@ def limits_of(settings: Settings) -> Mapping[str, float]:
         ("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout
     )
     asking = dict.fromkeys(
-        ("ping", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout
+        ("ping", "take_answer", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout
     )
-    return {**own, **asking, "commit": settings.commit_timeout}
+    # to send some bytes on a connection on which everything was answered never blocks
+    return {**own, **asking, "commit": settings.commit_timeout, "send_end": math.inf}
 
 
 class Bound:

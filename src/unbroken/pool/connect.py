@@ -18,7 +18,14 @@ from unbroken.brain.tries import Try
 from unbroken.pool import news
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.ending import was_too_late
-from unbroken.pool.first_questions import ask_limit, ask_uptime, prove, remember
+from unbroken.pool.first_questions import (
+    ask_limit,
+    ask_share,
+    ask_uptime,
+    prove,
+    remember,
+    try_flight,
+)
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.login import (
     check_keys,
@@ -279,8 +286,12 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
             yield from ask_uptime(state, conn, attempt.address, until)
         yield from prove(state, conn, until)
         yield from admit(state, attempt, conn, until)
+        if state.share is not None and state.share.wants_word(was_away=state.server.outage.active):
+            yield from ask_share(state, conn, until)
         if state.hidden.is_due(started):
             yield from state.ask_hidden(conn, until=until)
+        if not (yield from try_flight(state, conn, until)):
+            return True  # the next one is opened with what that taught
         opening = (
             (yield from remember(state, conn, until)) if state.settings.reset == "session" else None
         )

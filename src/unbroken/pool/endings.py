@@ -82,6 +82,8 @@ class Endings(Supply):
             },
         )
         entry.conn = entry.anchor = entry.ref = None
+        if self.share is not None and self.kernel.closed:
+            self.share.end(self)
 
     def tell_lost(self, entry: Entry, ending: Any) -> None:
         """Log that work was lost with *entry*, which is closed already."""
@@ -151,6 +153,26 @@ class Endings(Supply):
         since = self.clock() - min(idle, self.fresh_for)
         return self._evict(
             [e for e in self.kernel.all_idle() if e.last_used <= since],
+            lambda _: (Cause.SILENT_DROP, ""),
+        )
+
+    def drop_unanswered(self, since: float) -> int:
+        """What was sent at *since* on a connection that went back was not answered in time: drop
+        idle ones that owe an answer for as long, and have not got it either.
+        """
+        owing = {
+            e.fd: e
+            for e in self.kernel.all_idle()
+            if e.fd is not None and e.due is not None and e.due <= since
+        }
+        answered = liveness.sweep(owing) if owing else {}
+        read: Any = getattr(self.driver, "unread", None)  # by an event loop, meanwhile
+        return self._evict(
+            [
+                entry
+                for fd, entry in owing.items()
+                if fd not in answered and not (read is not None and read(entry.conn))
+            ],
             lambda _: (Cause.SILENT_DROP, ""),
         )
 
@@ -284,6 +306,8 @@ class Endings(Supply):
         A driver that hides its descriptors has a method ``abandon`` for that (see
         :class:`unbroken.abc.Capabilities`).
         """
+        if self.share is not None:
+            self.share.leave_behind()
         abandon = getattr(self.driver, "abandon", None)
         for entry in (
             *self.kernel.entries.values(),

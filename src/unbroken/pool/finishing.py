@@ -15,17 +15,16 @@ from unbroken.errors import (
     UnbrokenError,
 )
 from unbroken.ledger.questions import Question
-from unbroken.ledger.residue import NOTHING, Left
+from unbroken.ledger.residue import Left
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.logs import Part
 from unbroken.messages import Message
 from unbroken.messages.data import CLOSED_BY_HOLDER, COMMIT_UNKNOWN, LOST_BEFORE_COMMIT
 from unbroken.messages.processes import AT_THE_END
 from unbroken.net.liveness import Liveness, judge
-from unbroken.pool.admission import cannot_serve, refused
-from unbroken.pool.holding import Holding
+from unbroken.pool.admission import refused
+from unbroken.pool.ends import Ends
 from unbroken.pool.news import reset_raised
-from unbroken.pool.poolers import uses_session
 from unbroken.pool.rollbacks import IN_DOUBT, rolled_back
 from unbroken.pool.steps import Call, Flow, Reset
 from unbroken.roles import Role
@@ -36,7 +35,7 @@ log = Part("replay")
 LOOK_FIRST = "that transaction is stored whole or not at all; look before you repeat it"
 
 
-class Finishing(Holding):
+class Finishing(Ends):
     """What is sent at the end of a use: see :class:`unbroken.pool.loan.Loan`."""
 
     __slots__ = ()
@@ -94,6 +93,18 @@ class Finishing(Holding):
                 fate=Fate.UNKNOWN,
             ) from exc
         entry.sent, entry.settled_at = entry.count(), entry.uses
+        if state.defers and state.is_settled(entry, self.conn):
+            entry.end_seen = True
+
+    def commit_and_go_on(self, send: Call | None = None) -> Flow[None]:
+        """As :meth:`commit`, in the middle of a use.
+
+        Nobody waits for the answer where nothing was written.
+        """
+        if self.may_defer_commit(goes_on=True) and not self.has_ended():
+            yield from self.leave_commit()
+        else:
+            yield from self.commit(send)
 
     def _is_in_doubt(self, exc: Exception, fault: Fault) -> bool:
         """Whether what was committed may be stored, now that COMMIT raised *exc*."""
@@ -235,6 +246,9 @@ class Finishing(Holding):
     def _succeed(self, commit: bool) -> Flow[None]:
         state = self.state
         if commit and not state.is_settled(self.entry, self.conn):
+            if self.may_defer_commit() and not self.has_ended():
+                yield from self.defer_commit()
+                return
             yield from self.commit()
         how = state.settings.reset
         if (
@@ -243,7 +257,7 @@ class Finishing(Holding):
             or how == "session"
             or not state.is_good(self.entry, self.conn)
         ):
-            yield from self.reset()
+            yield from self.reset(at_end=True)
 
     def _fail(self, exc: BaseException) -> Flow[None]:
         state, entry = self.state, self.entry
@@ -252,16 +266,18 @@ class Finishing(Holding):
             return
         if not isinstance(exc, Exception) or isinstance(exc, TimeoutError):
             # a caller that cancels does not want to wait
-            yield from self.roll_back(state.settings.ping_timeout)
+            yield from self.roll_back(state.settings.ping_timeout, at_end=True)
             yield from self.undo(state.settings.ping_timeout)
         elif callable(state.settings.reset) or state.settings.reset == "session":
-            yield from self.reset()
+            yield from self.reset(at_end=True)
         else:
-            yield from self.roll_back()
+            yield from self.roll_back(at_end=True)
 
-    def reset(self) -> Flow[None]:
-        """Make the connection fit for the next user, as the setting ``reset`` says, or condemn
-        it.
+    def reset(self, *, at_end: bool = False) -> Flow[None]:
+        """Make the connection fit for the next user, as the setting ``reset`` says, or condemn it.
+
+        *at_end*: it goes back to the pool right afterwards, so the answer to a ROLLBACK may be
+        read later.
         """
         state, entry = self.state, self.entry
         how = state.settings.reset
@@ -278,24 +294,8 @@ class Finishing(Holding):
                 reset_raised(state, exc)
                 self._unfit(exc)
                 return
-        yield from self.roll_back()
+        yield from self.roll_back(at_end=at_end)
         yield from self.undo()
-
-    def left(self) -> frozenset[Left]:
-        """What this use may have left on the session for the next one, as the setting ``reset``
-        wants to know it.
-        """
-        if self.state.settings.reset != "session" or self.entry.reset_at == self.entry.uses:
-            return NOTHING
-        left = self.find_left()
-        uses_session(self.state, left)
-        # behind a pooler that shares its sessions a reset would reach any of them
-        return NOTHING if self.state.server.pooler.shares else left
-
-    def find_left(self) -> frozenset[Left]:
-        """What the ledgers heard, or anything where they cannot have heard it all."""
-        left: frozenset[Left] = self.state.left(self.entry, self.conn)
-        return left
 
     def undo(self, timeout: float | None = None) -> Flow[None]:
         """Reset the session if something was left on it, or condemn the connection.
@@ -318,15 +318,15 @@ class Finishing(Holding):
         entry.reset_at = entry.uses
         yield from self.roll_back()  # puts back what the holder changed on the object
 
-    def roll_back(self, timeout: float | None = None) -> Flow[None]:
+    def roll_back(self, timeout: float | None = None, *, at_end: bool = False) -> Flow[None]:
         """Roll back what is open and put back what its holder changed, or condemn the connection.
 
         Nothing is sent where nothing needs to be, nor on a connection whose last exchange is not
-        known to have ended.
+        known to have ended. *at_end* as for :meth:`reset`.
         """
         suspect = self.entry.suspect
         self.entry.cleared()
-        yield from self._undo(timeout)
+        yield from self._undo(timeout, at_end=at_end and suspect is None)
         if suspect is not None:
             yield from self.ask_why(suspect[1])
 
@@ -406,37 +406,3 @@ class Finishing(Holding):
             )
             self.failed(exc)
         return None
-
-    def _undo(self, timeout: float | None = None) -> Flow[None]:
-        state, entry, conn = self.state, self.entry, self.conn
-        if state.is_good(entry, conn) or self.outlives_time():
-            return
-        if not state.is_in_step(entry, conn):
-            self.break_off()
-            return
-        try:
-            if not state.is_settled(entry, conn):
-                yield from self._send_rollback(timeout)
-            if not state.is_good(entry, conn):
-                uses_session(state, state.driver.left_on(conn))
-                yield Call("restore", conn, entry, timeout, (entry.traits,))
-        except Exception as exc:
-            self._unfit(exc)
-
-    def _send_rollback(self, timeout: float | None) -> Flow[None]:
-        state, entry = self.state, self.entry
-        yield Call("rollback", self.conn, entry, timeout)
-        with state.lock:
-            state.counters.rollbacks += 1
-        entry.sent = entry.count()
-        entry.settled_at = entry.uses
-
-    def _unfit(self, exc: Exception) -> None:
-        """What the pool itself sent failed with *exc*. A server that refuses even that, because it
-        serves nobody, is believed: no application wrote those words.
-        """
-        fault = self.state.classify(exc)
-        if fault.kind in CANNOT_SERVE:
-            cannot_serve(self.state, self.entry, fault)
-        cause = (fault.cause or Cause.LOST) if fault.is_lost else Cause.RESET_FAILED
-        self.entry.condemn(cause, fault.text or repr(exc))

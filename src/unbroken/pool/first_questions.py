@@ -9,6 +9,7 @@ from typing import Any
 from unbroken.abc import Connection
 from unbroken.ledger.questions import Question, text_of
 from unbroken.logs import Part
+from unbroken.pool.answers import flight_failed
 from unbroken.pool.knowledge import AT_THE_LIMIT
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
@@ -80,6 +81,51 @@ def ask_uptime(
             seconds=what or 0.0,
         )
         state.limit_changed()
+
+
+def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[bool]:
+    """Have the driver send a statement before it has read the answer to another one, where it is
+    not known yet whether that goes well. False: *conn* was lost.
+
+    The first statement takes its time, so that the second one meets what still waits for an answer.
+    """
+    if not (state.tries_flights and state.pipelines):
+        return True
+    driver: Any = state.driver
+    if state.server.pooler.wants_flight(state.clock()) and driver.is_in_transaction(conn) is False:
+        driver.let_fly(conn, True)
+        began = state.clock()
+        try:
+            yield Call("send_end", conn, args=("DO SLEEP(0.01)",))
+            yield Call("ask", conn, None, _within(state, until), ("SELECT 1",))
+        except Exception as exc:
+            fault = state.classify(exc)
+            if not fault.is_lost and driver.is_quiet(conn) and not driver.owes_answer(conn):
+                driver.let_fly(conn, False)
+                return True  # it was refused: the next one tries again
+            flight_failed(state, began)
+            return False
+        with state.server.lock:
+            state.server.pooler.pipelines = True
+    driver.let_fly(conn, state.server.pooler.pipelines is True)
+    return True
+
+
+def ask_share(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
+    """Ask the server, once per process, how many connections it grants: the pools of this host
+    share them. Behind a pooler its answer says nothing.
+    """
+    share = state.share
+    assert share is not None
+    share.asked = True  # one asks; the others do not wait for the answer
+    said = None
+    try:
+        if not state.server.pooler.stands:
+            said = yield from state.ask_new(conn, Question.CONNECTIONS, until)
+    except BaseException:
+        share.asked = False
+        raise
+    share.told(state, said)
 
 
 def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[Any]:

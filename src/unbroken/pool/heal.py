@@ -166,6 +166,8 @@ def lost_at(
     """What :mod:`unbroken.ledger.heal` wants to know of *sql*, which lost the connection of *loan*.
     The caller has time until *until*. Outside of a transaction it may have been in autocommit.
     """
+    if loan.wanted() is not None:
+        sql, in_transaction = "BEGIN", True  # which was not answered, so nothing went behind it
     return Lost(
         sql=sql,
         fault=fault,

@@ -18,6 +18,7 @@ from unbroken.ledger.unit import Unit
 from unbroken.messages.units import ABANDONED_TASK
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.admission import cannot_serve
+from unbroken.pool.answers import lost_in_flight
 from unbroken.pool.endings import THEIR_DOING
 from unbroken.pool.poolers import met_another
 from unbroken.pool.state import PoolState
@@ -225,6 +226,8 @@ class Holding:
         unit, fault = self.unit, self._believed(fault)
         if unit is not None:
             unit.note(exc, fault)
+        if entry.due is not None and fault.is_lost:
+            lost_in_flight(self.state, entry, self.conn)
         if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             self._condemn_lost(fault)
         elif not self.is_in_step:

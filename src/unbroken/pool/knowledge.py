@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from unbroken.abc import BaseDriver, Connection, Fault, FaultKind, address
+from unbroken.abc import BaseDriver, Connection, Fault, address
 from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
@@ -39,6 +39,7 @@ from unbroken.messages.processes import AT_THE_END
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
+from unbroken.pool.answers import has_traits, may_leave
 from unbroken.pool.bounds import limits_of
 from unbroken.pool.ending import no_connection, refuse_at_the_end
 from unbroken.pool.names import names_of
@@ -47,8 +48,10 @@ from unbroken.pool.rejections import verdict
 from unbroken.pool.runtime import Runtime
 from unbroken.pool.secrets import NO_SECRETS, Secrets
 from unbroken.pool.servers import Server, server_of
+from unbroken.pool.share import share_of
 from unbroken.pool.steps import Flow
 from unbroken.pool.undone import REMEDY
+from unbroken.pool.wording import load, outage
 from unbroken.settings import Settings
 
 log = Part("pool")
@@ -105,6 +108,7 @@ class Knowledge(Guarded):
         self.hidden = self.server.hidden(driver.target.database)
         self._guard = runtime.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
+        self.share = share_of(driver, settings, self.kernel)
         #: for the hot paths
         self.idle, self.in_use, self.waiting = (
             self.kernel.idle,
@@ -165,6 +169,7 @@ class Knowledge(Guarded):
         #: a lease need not begin a transaction itself
         self.plain = driver.capabilities.implicit_begin
         self.is_clean = self._end_check()
+        self.look_at_answers()
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
         #: whose addresses are followed
@@ -174,6 +179,24 @@ class Knowledge(Guarded):
             # last: from now on other pools' threads come here with news
             self.server.pools.add(self)
         registry.add(self)
+
+    def look_at_answers(self) -> None:
+        """What the driver can leave for later."""
+        driver = self.driver
+        #: whether a COMMIT or ROLLBACK can be sent now and its answer read later
+        self.defers = hasattr(driver, "send_end")
+        #: … and how much was written does not count: PostgreSQL undoes nothing, it forgets
+        self.undoes_at_once = getattr(
+            driver, "undoes_at_once", driver.target.backend == "postgresql"
+        )
+        #: … as far as it is known what the answer says
+        self.may_leave = may_leave(driver)
+        #: … as long as all else is as it was opened
+        self.has_traits = has_traits(driver)
+        #: … and a statement be sent before that answer has come
+        self.pipelines = getattr(driver, "pipelines", False)
+        #: … once that was tried with what answers at the server's address
+        self.tries_flights = hasattr(driver, "let_fly")
 
     def _end_check(self) -> Callable[[Connection, Any], bool]:
         """What to ask of a connection when it comes back: True means nothing has to be done."""
@@ -228,6 +251,12 @@ class Knowledge(Guarded):
         status = self.driver.is_in_transaction(conn)
         return status is False if status is not None else self._is_untouched(entry)
 
+    def is_due(self, entry: Entry, conn: Connection) -> bool:
+        """Whether the answer to the COMMIT or ROLLBACK that the pool sent is still to be read."""
+        if entry.due is not None and not self.driver.owes_answer(conn):  # type: ignore[attr-defined] # the driver that sent it has it
+            entry.due = None  # it was read with the answer to the next statement
+        return entry.due is not None
+
     def is_in_step(self, entry: Entry, conn: Connection) -> bool:
         """Whether it is certain that every answer was read: a statement sent now gets its own."""
         return self.driver.is_quiet(conn) or (not self.knows_status and self._is_untouched(entry))
@@ -260,8 +289,12 @@ class Knowledge(Guarded):
         """Whether the other side is known to have ended a quiet *entry*: hung up, or said something
         unasked.
         """
+        looks = liveness.judge(entry.poll(0))
         return (
-            entry.cause is not None or liveness.judge(entry.poll(0)) is not liveness.Liveness.ALIVE
+            entry.cause is not None
+            or looks is liveness.Liveness.DEAD
+            # else it may be the answer that is due
+            or (looks is liveness.Liveness.UNDECIDED and entry.due is None)
         )
 
     # -- of the server -----------------------------------------------------------------------------
@@ -311,6 +344,7 @@ class Knowledge(Guarded):
                 name=self.name,
                 target=self.driver.target,
                 pid=self.pid,
+                share=None if self.share is None else self.share.seen(),
             )
 
     # -- in words ----------------------------------------------------------------------------------
@@ -379,28 +413,11 @@ class Knowledge(Guarded):
 
     def describe_load(self) -> str:
         """``in use 10, idle 0, waiting 14`` for messages."""
-        k = self.kernel
-        return (
-            f"in use {len(k.in_use)}, idle {len(k.idle)}, opening {k.opening}, waiting"
-            f" {len(k.waiting)}, max_size {k.max_size}"
-        )
+        return load(self)
 
     def describe_outage(self, now: float) -> str:
         """``the server has been away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
-        outage = self.server.outage
-        if not outage.active or outage.fault is None:
-            return ""
-        what = _STATES.get(outage.fault.kind, "has been away")
-        silent = outage.silent_tries(now)
-        why = self.server.hosts.told(outage.since or now, silent) or outage.fault.text
-        return f"the server {what} for {outage.age(now):.1f} s: {why}"
-
-
-#: What is said of a server in an outage, by the kind of its last refusal.
-_STATES = {
-    FaultKind.TOO_MANY: "has been full",
-    FaultKind.WRONG_SERVER: "has not been able to serve",
-}
+        return outage(self, now)
 
 
 def _not_known(_conn: Connection) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Generic
 from unbroken.abc import ConnectionT
 from unbroken.brain.entry import Entry
 from unbroken.ledger.scope import current_token
+from unbroken.pool.answers import take_at_once
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run
 
@@ -57,7 +58,11 @@ class Lease(Loan, Generic[ConnectionT]):
                     pass
                 else:
                     now = monotonic()
-                    if now - entry.last_used < state.fresh_for and not state.hung_up():
+                    if (
+                        now - entry.last_used < state.fresh_for
+                        and not state.hung_up()
+                        and (entry.due is None or take_at_once(state, entry, now))
+                    ):
                         frame = getframe(1)
                         entry.code = frame.f_code
                         entry.lasti = frame.f_lasti

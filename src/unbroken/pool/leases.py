@@ -89,10 +89,12 @@ class Leases(Endings):
             return Cause.POOL_CLOSED, ""
         return Cause.DRAINED, ""
 
-    def put(self, entry: Entry, conn: Connection) -> None:
-        """Put a healthy entry that the caller owns into idle. (The pools have this inline.)"""
+    def put(self, entry: Entry, conn: Connection, used: float | None = None) -> None:
+        """Put a healthy entry that the caller owns into idle. (The pools have this inline.) *used*:
+        when it was used last; None: now.
+        """
         entry.conn = conn
-        entry.last_used = self.clock()
+        entry.last_used = self.clock() if used is None else used
         self.kernel.put(entry)
         self.dispatch()
 

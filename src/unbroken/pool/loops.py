@@ -25,7 +25,7 @@ from unbroken.pool.bounds import Bound, limits_of
 from unbroken.pool.holder import DEPTH, in_a_line
 from unbroken.pool.secrets import Aside
 from unbroken.pool.state import PoolState
-from unbroken.pool.steps import Attempt, Call, Connect, Consult, Flow, Reset, Wait, run_async
+from unbroken.pool.steps import TIMED, Attempt, Call, Connect, Consult, Flow, Reset, Wait, run_async
 from unbroken.settings import Settings
 
 log = Part("pool")
@@ -164,9 +164,11 @@ class LoopRuntime:
     async def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
         limit = self.limits[step.method] if step.timeout is None else step.timeout
+        if limit == math.inf:
+            return await method(step.conn, *step.args)
         async with self._bounded(step.conn, limit, step.method, step.entry):
             return await (
-                method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
+                method(step.conn, limit) if step.method in TIMED else method(step.conn, *step.args)
             )
 
     async def _reset(self, step: Reset) -> Any:
@@ -222,6 +224,8 @@ def cut_off(state: PoolState) -> None:
     """End a state whose loop may never run again: its sockets at once, and its part in finding the
     server again.
     """
+    if state.share is not None:
+        state.share.leave_behind()
     for entry in list(state.kernel.entries.values()):
         state.shutdown_socket(entry)
         if entry.conn is not None and runtime_of(state).loop.is_closed():

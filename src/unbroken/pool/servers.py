@@ -75,12 +75,9 @@ class Server(Guarded):
         return self._hidden.setdefault(database, Hidden())
 
 
-def server_of(driver: BaseDriver, settings: Settings) -> Server:
-    """This process's record of the server, or of the cluster, that *driver* connects to. Pools
-    that want another role of the same cluster have another record: one may be away alone.
-
-    Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one
-    server's outage would close the pools of all others.
+def key_of(driver: BaseDriver, settings: Settings) -> str | None:
+    """What tells the server, or the cluster and the role, that *driver* connects to from all
+    others; None: only the caller's own ``connect=`` knows it.
     """
     target = driver.target
     if (
@@ -88,12 +85,25 @@ def server_of(driver: BaseDriver, settings: Settings) -> Server:
         and target.unix_socket is None
         and getattr(driver, "_connect", None) is not None
     ):
-        return Server()
+        return None
     role = wanted(settings.target)
     # a port that is MySQL's is nothing to those who look for PostgreSQL there
     make = "postgresql" if target.backend == "postgresql" else "mysql"
     key = f"{make} {target.server}"
-    record = server_at(key if role is Wanted.ANY else f"{key} {role.value}")
+    return key if role is Wanted.ANY else f"{key} {role.value}"
+
+
+def server_of(driver: BaseDriver, settings: Settings) -> Server:
+    """This process's record of the server, or of the cluster, that *driver* connects to. Pools
+    that want another role of the same cluster have another record: one may be away alone.
+
+    Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one
+    server's outage would close the pools of all others.
+    """
+    target, role, key = driver.target, wanted(settings.target), key_of(driver, settings)
+    if key is None:
+        return Server()
+    record = server_at(key)
     with record.lock:
         if len(target.hosts) > 1 and not record.hosts.are_several:
             record.hosts = Hosts(target.hosts, prefers_standby=role is Wanted.PREFER_STANDBY)

@@ -119,6 +119,8 @@ class PoolState(Leases):
         self.wake(tickets)
         for entry in idle:
             self.close_entry(entry)
+        if self.share is not None:
+            self.share.end(self)
 
     # -- questions to the server -------------------------------------------------------------------
 

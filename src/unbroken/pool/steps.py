@@ -44,7 +44,7 @@ class Consult:
     dialing: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs a µs, several times in each request
 class Call:
     """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on
     a connection.
@@ -85,6 +85,9 @@ class Attempt:
 
     work: Callable[[], Any]
 
+
+#: Methods of a driver that are told how long they may take.
+TIMED = frozenset({"ping", "take_answer"})
 
 Step: TypeAlias = Connect | Consult | Call | Reset | Wait | Attempt
 Flow: TypeAlias = Generator[Step, Any, T]

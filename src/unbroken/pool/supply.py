@@ -44,19 +44,20 @@ class Supply(Knowledge):
     @property
     def unserved(self) -> int:
         """How many callers wait for whom no connection is coming."""
-        kernel = self.kernel
-        return len(kernel.waiting) - (kernel.opening - kernel.silent)
+        return self.kernel.unserved
 
     @property
     def places(self) -> int:
         """How many more connections there may be."""
-        return self.kernel.max_size - self.kernel.size
+        return self.kernel.bound - self.kernel.size
 
     def ensure_connecting(self) -> None:
         """See to it that what is wanted is being opened, and that a sleeping prober hears of a
         caller.
         """
         kernel = self.kernel
+        if self.share is not None:
+            self.share.seek(self)
         if not kernel.waiting and not self.wants:
             return
         outage = self.server.outage
@@ -98,6 +99,8 @@ class Supply(Knowledge):
         """Have one attempt to connect made in an outage, be it that nobody waits: callers to come
         are spared it.
         """
+        if self.share is not None:
+            self.share.seek(self, at_least=1)
         with self.lock, self.server.lock:
             wanted = self.server.outage.active and self.places > 0
         if wanted:

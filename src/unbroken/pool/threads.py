@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from unbroken.net.watcher import ThreadWatcher
 from unbroken.pool.bounds import Bound, limits_of
 from unbroken.pool.holder import describe, referred_to, suspended, thread_frames
 from unbroken.pool.secrets import ask
-from unbroken.pool.steps import Attempt, Call, Connect, Consult, Flow, Reset, Wait, run
+from unbroken.pool.steps import TIMED, Attempt, Call, Connect, Consult, Flow, Reset, Wait, run
 from unbroken.settings import Settings
 
 log = Part("pool")
@@ -145,11 +146,13 @@ class ThreadRuntime:
     def _call(self, step: Call) -> Any:
         method = getattr(self.driver, step.method)
         limit = self.limits[step.method] if step.timeout is None else step.timeout
+        if limit == math.inf:
+            return method(step.conn, *step.args)
         # Not every driver can bound every call: what still blocks a little later is ended from
         # outside.
         with Bound(self.watcher, self.driver, step.conn, limit * 1.05, step.method, step.entry):
             return (
-                method(step.conn, limit) if step.method == "ping" else method(step.conn, *step.args)
+                method(step.conn, limit) if step.method in TIMED else method(step.conn, *step.args)
             )
 
 

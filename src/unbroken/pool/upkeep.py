@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Callable
 
 from unbroken.abc import Cause
-from unbroken.pool.acquire import ping
+from unbroken.pool.acquire import ping, take_answer
+from unbroken.pool.answers import is_overdue
 from unbroken.pool.endings import TICK
 from unbroken.pool.leaks import discard_forgotten, is_leak, recover_strays, report_leaks
 from unbroken.pool.scouting import look_at_place
@@ -85,8 +86,10 @@ def _is_due(state: PoolState, now: float) -> bool:
     spare = len(state.kernel.entries) > state.kernel.min_size
     policy = state.policy
     for entry in state.kernel.all_idle():
-        if policy.overdue(entry, now, spare=spare) or (
-            not spare and policy.wants_exercise(entry, now)
+        if (
+            policy.overdue(entry, now, spare=spare)
+            or (not spare and policy.wants_exercise(entry, now))
+            or is_overdue(entry, now)
         ):
             return True
     for entry in list(state.kernel.in_use.values()):
@@ -136,9 +139,14 @@ def _tend_idle(state: PoolState) -> Flow[None]:
             spare = len(state.kernel.entries) > state.kernel.min_size
             cause = state.policy.overdue(entry, now, spare=spare)
             exercise = cause is None and not spare and state.policy.wants_exercise(entry, now)
-            if not (cause or exercise) or not state.kernel.claim(entry):
+            owed = is_overdue(entry, now)
+            if not (cause or exercise or owed) or not state.kernel.claim(entry):
                 continue
         if cause is not None:
             state.discard(entry, cause)
+        elif owed and not exercise:
+            used = entry.last_used  # the server counts from the ROLLBACK
+            if (yield from take_answer(state, entry, state.settings.reset_timeout)):
+                state.put(entry, entry.conn, used)
         elif (yield from ping(state, entry, state.settings.ping_timeout)):
             state.put(entry, entry.conn)

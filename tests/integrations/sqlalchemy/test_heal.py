@@ -436,7 +436,9 @@ def test_a_commit_of_nothing_but_reads_is_no_error(place: Place, before: bool) -
     cut = place.proxy.cut_at("COMMIT", before=before)
     assert place.within(engine, work) == [(1,), (2,)]
     assert cut.hits == 1
-    assert healed(engine) == 1  # the COMMIT; the next statement was not sent on that connection
+    # the COMMIT, or the next statement: 0 where it was seen before that one was sent that the
+    # connection had ended, and nobody had waited for the COMMIT
+    assert healed(engine) <= 1
 
 
 def test_a_commit_of_writes_is_unknown(place: Place) -> None:

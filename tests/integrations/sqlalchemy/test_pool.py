@@ -159,7 +159,9 @@ def test_no_round_trip_is_added_and_the_rollback_after_a_commit_is_gone(face: An
     bare = {work: _messages(face, face.bare, work) for work in (read, write, constant)}
     ours = {work: _messages(face, face.engine, work) for work in (read, write, constant)}
     assert ours[read] <= bare[read]
-    assert ours[write] == bare[write] - (10 if face.is_mysql else 0)  # psycopg knows by itself
+    # psycopg knows by itself that nothing is open, but sends BEGIN with the first statement
+    saves = 10 if face.is_mysql or face.name == "psycopg" else 0
+    assert bare[write] - saves - 1 <= ours[write] <= bare[write] - saves
     if face.name == "pymysql":
         assert ours[constant] == bare[constant] - 10  # nothing was opened: nothing is rolled back
 

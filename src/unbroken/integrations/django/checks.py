@@ -129,7 +129,7 @@ def _check_room(alias: str) -> list[Any]:
                 else "SHOW max_connections"
             )
             limit = int(cursor.fetchone()[0])
-        size = connection.unbroken_pool.settings.max_size
+        pool = connection.unbroken_pool.settings
     except Exception as exc:
         return [
             checks.Warning(
@@ -141,7 +141,8 @@ def _check_room(alias: str) -> list[Any]:
     finally:
         connection.close()
     number, who = processes()
-    if size * number <= limit:
+    size = pool.max_size
+    if pool.share is not None or size * number <= limit:
         return []
     return [
         checks.Warning(
@@ -150,7 +151,8 @@ def _check_room(alias: str) -> list[Any]:
             " other's connections.",
             hint=(
                 f'Set OPTIONS["unbroken"]["max_size"] to {max(1, limit // number)} at most, or'
-                " raise max_connections."
+                " raise max_connections; or let the processes share what there is:"
+                ' OPTIONS["unbroken"]["share"] = "auto".'
             ),
             id="unbroken.W005",
         )

@@ -181,7 +181,8 @@ class Transactions(Healing):
         try:
             if not is_gone:
                 with self._bounded("rollback"):
-                    super()._set_autocommit(autocommit)
+                    if not self._switches_unwaited(autocommit):
+                        super()._set_autocommit(autocommit)
         except DatabaseError:
             if not (may_go and held is not None and held.is_dead):
                 raise
@@ -190,6 +191,15 @@ class Transactions(Healing):
             self._give_back()
             self.connection = None
         self._switched(autocommit)
+
+    def _switches_unwaited(self, autocommit: bool) -> bool:
+        held = self._held
+        if held is None or held.is_inherited or self._connecting:
+            return False
+        if self.connection is not held.conn or self.unbroken_bare:
+            return False
+        with self.wrap_database_errors:
+            return run(held.switch(on=bool(autocommit)), held.state.runtime.do)
 
     def rollback(self) -> None:
         """Django's."""
@@ -213,7 +223,7 @@ class Transactions(Healing):
             return
         with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
             try:
-                run(held.commit(), held.state.runtime.do)
+                run(held.commit_and_go_on(), held.state.runtime.do)
             except Exception as exc:
                 if not self.unbroken_forgets_commit(held, exc):
                     raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import peewee
+
 from unbroken.integrations.peewee.errors import origin
 
 
@@ -20,3 +22,11 @@ def lost_by(exc: BaseException) -> Any:
     about one; else None.
     """
     return getattr(origin(exc), "_unbroken_lost", None)
+
+
+def begins_later(theirs: Any, given: Any, loan: Any) -> bool:
+    """Whether the BEGIN that *theirs* sends, a method of peewee's or of the application's, *given*
+    arguments or settings, goes out with the first statement instead.
+    """
+    plain = theirs.__func__ in (peewee.MySQLDatabase.begin, peewee.PostgresqlDatabase.begin)
+    return bool(plain and not any(given) and loan.begin_later())

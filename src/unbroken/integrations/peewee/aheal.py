@@ -9,11 +9,12 @@ from typing import Any
 
 import peewee
 
-from unbroken.abc import Fault, FaultKind
+from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee.errors import origin
 from unbroken.integrations.peewee.heal import OwnAffair, Refused
 from unbroken.integrations.peewee.held import Held
+from unbroken.integrations.peewee.upkeep import log
 from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.pool.heal import (
     ATTEMPTS,
@@ -27,6 +28,7 @@ from unbroken.pool.heal import (
     objection,
 )
 from unbroken.pool.steps import run_async
+from unbroken.pool.undone import Ending
 
 
 class AsyncHealing:
@@ -126,6 +128,9 @@ class AsyncHealing:
 
     async def _moved(self, state: Any, old: Held, past: Past, ruling: Ruling, begin: Any) -> bool:
         """One attempt. False: that connection was lost, too."""
+        if state.conn is not None and state.conn.entry.ending is None:
+            # what it was lost under is told by us, if it is not healed
+            state.conn.entry.ending = Ending(None, None, None)
         await self._drop(state)
         try:
             await self.aconnect()
@@ -216,3 +221,17 @@ def _lost_by(held: Held | None, exc: Exception, sql: Any) -> Fault | None:
     ):
         return None
     return curable(held.loan, held.met[1], was_dead=held.was_dead)
+
+
+def undone_by_closing(held: Any, error: Exception) -> None:
+    """ROLLBACK failed with *error*.
+
+    The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it.
+    """
+    held.entry.condemn(Cause.RESET_FAILED, str(error))
+    log.info(
+        "rollback failed",
+        f"{held.owner.name}: ROLLBACK failed, and the connection is closed instead: {error}",
+        pool=held.owner.name,
+        session=held.entry.session,
+    )

@@ -17,14 +17,15 @@ from unbroken.aio import AsyncPool
 from unbroken.drivers._login import Opener
 from unbroken.errors import UnbrokenError
 from unbroken.integrations.peewee import pool_options, where
-from unbroken.integrations.peewee.aheal import AsyncHealing
+from unbroken.integrations.peewee.again import begins_later
+from unbroken.integrations.peewee.aheal import AsyncHealing, undone_by_closing
 from unbroken.integrations.peewee.errors import LazyQueryError, translated
 from unbroken.integrations.peewee.heal import Refused
 from unbroken.integrations.peewee.held import Held
 from unbroken.integrations.peewee.poolish import Poolish
 from unbroken.integrations.peewee.slot import Where, caller, refusal
 from unbroken.integrations.peewee.unit import unit
-from unbroken.integrations.peewee.upkeep import log, tell_replaced
+from unbroken.integrations.peewee.upkeep import tell_replaced
 from unbroken.messages.integrations import LAZY_QUERY
 from unbroken.pool.bounds import bounded
 from unbroken.pool.steps import run_async
@@ -220,8 +221,9 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
             state, held = pwasyncio.await_(self._pin())
             try:
                 held.is_beginning = True
-                with bounded(held.owner, "begin", held.entry):
-                    super().begin(*args, **kwargs)
+                if not begins_later(super().begin, (args, kwargs), held.loan):
+                    with bounded(held.owner, "begin", held.entry):
+                        super().begin(*args, **kwargs)
                 state.conn.begins((args, kwargs))
                 return
             except Exception:
@@ -243,6 +245,9 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         state = self._state._current()
         if state.conn is not None and state.conn.stale():
             pwasyncio.await_(self._drop(state))
+        elif state.conn is not None and state.conn.loan.was_not_begun():
+            state.conn.look()
+            pwasyncio.await_(self._settle(state))
         else:
             try:
                 with (
@@ -270,7 +275,8 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         try:
             with peewee.__exception_wrapper__, held.listening():
                 try:
-                    await run_async(held.loan.commit(), held.owner.runtime.do)
+                    if not held.loan.was_not_begun():
+                        await run_async(held.loan.commit_and_go_on(), held.owner.runtime.do)
                 except Exception as exc:
                     if not await self._forgets_commit(held, exc):
                         raise
@@ -282,20 +288,6 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
         """``@db.unit`` on an ``async def``: see :func:`unbroken.peewee.unit`."""
         return unit(self, function, **options)
-
-
-def undone_by_closing(held: Any, error: Exception) -> None:
-    """ROLLBACK failed with *error*.
-
-    The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it.
-    """
-    held.entry.condemn(Cause.RESET_FAILED, str(error))
-    log.info(
-        "rollback failed",
-        f"{held.owner.name}: ROLLBACK failed, and the connection is closed instead: {error}",
-        pool=held.owner.name,
-        session=held.entry.session,
-    )
 
 
 class AsyncMySQLConnection(Held, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]

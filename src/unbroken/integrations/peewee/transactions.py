@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 
 from unbroken.integrations.peewee import upkeep
-from unbroken.integrations.peewee.again import lost_by
+from unbroken.integrations.peewee.again import begins_later, lost_by
 from unbroken.integrations.peewee.heal import Healing
 from unbroken.integrations.peewee.slot import Pin, Slot
 from unbroken.pool.bounds import bounded
@@ -35,7 +35,8 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             slot.ending = True
             try:
                 slot.opening, slot.sql = True, "BEGIN"
-                super().begin(*args, **kwargs)
+                if not self._begins_later(args, kwargs):
+                    super().begin(*args, **kwargs)
                 slot.begun, slot.clean = True, False
                 slot.ending = False
                 if slot.loan is not None and slot.loan.past is not None:
@@ -84,6 +85,18 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
         finally:
             self._unpin(slot, pin)
 
+    def _begins_later(self, args: Any, kwargs: Any) -> bool:
+        """Whether BEGIN goes out with the first statement.
+
+        Not where it says more, or the application's own class sends it.
+        """
+        slot, pin = self._ready()
+        try:
+            given = (args, kwargs, getattr(self, "_isolation_level", None), slot.raw)
+            return slot.loan is not None and begins_later(super().begin, given, slot.loan)
+        finally:
+            self._unpin(slot, pin)
+
     def _commit(self, slot: Slot) -> None:
         send = super().cursor
         loan = slot.loan
@@ -99,7 +112,8 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             with bounded(state, "commit", loan.entry):
                 return send().execute("COMMIT")
 
-        run(loan.commit(commit), do)
+        if not loan.was_not_begun():
+            run(loan.commit_and_go_on(commit), do)
 
     def rollback(self) -> None:
         """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""
@@ -116,7 +130,8 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             loan = slot.loan
             if loan is not None and not loan.outlives_time() and not loan.is_in_step:
                 loan.break_off()
-            if not slot.closed and not upkeep.is_lost(slot):
+            not_begun = loan is not None and slot.begun and loan.was_not_begun()
+            if not (slot.closed or upkeep.is_lost(slot) or not_begun):
                 with (
                     peewee.__exception_wrapper__,
                     nullcontext() if loan is None else bounded(loan.state, "rollback", loan.entry),

@@ -17,6 +17,7 @@ from unbroken.integrations.sqlalchemy.record import (
     in_greenlet,
 )
 from unbroken.integrations.sqlalchemy.runtimes import GreenletRuntime, SyncRuntime
+from unbroken.pool.answers import is_soon
 
 
 class AsyncUnbrokenQueuePool(EnginePool, sqla_pool.AsyncAdaptedQueuePool):
@@ -37,6 +38,7 @@ class AsyncUnbrokenQueuePool(EnginePool, sqla_pool.AsyncAdaptedQueuePool):
                     now - entry.last_used < body.fresh_for
                     and not body.hung_up()
                     and not body.heard_goodbye(entry.conn)
+                    and (entry.due is None or is_soon(body, entry, now))
                 ):
                     entry.taken_at = now
                     entry.uses += 1

@@ -90,6 +90,7 @@ class Body(PoolState):
         """What the hot paths ask of the driver."""
         self.driver, self.connects_here = self.plan.driver, self.plan.is_blind
         self.is_quiet, self.heard_goodbye = self.driver.is_quiet, self.driver.has_ended
+        self.look_at_answers()
 
     @property
     def pool(self) -> Any:
@@ -199,12 +200,12 @@ class Body(PoolState):
         return place
 
     def ensure_connecting(self) -> None:
-        """Have opened what is wanted: by workers; where nothing is known of the driver, by the
-        callers themselves.
-        """
+        """Have opened what is wanted: by workers, or by callers where the driver is unknown."""
         if not self.connects_here:
             super().ensure_connecting()
             return
+        if self.share is not None:
+            self.share.seek_unasked(self)
         with self.lock:
             tickets = self.kernel.grant_places(self.place)
         self.wake(tickets)

@@ -8,6 +8,7 @@ These are set on one engine's dialect object, never on a class.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import event
@@ -27,6 +28,7 @@ from unbroken.errors import (
     for_driver,
 )
 from unbroken.integrations.sqlalchemy import heal, healing_engine, pending
+from unbroken.integrations.sqlalchemy.closing import is_at_end
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
 from unbroken.integrations.sqlalchemy.record import Slot
 from unbroken.ledger.scope import current, current_token
@@ -36,9 +38,10 @@ from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run
 from unbroken.pool.undone import tell_on
 
-#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's,
-#: pg8000's) keep state of their own beside the server's, and send nothing needless anyway.
+#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's)
+#: keep state of their own beside the server's, and send nothing needless anyway.
 _STATELESS = {
+    "pg8000",
     "pymysql",
     "mysqlclient",
     "aiomysql",
@@ -82,6 +85,8 @@ class Hooks:
         self.plan = plan
         self.driver = plan.driver
         self.may_skip = self.driver.name in _STATELESS
+        #: within it, what the dialect sends to end a transaction is not waited for
+        self.leaving: Any = getattr(self.driver, "leaving", None)
 
     def install(self) -> None:
         """Set them."""
@@ -165,19 +170,52 @@ class Hooks:
                 pass  # likewise
             else:
                 try:
-                    with bounded(owner, "rollback", entry):
-                        original(connection)
+                    send = functools.partial(original, connection)
+                    if not (is_at_end() and self._defer_rollback(owner, entry, send)):
+                        with bounded(owner, "rollback", entry):
+                            send()
+                        owner.counters.rollbacks += 1
                 except Exception as exc:
                     if not (owner.settings.heal and heal.was_lost_at_rollback(owner, entry, exc)):
                         raise
-                else:
-                    owner.counters.rollbacks += 1
             past.ended()
             suspect = entry.suspect
             if suspect is not None and owner.here[0] and entry.cause is None:
                 owner.run(Loan.of(owner, entry, entry.conn).ask_why(suspect[1]))
 
         return do_rollback
+
+    def _defer_rollback(self, owner: Any, entry: Slot, send: Callable[[], None]) -> bool:
+        """Send the ROLLBACK that ends a use of *entry*, and leave its answer to the next one.
+
+        *send* is the dialect's own way. False: nothing was sent, because somebody must wait for it.
+        """
+        loan = Loan.of(owner, entry, entry.conn)
+        if not (self._may_leave(owner) and loan.may_defer):
+            return False
+        if self.may_skip:
+            owner.run(loan.defer_rollback())
+        else:
+            with self.leaving(entry.conn), bounded(owner, "rollback", entry):
+                loan.rollback_by(send)
+        return True
+
+    def _may_leave(self, owner: Any) -> bool:
+        """Whether the driver can leave an answer to the next user of a connection, and the dialect
+        knows of it.
+        """
+        return owner.driver is self.driver and (self.may_skip or self.leaving is not None)
+
+    def _defer_commit(self, owner: Any, entry: Slot, loan: Loan, send: Callable[[], None]) -> bool:
+        """As :meth:`_defer_rollback`, for the COMMIT of a transaction that only read."""
+        if not (self._may_leave(owner) and loan.may_defer_commit(goes_on=True)):
+            return False
+        if self.may_skip:
+            owner.run(loan.leave_commit())
+        else:
+            with self.leaving(entry.conn), bounded(owner, "commit", entry):
+                loan.commit_by(send)
+        return True
 
     def _commit(self, original: Any) -> Any:
         """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is
@@ -196,11 +234,15 @@ class Hooks:
             if status is False and may_skip:
                 past.ended()
                 return
-            if status is False:  # asyncpg's, pg8000's own bookkeeping
+            if status is False:  # asyncpg's own bookkeeping
                 original(connection)
                 past.ended()
                 return
 
+            loan = Loan.of(owner, entry, entry.conn)
+            if self._defer_commit(owner, entry, loan, functools.partial(original, connection)):
+                past.ended()
+                return
             commit = Call("commit", entry.conn, entry)
 
             def do(step: Any) -> Any:
@@ -210,7 +252,7 @@ class Hooks:
                     return original(connection)
 
             try:
-                run(Loan.of(owner, entry, entry.conn).commit(commit), do)
+                run(loan.commit(commit), do)
             except Exception as exc:
                 entry.record.failed = id(exc)
                 raise

@@ -41,6 +41,7 @@ from unbroken.integrations.sqlalchemy.record import (
 from unbroken.integrations.sqlalchemy.runtimes import SyncRuntime
 from unbroken.ledger.scope import current, current_token
 from unbroken.pool.acquire import acquire
+from unbroken.pool.answers import take_at_once
 from unbroken.pool.closing import tell
 from unbroken.pool.loan import Loan
 from unbroken.pool.news import began_anew
@@ -385,7 +386,11 @@ class UnbrokenQueuePool(EnginePool):
                 pass
             else:
                 now = monotonic()
-                if now - entry.last_used < body.fresh_for and not body.hung_up():
+                if (
+                    now - entry.last_used < body.fresh_for
+                    and not body.hung_up()
+                    and (entry.due is None or take_at_once(body, entry, now))
+                ):
                     entry.taken_at = now
                     entry.uses += 1
                     body.in_use[entry.key] = entry

@@ -1,0 +1,252 @@
+"""What stands between an asyncpg protocol and its transport: commands of the pool's own, whose
+answers asyncpg never sees.
+
+asyncpg has one operation at a time, and its state machine must not meet an answer to anything else.
+So the pool's BEGIN, COMMIT and ROLLBACK are written to the transport before the bytes of asyncpg's
+own next operation. Their answers, which are *expected* in that order, are taken out of what the
+server sends; all else goes on to asyncpg, notices and notifications too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from unbroken.drivers._psycopg_texts import LEVEL_HOLDS
+from unbroken.drivers._shared import lost
+
+#: Whose answer it is: a COMMIT's or ROLLBACK's that was sent at release, a BEGIN's, or that to the
+#: question for the isolation level.
+_DUE, _BEGIN, _LEVEL = range(3)
+
+_COMPLETE, _READY, _ERROR, _ROW = b"CZED"
+_PARSED, _BOUND = b"12"
+_GOODBYES = tuple(b"\0%c%s\0" % (field, each) for field in b"SV" for each in (b"FATAL", b"PANIC"))
+_ASIDE = b"NSA"  # notices, parameters and notifications may come between any two answers
+
+#: The server skips all that it reads behind an error until it reads this.
+_SYNC = b"S\0\0\0\4"
+_ASK_LEVEL = "SHOW transaction_isolation"
+_WEAK = frozenset({b"read uncommitted", b"read committed", b"repeatable read"})
+
+OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
+
+
+class Answer(NamedTuple):
+    """A message that the server must send next; *body* None: whatever is in it."""
+
+    kind: int
+    body: bytes | None
+    to: int
+
+
+_BEGUN = (
+    Answer(_PARSED, None, _BEGIN),
+    Answer(_BOUND, None, _BEGIN),
+    Answer(_COMPLETE, b"BEGIN\0", _BEGIN),
+)
+_TOLD = (
+    Answer(_PARSED, None, _LEVEL),
+    Answer(_BOUND, None, _LEVEL),
+    Answer(_ROW, None, _LEVEL),
+    Answer(_COMPLETE, b"SHOW\0", _LEVEL),
+)
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4) + body
+
+
+@lru_cache(maxsize=100)
+def _without_sync(sql: str) -> bytes:
+    """*sql* in the extended protocol, for a statement that follows at once."""
+    return (
+        _message(b"P", b"\0" + sql.encode() + b"\0\0\0")
+        + _message(b"B", b"\0\0\0\0\0\0\0\0")
+        + _message(b"E", b"\0\0\0\0\0")
+    )
+
+
+#: Classes of SQLSTATE that say that a command is not known or not supported.
+_NEVER = (b"0A", b"08", b"26", b"34", b"42")
+
+
+def _code(error: bytes) -> bytes:
+    fields = {each[:1]: each[1:] for each in error.split(b"\0")}
+    return fields.get(b"C", b"")
+
+
+class Wire:
+    """The pool's own part of what goes to and comes from the server."""
+
+    __slots__ = (
+        "_behind",
+        "_expected",
+        "_is_sifting",
+        "_known",
+        "_refused",
+        "_rest",
+        "_takers",
+        "_transport",
+        "_wants_sync",
+        "_weak_until",
+        "broken",
+        "real",
+        "refusals",
+    )
+
+    real: Any
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._expected: deque[Answer] = deque()
+        self._rest = b""  #: the beginning of a message whose end has not come
+        self._is_sifting = False
+        #: whether something of asyncpg's own was sent behind what is expected
+        self._behind = False
+        #: whether a transaction is open, where asyncpg itself has not heard of it
+        self._known: bool | None = None
+        #: whether the server refused BEGIN: the transaction counts as one in error
+        self._refused = False
+        #: whether the operation behind BEGIN sends no Sync by itself, should BEGIN be refused
+        self._wants_sync = False
+        #: until when transactions are known not to be serializable, if nothing is said
+        self._weak_until = 0.0
+        self._takers: list[asyncio.Future[None]] = []
+        #: SQLSTATEs with which a BEGIN was refused because of how it was sent: what stands between
+        #: us and the server may not know this form. All connections of a driver have one list.
+        self.refusals: list[bytes] = []
+        self.broken = False  #: whether answers can no longer be told apart
+
+    def owes_answer(self) -> bool:
+        """Whether an answer that asyncpg never sees has not come yet."""
+        return bool(self._expected)
+
+    def _send_end(self, sql: str) -> None:
+        text = sql.encode() + b"\0"
+        self._expected.append(Answer(_COMPLETE, text, _DUE))
+        self._expected.append(Answer(_READY, b"I", _DUE))
+        self._transport.write(_message(b"Q", text))
+        self._known = False
+
+    def _send_begin(self, sql: str, *, wants_sync: bool) -> None:
+        """Send *sql* without Sync: where the server refuses it, it skips what follows."""
+        self._wants_sync, self._behind = wants_sync, True
+        if time.monotonic() >= self._weak_until and "LEVEL" not in sql:
+            self._expected.extend(_BEGUN + _TOLD)
+            self._transport.write(_without_sync(sql) + _without_sync(_ASK_LEVEL))
+        else:
+            self._expected.extend(_BEGUN)
+            self._transport.write(_without_sync(sql))
+        self._known = True
+
+    # -- what comes --------------------------------------------------------------------------------
+
+    def _sift(self, data: bytes) -> bytes:
+        """Take what is expected out of *data*; what is asyncpg's goes on.
+
+        Returns what follows the last that was expected, which is for asyncpg, too.
+        """
+        if self._is_sifting:  # an exception struck meanwhile: bytes are missing
+            self._break()
+        if self.broken:
+            return b""
+        self._is_sifting = True
+        data = self._rest + data
+        start, end = 0, len(data)
+        while self._expected and not self.broken and end - start >= 5:
+            stop = start + 1 + int.from_bytes(data[start + 1 : start + 5])
+            if stop > end:
+                break
+            kind = data[start]
+            if kind in _ASIDE:
+                self.real.data_received(data[start:stop])
+            elif not self._is_ours(kind, data[start + 5 : stop]):
+                break
+            start = max(stop, start + 5)
+        expects = bool(self._expected)
+        self._rest = data[start:] if expects else b""
+        self._behind = self._behind and expects
+        self._is_sifting = False
+        if not expects:
+            self.wake()
+        return b"" if expects or self.broken else data[start:]
+
+    def _is_ours(self, kind: int, body: bytes) -> bool:
+        """Whether a message is an answer to the pool's own command. Where not, all that comes is
+        asyncpg's.
+        """
+        expected = self._expected[0]
+        if kind == expected.kind and expected.body in (None, body):
+            self._expected.popleft()
+            if kind == _ROW:
+                self._hear_level(body)
+            return True
+        if kind == _ERROR and any(each in b"\0" + body for each in _GOODBYES):
+            self._expected.clear()  # the server's goodbye is told as it is
+            return False
+        if expected.to == _DUE:
+            return self._is_odd(kind)
+        if kind != _ERROR:
+            self._break()
+            return True
+        self._expected.clear()
+        if expected.to == _BEGIN:
+            self._refused = True
+            if (code := _code(body))[:2] in _NEVER:
+                self.refusals.append(code)
+        if self._wants_sync:
+            self._transport.write(_SYNC)
+        return False  # it is the answer to the statement that was skipped
+
+    def _is_odd(self, kind: int) -> bool:
+        """A COMMIT or ROLLBACK was answered with something else: the connection is not used again.
+
+        What was sent behind it is not what its sender believes.
+        """
+        if self._behind:
+            self._break()
+        elif kind == _READY:
+            self._expected.clear()
+            self._known = self.broken = True
+        return True
+
+    def _hear_level(self, row: bytes) -> None:
+        is_weak = row[6:] in _WEAK  # behind the number of columns and the length of the first
+        self._weak_until = time.monotonic() + LEVEL_HOLDS if is_weak else 0.0
+
+    def _break(self) -> None:
+        self.broken = True
+        self._transport.abort()
+
+    # -- whoever waits -----------------------------------------------------------------------------
+
+    async def _come(self) -> None:
+        """Wait until all that is expected has come, or never will."""
+        while self._expected and not self.broken and self.real.is_connected():
+            taker = asyncio.get_running_loop().create_future()
+            self._takers.append(taker)
+            await taker
+
+    def wake(self) -> None:
+        """Have those look again who wait."""
+        takers, self._takers = self._takers, []
+        for taker in takers:
+            if not taker.done():
+                taker.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport's last word."""
+        self.real.connection_lost(exc)
+        self.wake()
+
+
+def out_of_step() -> BaseException:
+    """What a lost connection raises, for one whose answers can no longer be told apart."""
+    import asyncpg
+
+    error: BaseException = lost(asyncpg.InterfaceError(OUT_OF_STEP))
+    return error

@@ -1,0 +1,149 @@
+"""What a psycopg connection has sent in the transaction that is open, and at which level."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from unbroken.ledger.statements import LONGEST_CACHED, verb
+
+_IDLE, _IN_TRANSACTION = 0, 2  # PQtransactionStatus
+
+#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
+TEXTS = 16
+#: For so many seconds the isolation level that a transaction had by itself is believed of the next
+#: ones: whoever manages the server may change its default.
+LEVEL_HOLDS = 10.0
+#: Statements that can be sent behind BEGIN. None of them changes how libpq and the server talk, as
+#: COPY does, or must come first, as SET TRANSACTION.
+_FIRST = frozenset({"SELECT", "WITH", "VALUES", "INSERT", "UPDATE", "DELETE", "MERGE", "SHOW"})
+#: Statements of which it is known what they may change.
+_PLAIN = frozenset(
+    "SELECT WITH VALUES INSERT UPDATE DELETE MERGE SHOW SET BEGIN COMMIT ROLLBACK SAVEPOINT"
+    " RELEASE".split()
+)
+#: Words in a statement that may change the level of the transactions to come.
+_LEVELS = ("isolation", "characteristics", "config")
+
+
+def note_text(conn: Any, query: Any) -> None:
+    """*query* goes out next; None where it is not known. BEGIN was noted before."""
+    state = conn.__dict__
+    texts = state.get("_unbroken_texts")
+    if texts is None:
+        return
+    if state["pgconn"].transaction_status == _IDLE:
+        texts.clear()
+    text = query if isinstance(query, (str, bytes)) else None
+    texts.append(text)
+    if text is None or len(text) > LONGEST_CACHED or may_set_level(text):
+        state["_unbroken_level"] = None
+
+
+def note_command(conn: Any, command: Any) -> None:
+    """psycopg itself sends *command*."""
+    texts = conn.__dict__.get("_unbroken_texts")
+    if texts is not None and isinstance(command, bytes) and command.startswith(b"BEGIN"):
+        texts.clear()
+        note_encoding(conn)
+    else:
+        note_text(conn, command)
+
+
+_ENCODING = b"client_encoding"
+
+
+def note_encoding(conn: Any) -> None:
+    """BEGIN goes out next, and all was answered."""
+    state = conn.__dict__
+    state["_unbroken_encoding"] = state["pgconn"].parameter_status(_ENCODING)
+
+
+def keeps_encoding(conn: Any) -> bool:
+    """Whether the end of the transaction leaves the encoding of texts as it is. Where it does not,
+    a statement can only be written once the server has said so.
+    """
+    state = conn.__dict__
+    now = state["pgconn"].parameter_status(_ENCODING)
+    return now is not None and bool(state.get("_unbroken_encoding") == now)
+
+
+def new_texts() -> deque[Any]:
+    """For a connection of which nothing was sent yet."""
+    return deque(maxlen=TEXTS)
+
+
+def texts(conn: Any) -> Sequence[str | bytes | None]:
+    """What was sent in the transaction that is open; None stands for what is not known, for a
+    level at which a COMMIT may fail although its transaction only read, for a transaction in
+    error, whose COMMIT is a ROLLBACK, and for a libpq's connection that the application may have
+    kept, and that it can use by itself while no answer is due.
+    """
+    state = conn.__dict__
+    sent: Sequence[str | bytes | None] = state["_unbroken_texts"]
+    level = conn._isolation_level
+    if state["pgconn"].transaction_status != _IN_TRANSACTION or state.get("_unbroken_shown"):
+        return (None,)
+    if level is not None:
+        is_weak = level.name in ("READ_UNCOMMITTED", "READ_COMMITTED", "REPEATABLE_READ")
+    else:
+        is_weak = knows_level(conn)
+    return sent if is_weak else (None,)
+
+
+@lru_cache(maxsize=1000)
+def may_set_level(text: str | bytes) -> bool:
+    """Whether a statement may change the isolation level of the transactions to come."""
+    if verb(text) not in _PLAIN:
+        return True
+    lower = text.lower()
+    if isinstance(lower, bytes):
+        return any(word.encode() in lower for word in _LEVELS)
+    return any(word in lower for word in _LEVELS)
+
+
+def knows_level(conn: Any) -> bool:
+    """Whether transactions of *conn* are known not to be serializable, if nothing is said."""
+    until = conn.__dict__.get("_unbroken_level")
+    return until is not None and time.monotonic() < until
+
+
+def hear_level(state: dict[str, Any], level: bytes | None, sent: Sequence[Any]) -> None:
+    """The server's answer to the question for the *level*. What was *sent* with it may change that
+    of the next transactions.
+    """
+    is_weak = level in (b"read uncommitted", b"read committed", b"repeatable read")
+    keeps = is_weak and not any(
+        text is None or len(text) > LONGEST_CACHED or may_set_level(text) for text in sent
+    )
+    state["_unbroken_level"] = time.monotonic() + LEVEL_HOLDS if keeps else None
+
+
+def is_one(pgq: Any) -> bool:
+    """Whether the query is for certain one statement, which may follow BEGIN at once, and means the
+    same in libpq's extended protocol as in the simple one.
+    """
+    text: bytes = pgq.query
+    if hasattr(type(pgq), "template"):  # of a cursor that puts the values into the text
+        text = getattr(pgq, "template", None) or text
+    elif pgq.params:
+        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
+    return len(text) <= LONGEST_CACHED and _is_single(text)
+
+
+_verb = lru_cache(maxsize=1000)(verb)
+
+
+@lru_cache(maxsize=1000)
+def _is_single(text: bytes) -> bool:
+    return verb(text) in _FIRST and b";" not in text.rstrip(b"; \t\r\n") and b"$" not in text
+
+
+def is_one_text(text: str, *, has_values: bool) -> bool:
+    """As :func:`is_one`, of a *text* that is sent as it is, with its values or without."""
+    if has_values:
+        return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
+    return len(text) <= LONGEST_CACHED and _is_single(text.encode("utf-8", "replace"))
