@@ -222,7 +222,7 @@ class Wire:
         self.broken = True
         self._transport.abort()
 
-    # -- whoever waits -----------------------------------------------------------------------------
+    # -- callers that wait -------------------------------------------------------------------------
 
     async def _come(self) -> None:
         """Wait until all that is expected has come, or never will."""

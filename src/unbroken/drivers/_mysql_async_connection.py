@@ -303,7 +303,7 @@ def _result(
             if not self.unbuffered_active:
                 return
             if conn._seen_busy or not is_open(conn):
-                # nothing of it is to be had any more; a close need not raise for that
+                # The rest of the result is lost. Closing the cursor need not raise for that.
                 self.unbuffered_active = False
                 return
             conn._seen_busy = exchange.BUSY

@@ -297,8 +297,8 @@ def deduced(base: Any) -> Any:
 
 
 def texts_of(conn: Any) -> deque[bytes | None]:
-    """What was sent on *conn* since no transaction was open for certain; None stands for what is
-    not known.
+    """The statements sent on *conn* since it last had no open transaction. None stands for one
+    whose text is not known.
     """
     texts: deque[bytes | None] = conn.__dict__.setdefault("_seen_texts", deque([None], TEXTS))
     return texts

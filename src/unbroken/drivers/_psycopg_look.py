@@ -1,4 +1,4 @@
-"""libpq's connection below a psycopg connection, for whoever looks at it."""
+"""Access to the libpq connection that a psycopg connection wraps."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _IDLE, _IN_TRANSACTION = 0, 2  # PQtransactionStatus
 #: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
 TEXTS = 16
 #: For so many seconds the isolation level that a transaction had by itself is believed of the next
-#: ones: whoever manages the server may change its default.
+#: ones. The server's default may be changed meanwhile.
 LEVEL_HOLDS = 10.0
 #: Statements that can be sent behind BEGIN. None of them changes how libpq and the server talk, as
 #: COPY does, or must come first, as SET TRANSACTION.
@@ -123,8 +123,8 @@ def hear_level(state: dict[str, Any], level: bytes | None, sent: Sequence[Any]) 
 
 
 def is_one(pgq: Any) -> bool:
-    """Whether the query is for certain one statement, which may follow BEGIN at once, and means the
-    same in libpq's extended protocol as in the simple one.
+    """Whether the query is certainly a single statement that may follow BEGIN at once. It must mean
+    the same in the extended protocol as in the simple one.
     """
     text: bytes = pgq.query
     if hasattr(type(pgq), "template"):  # of a cursor that puts the values into the text

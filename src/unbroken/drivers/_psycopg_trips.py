@@ -419,8 +419,8 @@ def begin_again(conn: Any) -> Generator[Any, Any, None]:
 
 
 def settle(conn: Any) -> None:
-    """Read the answers that are due and send what is wanted, at once: whoever asks cannot wait in
-    its own way.
+    """Read the answers that are due and send what is wanted, and block until that is done. For
+    callers that cannot await.
 
     Nothing is done where another thread or task is at work on *conn*: that one reads them.
     """
