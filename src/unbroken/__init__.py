@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnbrokenError,
         WriteUnknownError,
     )
+    from unbroken.pool.callers import priority
     from unbroken.settings import Settings
     from unbroken.sync import Pool
     from unbroken.units import replayable
@@ -57,6 +58,7 @@ __all__ = [
     "UnbrokenError",
     "WriteUnknownError",
     "adopt",
+    "priority",
     "replayable",
 ]
 
@@ -65,6 +67,7 @@ _PUBLIC = (
     "aio",
     "brain.stats",
     "errors",
+    "pool.callers",
     "settings",
     "sync",
     "units",

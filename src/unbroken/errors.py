@@ -63,10 +63,13 @@ class PoolClosedError(UnbrokenError):
 class PoolTimeoutError(UnbrokenError):
     """No connection became free within the time the caller had.
 
-    The server itself is well. Also a TimeoutError.
+    The server itself is well. Also a TimeoutError. ``retry_after`` is a fair number of seconds
+    before asking again; callers that are told at once because of overload get different ones.
     """
 
     _besides = TimeoutError
+
+    retry_after: float = 1.0
 
 
 class OutageError(UnbrokenError):

@@ -53,9 +53,9 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         " reuse_conns",
     ),
     (
-        "",
-        "callers that wait are not bounded by number: acquire_timeout bounds each wait, in seconds",
-        "max_waiting wait_queue_multiple queue_limit queue_size blocking wait_for_connections",
+        "max_waiting",
+        "callers that wait at most; acquire_timeout bounds each wait, in seconds",
+        "wait_queue_multiple queue_limit queue_size blocking wait_for_connections",
     ),
     # -- how long to wait --------------------------------------------------------------------------
     (
@@ -74,8 +74,13 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         "acquire_timeout",
         _MS,
         "wait_queue_timeout_ms max_wait max_wait_millis max_wait_time acquire_timeout_millis"
-        " acquire_timeout_ms max_acquire_time acquire acquire_millis queue_target queue_interval",
+        " acquire_timeout_ms max_acquire_time acquire acquire_millis",
     ),
+    (
+        "shed_target",
+        _MS,
+        "queue_target queue_interval",
+    ),  # Ecto
     (
         "acquire_timeout",
         "HikariCP and node count milliseconds: in seconds here; if one attempt to connect is meant,"

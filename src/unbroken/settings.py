@@ -41,6 +41,16 @@ class Settings:
     acquire_timeout: float = 10.0
     """One deadline for all of an acquire: waiting in line, checking, connecting."""
 
+    max_waiting: int | None = None
+    """Callers in the line at most: one more is told at once. None: any number. Health checks always
+    wait, and a class that is served later does not count."""
+
+    shed_target: float | None = None
+    """How long callers may have to wait while more come than can be served: those that would wait
+    longer are told at once. None: it is learned, and holds in web requests, and where callers leave
+    before their time. A number of seconds holds for all callers. math.inf turns it off. See
+    docs/overload.md."""
+
     connect_timeout: float = 5.0
     """One attempt to connect, in total: name lookup, TCP, TLS, login and the pool's first
     questions, whatever the driver. What takes longer is ended from outside. Other attempts begin
@@ -182,13 +192,15 @@ class Settings:
 MOST = 1_000_000
 #: The most seconds that the system's waits take, and those that drivers take to connect.
 LONGEST, A_YEAR = 1e9, 31_536_000.0
-_INTS = {"max_size": 1, "min_size": 0, "max_replays": 0}
+_INTS = {"max_size": 1, "min_size": 0, "max_replays": 0, "max_waiting": 0}
 _POSITIVE = {
     "acquire_timeout", "connect_timeout", "ping_timeout", "leak_after", "send_timeout",
     "reset_timeout", "commit_timeout",
 }  # fmt: skip
 _NOT_NEGATIVE = {"outage_wait"}
-_POSITIVE_OR_NONE = {"max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline"}
+_POSITIVE_OR_NONE = {
+    "max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline", "shed_target",
+}  # fmt: skip
 _SWITCHES = ("reclaim", "follow_dns", "heal")
 _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
@@ -220,6 +232,8 @@ def _from_text(name: str, text: str) -> Any:
 def _validate(s: Settings) -> None:
     for name, least in _INTS.items():
         value = getattr(s, name)
+        if value is None and name == "max_waiting":
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigurationError(
                 BAD_SETTING(f"{name}={shown(value)} must be a whole number of at least {least}")

@@ -48,6 +48,7 @@ class Entry:
         "opening",
         "peer",
         "poll",
+        "queued",
         "recall",
         "ref",
         "reported",
@@ -107,6 +108,8 @@ class Entry:
             None  #: those traits, and the refusal, while the server must be asked why it refused
         )
         self.taken_at = now
+        #: the use before which its caller waited in the line, and since when
+        self.queued: tuple[int, float] = (-1, now)
         self.code: CodeType | None = None  #: where it was taken: the code object …
         #: … and the instruction, inverted where it began no ``with`` block of ours: see
         #: :meth:`taken_at_call`

@@ -27,47 +27,18 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
 from unbroken.abc import Cause
 from unbroken.brain.entry import CONDEMNED, Entry
-
-
-class Ticket:
-    """One caller's place in the line. Granting changes state at once, not when the caller wakes."""
-
-    __slots__ = ("__weakref__", "entry", "error", "signal", "since")
-
-    def __init__(self, since: float, signal: Any) -> None:
-        self.since = since
-        self.signal = signal  #: what the body wakes: a lock, a future
-        self.entry: Entry | None = None
-        self.error: BaseException | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether there is something to wake up for."""
-        return self.entry is not None or self.error is not None
+from unbroken.brain.ranks import Rank, Ticket, Turns
 
 
 class Kernel:
     """The state of one pool in one process. See the module for the lock rule."""
 
     __slots__ = (
-        "closed",
-        "entries",
-        "generation",
-        "granted",
-        "idle",
-        "in_use",
-        "keep",
-        "max_size",
-        "min_size",
-        "oldest_first",
-        "opening",
-        "reclaimed",
-        "resetting",
-        "silent",
+        "closed", "entries", "generation", "granted", "idle", "in_use", "keep", "max_size",
+        "min_size", "oldest_first", "opening", "reclaimed", "resetting", "silent", "turns", "users",
         "waiting",
     )  # fmt: skip
 
@@ -76,9 +47,8 @@ class Kernel:
         self.min_size = min_size
         self.granted = sys.maxsize  #: likewise, of those that all pools of the host share
         self.keep = math.inf  #: idle connections kept at most: those beyond are closed
-        self.oldest_first = (
-            False  #: lend from the left end of idle instead, which a framework may promise
-        )
+        #: lend from the left end of idle instead, which a framework may promise
+        self.oldest_first = False
         #: lent from the right end: the warmest first, the rest may be retired
         self.idle: deque[Entry] = deque()
         self.in_use: dict[int, Entry] = {}  #: by id of the driver's connection
@@ -86,6 +56,8 @@ class Kernel:
         self.reclaimed: dict[int, Entry] = {}  #: taken away from a holder who still has the object
         self.entries: dict[int, Entry] = {}  #: every open one, by key
         self.waiting: deque[Ticket] = deque()
+        self.turns: Turns | None = None  #: while several classes wait
+        self.users = 0  #: how many of them the line has a limit for
         self.opening = 0  #: places reserved for connections that are being opened
         self.silent = 0  #: those of them that nobody can count on
         self.generation = 0
@@ -104,13 +76,17 @@ class Kernel:
     # -- the line ----------------------------------------------------------------------------------
 
     def enter(self, ticket: Ticket, *, front: bool = False) -> list[Ticket]:
-        """Give *ticket* an idle entry, or a place in the line: tickets to wake, which may include
-        this one.
+        """Give *ticket* an idle entry, or a place in the line: tickets to wake, maybe this one too.
 
         *front*: for one who was granted an entry that proved dead: it does not start again at the
         end.
         """
+        if ticket.rank is not Rank.NORMAL and self.turns is None:
+            self.turns = Turns()
+        if not self.waiting:
+            self.users = 0  # an exception may have struck between a ticket and its number
         (self.waiting.appendleft if front else self.waiting.append)(ticket)
+        self.users += ticket.is_users
         # Only after joining the line: a giver that appends from now on sees it, one that appended
         # before is seen here.
         return self._grant()
@@ -139,7 +115,17 @@ class Kernel:
             ticket.entry = entry
             granted.append(ticket)
             self._leave_line(ticket)
+            if self.turns is not None:
+                self._took(ticket)
         return granted
+
+    def _took(self, ticket: Ticket) -> None:
+        """Callers of several classes wait, and *ticket* was granted something."""
+        turns, line = self.turns, list(self.waiting)
+        if turns is not None:
+            turns.took(ticket, line)
+        if {ticket.rank, *(each.rank for each in line)} == {Rank.NORMAL}:
+            self.turns = None  # nobody was passed over
 
     def _next_in_line(self) -> Ticket | None:
         while self.waiting:
@@ -148,13 +134,15 @@ class Kernel:
             except IndexError:  # a finalizer that ran just now
                 break
             if ticket.entry is None and ticket.error is None:
-                return ticket
+                turns = self.turns
+                return (turns and turns.first(list(self.waiting))) or ticket
             self._leave_line(ticket)  # an exception struck before it could leave
         return None
 
     def _leave_line(self, ticket: Ticket) -> None:
         with suppress(ValueError):  # it was failed, or has left before
             self.waiting.remove(ticket)
+            self.users -= ticket.is_users
 
     def give_up(self, ticket: Ticket) -> bool:
         """Leave the line.
@@ -179,10 +167,22 @@ class Kernel:
         """End the wait of all who stand in the line, each with an error of its own."""
         failed: list[Ticket] = []
         while (ticket := self._next_in_line()) is not None:
-            ticket.error = error()
-            failed.append(ticket)
-            self._leave_line(ticket)
+            failed += self.dismiss([ticket], error())
         return failed
+
+    def ahead(self, ticket: Ticket) -> int:
+        """How many are served before *ticket*, the last in the line, if no others come."""
+        if self.turns is None:
+            return len(self.waiting) - 1
+        return sum(each.rank <= ticket.rank for each in list(self.waiting)) - 1
+
+    def dismiss(self, tickets: Iterable[Ticket], error: BaseException) -> list[Ticket]:
+        """End the wait of *tickets* with *error*: those of them to wake."""
+        dismissed = [each for each in tickets if not each.done]
+        for ticket in dismissed:
+            ticket.error = error
+            self._leave_line(ticket)
+        return dismissed
 
     def _pop_idle(self) -> Entry | None:
         try:

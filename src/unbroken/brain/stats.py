@@ -33,6 +33,7 @@ class Counters:
         "replays",
         "retired_uses",
         "rollbacks",
+        "shed",
         "timeouts",
         "turned_away",
         "wait_seconds",
@@ -49,6 +50,7 @@ class Counters:
         self.wait_seconds = 0.0
         self.timeouts = 0
         self.turned_away = 0
+        self.shed = 0
         self.outages = 0
         self.outage_seconds = 0.0
         self.leaked = 0
@@ -84,6 +86,7 @@ class Stats:
     wait_seconds: float = 0.0
     timeouts: int = 0
     turned_away: int = 0  #: callers told at once that the server is away
+    shed: int = 0  #: callers told early that the line for a connection is too long
     outages: int = 0
     outage_seconds: float = 0.0
     away_for: float = 0.0  #: how long the server has been away now; 0.0: it is not
@@ -134,6 +137,7 @@ def snapshot(
         wait_seconds=counters.wait_seconds,
         timeouts=counters.timeouts,
         turned_away=counters.turned_away,
+        shed=counters.shed,
         outages=counters.outages,
         outage_seconds=counters.outage_seconds,
         away_for=outage.age(now),

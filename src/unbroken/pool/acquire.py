@@ -12,11 +12,13 @@ from unbroken.abc import Cause
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Need
 from unbroken.brain.kernel import Ticket
+from unbroken.brain.line import Refusal
 from unbroken.errors import ConnectRejectedError, OutageError, PoolTimeoutError, UnbrokenError
 from unbroken.logs import Part
 from unbroken.messages.pool import POOL_TIMEOUT
 from unbroken.messages.server import NAME_LEADS_NOWHERE, OUTAGE
 from unbroken.net.liveness import Liveness, judge
+from unbroken.pool import overload
 from unbroken.pool.answers import LEFT_UNFIT, heard, is_soon
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
@@ -184,31 +186,43 @@ def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[b
 def _stand_in_line(state: PoolState, started: float, until: float, *, front: bool) -> Flow[Entry]:
     """Wait until a connection is granted. One wait is one ticket; it is left in every case."""
     kernel = state.kernel
-    ticket = Ticket(state.clock(), state.runtime.new_signal())
+    ticket = overload.new_ticket(state)
+    told: Refusal | None = None
     try:
         state.tickets.add(ticket)
         with state.lock:
             if kernel.closed:
                 raise state.closed_error()
             others = [t for t in kernel.enter(ticket, front=front) if t is not ticket]
+            if not ticket.done and not front:
+                told, late = overload.joined(state, ticket, until)
+                others += late
         state.wake(others)
+        if told is not None:
+            raise overload.overload_error(state, told, 0.0)
         if not ticket.done:
             state.ensure_connecting()
             yield from _wait(state, ticket, started, until)
-    except BaseException:
-        _give_up(state, ticket)
+    except BaseException as exc:
+        _give_up(state, ticket, was_cancelled=not isinstance(exc, Exception))
         raise
     if ticket.error is not None:
+        if isinstance(ticket.error, overload.TooLate):
+            now = state.clock()
+            raise overload.overload_error(state, ticket.error.refusal, now - ticket.since)
         raise ticket.error
     entry = ticket.entry
     assert entry is not None
+    entry.queued = entry.uses + 1, ticket.since
     ticket.entry = None
     return entry
 
 
-def _give_up(state: PoolState, ticket: Ticket) -> None:
+def _give_up(state: PoolState, ticket: Ticket, *, was_cancelled: bool) -> None:
     """Leave the line; what was granted at the last moment goes to the next one."""
     with state.lock:
+        if was_cancelled:
+            overload.left(state, ticket)
         is_idle_again = state.kernel.give_up(ticket)
     if is_idle_again:
         state.dispatch()
@@ -218,7 +232,7 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
     with state.lock:
         state.counters.waits += 1
     begun = state.clock()
-    pause = FIRST_LOOK
+    pause = overload.pause(state, FIRST_LOOK)
     recall(state)
     try:
         while not ticket.done:
@@ -232,10 +246,12 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
             if not ticket.done:
                 _look_around(state, until)
                 # a stray is one when it is seen again
-                pause = FIRST_LOOK if state.suspects else LOOK_AROUND
+                pause = FIRST_LOOK if state.suspects else overload.pause(state, LOOK_AROUND)
     finally:
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
+            if ticket.entry is not None:
+                overload.waited(state)
         if state.no_thread is not None:
             state.stop_connecting_here()
 
@@ -393,6 +409,7 @@ def _should_collect(state: PoolState, until: float) -> bool:
             and not state.kernel.idle
             and len(state.kernel.entries) >= state.kernel.bound
             and until - now > 2 * state.collect_took
+            and (not state.line.moves(now) or overload.is_held_long(state, now))
         )
         if collects:
             state.last_collect = now

@@ -261,6 +261,8 @@ class Finishing(Ends):
 
     def _fail(self, exc: BaseException) -> Flow[None]:
         state, entry = self.state, self.entry
+        if not isinstance(exc, Exception):
+            state.left_early(entry)
         self.failed(exc)
         if entry.cause is not None:
             return

@@ -22,6 +22,7 @@ from unbroken.brain import stats
 from unbroken.brain.entry import Entry
 from unbroken.brain.health import Policy
 from unbroken.brain.kernel import Kernel, Ticket
+from unbroken.brain.line import Line
 from unbroken.brain.refusals import Refusals
 from unbroken.brain.tries import Try
 from unbroken.drivers._login import Opener
@@ -108,6 +109,7 @@ class Knowledge(Guarded):
         self.hidden = self.server.hidden(driver.target.database)
         self._guard = runtime.new_lock()
         self.kernel = Kernel(settings.max_size, settings.min_size)
+        self.line = Line()
         self.share = share_of(driver, settings, self.kernel)
         #: for the hot paths
         self.idle, self.in_use, self.waiting = (

@@ -98,6 +98,16 @@ class Leases(Endings):
         self.kernel.put(entry)
         self.dispatch()
 
+    def left_early(self, entry: Entry) -> None:
+        """The caller that has *entry* was cancelled. Where it had waited for longer than it has
+        used it, the line is to blame.
+        """
+        use, since = entry.queued
+        now = self.clock()
+        if use == entry.uses and entry.taken_at - since > now - entry.taken_at:
+            with self.lock:
+                self.line.left(now, now - since, self.kernel.bound)
+
     def dispatch(self) -> None:
         """After something was put into idle: grant it to who waits, close what must not stay."""
         with self.lock:

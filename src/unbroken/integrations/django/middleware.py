@@ -28,7 +28,7 @@ from unbroken.pool import running, running_async
 
 #: Where a request holds its :class:`_Exchange`.
 KEY = "_unbroken_exchange"
-_OURS = ("methods", "replay", "max_body", "max_replays", "deadline")
+_OURS = ("methods", "replay", "priority", "max_body", "max_replays", "deadline")
 
 
 class UnbrokenMiddleware:
@@ -39,8 +39,8 @@ class UnbrokenMiddleware:
     nothing was committed. An outage is answered with 503 and Retry-After.
 
     The setting UNBROKEN, a dictionary, may say otherwise: ``methods``, ``replay`` (path prefixes,
-    or a callable that is given ``request.META``), ``max_body`` (bytes), ``max_replays``,
-    ``deadline`` (seconds). Raises ImproperlyConfigured.
+    or a callable that is given ``request.META``), ``priority`` (likewise), ``max_body`` (bytes),
+    ``max_replays``, ``deadline`` (seconds). Raises ImproperlyConfigured.
     """
 
     sync_capable = True
@@ -133,6 +133,8 @@ class _Exchange(Exchange):
     def __init__(self, settings: HttpSettings, request: HttpRequest) -> None:
         super().__init__(request.method or "", request.path)
         self.settings, self.request = settings, request
+        if settings.priority is not None:
+            self.rank = settings.rank(request.path, request.META)
         self._before: dict[str, Any] = {}
         self._meta: dict[str, Any] = {}
         self._body: Body | None = None  # where it may be read again

@@ -26,7 +26,7 @@ from sqlalchemy.pool.base import _ConnectionFairy
 
 from unbroken.abc import Cause
 from unbroken.brain.stats import Stats
-from unbroken.errors import PoolTimeoutError, UnbrokenError
+from unbroken.errors import PoolTimeoutError, UnbrokenError, for_driver
 from unbroken.integrations.sqlalchemy.body import Body
 from unbroken.integrations.sqlalchemy.creating import _SQLALCHEMY, Creating
 from unbroken.integrations.sqlalchemy.plan import Blind, Plan
@@ -40,6 +40,7 @@ from unbroken.integrations.sqlalchemy.record import (
 )
 from unbroken.integrations.sqlalchemy.runtimes import SyncRuntime
 from unbroken.ledger.scope import current, current_token
+from unbroken.messages.pool import OVERLOADED
 from unbroken.pool.acquire import acquire
 from unbroken.pool.answers import take_at_once
 from unbroken.pool.closing import tell
@@ -235,6 +236,10 @@ class EnginePool(Creating):
         """SQLAlchemy's own error where all connections are in use; ours where the server does not
         answer.
         """
+        if exc.code == OVERLOADED.code:
+            told = for_driver(PoolTimeoutError, sqla_exc.TimeoutError, str(exc))
+            told.retry_after = exc.retry_after
+            return told
         if len(body.in_use) < body.kernel.max_size:
             return exc
         error = sqla_exc.TimeoutError(

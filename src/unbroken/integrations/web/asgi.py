@@ -75,6 +75,8 @@ class Unbroken:
             await self._health(path, send)
             return
         exchange = _Exchange(self.app, scope, receive, send)
+        if settings.priority is not None:
+            exchange.rank = settings.rank(path, scope)
         await exchange.run(settings if settings.may_replay(scope["method"], path, scope) else None)
 
     async def _health(self, path: str, send: Send) -> None:

@@ -8,6 +8,7 @@ import sys
 from time import monotonic
 from typing import Any
 
+from unbroken.brain.ranks import Rank
 from unbroken.integrations.web.answers import (
     Answer,
     Swallowed,
@@ -21,6 +22,7 @@ from unbroken.ledger.unit import Unit
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.logs import Part
 from unbroken.messages.units import NOT_RUN_AGAIN
+from unbroken.pool import callers
 from unbroken.pool.undone import concerns, not_replayed
 
 log = Part("web")
@@ -60,6 +62,8 @@ class Exchange:
         self._own: Unit | None = None  # the unit of work of its attempts, where it is not another's
         self._token: scope.Token | None = None
         self._witness: Any = None
+        self.rank: Rank | None = None  #: its class among those that wait for a connection
+        self._serving: callers.Token | None = None
 
     # -- the ledger --------------------------------------------------------------------------------
 
@@ -70,6 +74,8 @@ class Exchange:
         frame must call :meth:`unwatch` before it returns.
         """
         self._whole = whole
+        rank = callers.caller()[0] if self.rank is None else self.rank
+        self._serving = callers.enter((rank, self))
         self._witness = scope.witnesses(self.heard)
         watched = None if whole is None else scope.current()
         if watched is None:
@@ -81,6 +87,13 @@ class Exchange:
 
     def unwatch(self) -> None:
         """The exchange is over. Call it in any case, in the context of :meth:`watch`."""
+        self.begun = True  # no user waits for what a task that outlives it does
+        serving, self._serving = self._serving, None
+        try:
+            if serving is not None:
+                callers.leave(serving)
+        except ValueError:
+            pass  # in another context than it was entered in
         if self._token is not None:
             scope.leave(self._token)
         if self._witness is not None:

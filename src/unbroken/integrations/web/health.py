@@ -12,6 +12,7 @@ from typing import Any
 
 from unbroken.integrations.web.answers import one_line
 from unbroken.integrations.web.exchange import log
+from unbroken.pool.callers import priority
 
 
 def name_of(database: Any) -> str:
@@ -76,11 +77,15 @@ def _mongo_name(database: Any) -> str:
 
 
 def ready(databases: Iterable[Any], timeout: float) -> tuple[bool, dict[str, str]]:
-    """Whether all of *databases* answer, and the state of each by its name."""
+    """Whether all of *databases* answer, and the state of each by its name.
+
+    It is served first where callers wait for a connection.
+    """
     states: dict[str, str] = {}
     for database in databases:
         try:
-            ask(database, timeout)
+            with priority("health"):
+                ask(database, timeout)
         except Exception as exc:
             _note(states, database, exc)
         else:
@@ -93,7 +98,8 @@ async def ready_async(databases: Iterable[Any], timeout: float) -> tuple[bool, d
     states: dict[str, str] = {}
     for database in databases:
         try:
-            await ask_async(database, timeout)
+            with priority("health"):
+                await ask_async(database, timeout)
         except Exception as exc:
             _note(states, database, exc)
         else:

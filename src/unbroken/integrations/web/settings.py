@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from unbroken.brain.ranks import Rank
 from unbroken.errors import ConfigurationError
 from unbroken.hints import nearest, remedy, shown, word_of_others
 from unbroken.messages.configuration import BAD_SETTING, UNKNOWN_SETTING
+from unbroken.pool.callers import rank_of
 from unbroken.settings import LONGEST, MOST, Settings
 
 #: Methods that RFC 9110, section 9.2.1, calls safe and that apps implement.
@@ -31,6 +33,11 @@ class HttpSettings:
     replay: Iterable[str] | str | Callable[[Mapping[str, Any]], bool | None] | None = None
     """Others that may be run again: path prefixes (``("/orders",)``), or a callable that is given
     the environ or scope and answers True, False, or None for what the method says."""
+
+    priority: Mapping[str, str] | Callable[[Mapping[str, Any]], str | None] | None = None
+    """Classes of callers (:func:`unbroken.priority`) by path prefixes (``{"/admin": "health",
+    "/export": "background"}``, of which the longest counts), or a callable that is given the
+    environ or scope and answers with a class, or None for "normal"."""
 
     max_body: int = 1 << 20
     """A request whose body is longer (bytes) is not run again: it would have to be kept."""
@@ -75,6 +82,8 @@ class HttpSettings:
             )
         if given.get("replay") is not None and not callable(given["replay"]):
             given["replay"] = _texts("replay", given["replay"], "paths, or a callable")
+        if isinstance(given.get("priority"), Mapping):
+            given["priority"] = _classes(given["priority"])
         if "databases" in given:
             given["databases"] = _several(given["databases"])
         settings = cls(**given)
@@ -90,6 +99,32 @@ class HttpSettings:
         elif self.replay is not None and any(under(path, prefix) for prefix in self.replay):
             return True
         return method in self.methods
+
+    def rank(self, path: str, request: Mapping[str, Any]) -> Rank | None:
+        """The class of a request's callers; None: what its surroundings say.
+
+        Raises ConfigurationError where the application's callable names no class.
+        """
+        if self.priority is None:
+            return None
+        if callable(self.priority):
+            name = self.priority(request)
+            return None if name is None else rank_of(name)
+        found = [prefix for prefix in self.priority if under(path, prefix)]
+        return rank_of(self.priority[max(found, key=len)]) if found else None
+
+
+def _classes(given: Mapping[Any, Any]) -> Mapping[str, str]:
+    """Path prefixes and their classes. Raises ConfigurationError for what is neither."""
+    for prefix, name in given.items():
+        if not (isinstance(prefix, str) and prefix.startswith("/")):
+            raise ConfigurationError(
+                BAD_SETTING(
+                    f"priority={shown(given)} must have paths that begin with a slash as keys"
+                )
+            )
+        rank_of(name)
+    return dict(given)
 
 
 def _texts(name: str, given: Any, what: str) -> tuple[str, ...]:
@@ -145,6 +180,13 @@ def _validate(s: HttpSettings) -> None:
             raise ConfigurationError(
                 BAD_SETTING(f"{name}={shown(value)} must be at most {LONGEST:.0f} s")
             )
+    if s.priority is not None and not (isinstance(s.priority, dict) or callable(s.priority)):
+        raise ConfigurationError(
+            BAD_SETTING(
+                f"priority={shown(s.priority)} must be a dictionary of paths and classes, or a"
+                " callable"
+            )
+        )
     for name in ("healthz", "readyz"):
         value = getattr(s, name)
         if value is not None and not (isinstance(value, str) and value.startswith("/")):

@@ -61,6 +61,8 @@ class Unbroken:
         if path and path in (self.settings.healthz, self.settings.readyz):
             return self._health(path, start_response)
         exchange = Exchange(self, environ, start_response)
+        if self.settings.priority is not None:
+            exchange.rank = self.settings.rank(exchange.path, environ)
         if not self.may_replay(environ):
             return exchange.run(None)
         return exchange.run(self.settings)

@@ -1,0 +1,251 @@
+"""A line of callers that knows that it is too long.
+
+Pure: the time is an argument. One :class:`Line` belongs to one pool. It learns how many seconds
+lie between two grants while callers wait, and so how long a caller at its end will wait.
+
+* A caller that would wait much longer than the time that it has is told at once.
+* Where a user waits (in a web request), and where ``shed_target`` is set, the line has a limit. A
+  line that was short a moment ago may be long: a burst is served. A line that stands has callers
+  that come faster than they are served: its limit is halved until it is short or few are refused.
+* Where callers leave before their time (a cancelled task), the line has such a limit too. It is at
+  most half of the time after which they leave, and callers that will leave before they have been
+  served are told.
+
+The estimate of a wait from the line's length is PIE's (RFC 8033). A limit for a line that stands,
+and none for a burst, is CoDel's (RFC 8289). ``bench/overload_model.py`` compares the rule with
+others; docs/overload.md has the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from unbroken.brain.ranks import Rank, Ticket
+
+#: So many grants must have been seen before the pace is believed, and it is averaged over so many.
+#: (At least 2 and 4 for each connection: those of a large pool may come back in step.)
+ENOUGH, MEMORY = 6, 64
+#: A pace that nobody has seen for so many seconds is learned anew.
+STALE = 300.0
+#: A pause without a grant counts at most as so many units of work: one long unit says little about
+#: the next ones.
+OUTLIER = 4.0
+#: A line moves in which the last grant is not older.
+MOVES = 0.25
+#: A caller is told at once when it would wait for so many times what is left of its time.
+SURE = 1.2
+#: The limit of a line in front of users, in callers: at nine tenths of a pool's capacity one
+#: line in a hundred is as long, whatever the size of the pool (0.9 ** 44 = 0.01).
+CALLERS = 44
+#: … in seconds: at least, and at most where units of work are short.
+LEAST, MOST = 0.05, 0.5
+#: … and at least so many units of work.
+UNITS = 3.0
+#: After so many seconds, or twice as many units, a user is taken to have gone.
+USERS = 1.0
+#: How long a burst may be, in seconds of waiting.
+BURST = 0.5
+#: A line that has stood for so many seconds, or grants, stands because of overload.
+STANDS, STANDS_GRANTS = 0.25, 80
+#: Where more of the callers are refused than this, or none although the line stands, the limit
+#: is halved at the end of an interval; where fewer than this are, it is doubled.
+MANY, FEW = 0.25, 0.1
+#: So often it is halved at most, and not below so many callers, or one unit of work.
+STRICTEST, LEAST_CALLERS = 8, 4
+#: This part of the callers must leave early before the time that they had counts.
+LEAVERS = 0.1
+#: How long that time is remembered after it last made a difference.
+REMEMBERED = 10.0
+#: … and after somebody left: then it is learned anew.
+BELIEVED = 60.0
+#: Who leaves sooner than that, or than six units of work, leaves for other reasons.
+LEAST_PATIENCE = 0.2
+
+NO_TIME = "its time would be up before that"
+OVERLOAD = "callers come faster than they are served"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a caller is told at once."""
+
+    ahead: int  #: callers before it
+    expected: float  #: seconds that it would have waited
+    limit: float  #: and that it was ready to wait, or that are allowed
+    why: str
+
+
+class Line:
+    """What one pool knows of its line. Its methods are called under the pool's lock."""
+
+    __slots__ = (
+        "_came",
+        "_grants",
+        "_knows",
+        "_last",
+        "_leavers",
+        "_left",
+        "_mattered",
+        "_patience",
+        "_quick",
+        "_refused",
+        "_since",
+        "_until",
+        "_was_short",
+        "gap",
+        "strictness",
+    )
+
+    def __init__(self) -> None:
+        self.gap = 0.0  #: seconds between two grants while callers wait
+        self._quick = 0.0  #: the same, of the last few
+        self._grants = 0  #: from so many that was learned
+        self._knows = False  #: whether these are enough
+        self._since = -math.inf  #: when the last grant was, or the line began; -inf: nobody waits
+        self._last = -math.inf  #: when the last grant was
+        self.strictness = 0  #: 0: a burst is welcome; else the limit is halved so often, less one
+        self._until = -math.inf  #: when it is decided on again …
+        self._came, self._refused = 0, 0  #: … by those that have come since, and were refused
+        self._was_short = False  #: … and by whether the line was short in between
+        self._leavers = 0.0  #: which part of the callers left before their time
+        self._patience = 0.0  #: the time that they had
+        self._left = self._mattered = -math.inf  #: when one left, when that made a difference
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    def granted(self, now: float, places: int, *, others: bool) -> None:
+        """A caller who waited has got one of *places* connections; *others* wait still."""
+        self._leavers -= self._leavers / MEMORY
+        if self._since > -math.inf:
+            took = now - self._since
+            if self._since - self._last > STALE:
+                self._grants = 0
+            self._grants += 1
+            enough, memory = max(ENOUGH, 2 * places), max(MEMORY, 4 * places)
+            self._knows = self._grants >= enough
+            if self._knows:
+                took = min(took, OUTLIER * self.gap * places)
+            self.gap += (took - self.gap) / min(self._grants, memory)
+            self._quick += (took - self._quick) / min(self._grants, enough)
+        self._last = now
+        self._since = now if others else -math.inf
+
+    def left(self, now: float, waited: float, places: int) -> None:
+        """A caller left after *waited* seconds, and its time was not up.
+
+        One that was soon to be served did not leave because of the line.
+        """
+        if waited < max(LEAST_PATIENCE, 2 * UNITS * self.gap * places):
+            return
+        self._leavers += (1.0 - self._leavers) / MEMORY
+        if self.patience(now) == math.inf:
+            self._patience = waited
+        self._patience += (waited - self._patience) / 16
+        if self._leavers > LEAVERS:
+            self._mattered = self._left = now
+
+    def interrupted(self) -> None:
+        """Connections are being opened, or the server is away: grants say nothing of the pace."""
+        self._since = -math.inf
+
+    # -- what follows ------------------------------------------------------------------------------
+
+    def moves(self, now: float) -> bool:
+        """Whether a caller who waited was served a moment ago."""
+        return now - self._last < min(max(MOVES, 4 * self.gap), 1.0)
+
+    def patience(self, now: float) -> float:
+        """How long callers are seen to wait before they leave; inf: they do not leave."""
+        is_known = now - self._mattered <= REMEMBERED and now - self._left <= BELIEVED
+        return self._patience if is_known else math.inf
+
+    def came(
+        self,
+        now: float,
+        rank: Rank,
+        ahead: int,
+        left: float,
+        places: int,
+        *,
+        users: int | None = None,
+        target: float | None = None,
+    ) -> Refusal | None:
+        """A caller of class *rank* has come, who has *left* seconds; *ahead* callers are served
+        before it. Why it is told at once; None: it may wait.
+
+        *places*: how many connections the pool has. *users*: where the line has a limit for this
+        caller, how many of those ahead have it too; else None. The limit is *target* seconds; None:
+        the learned one. A line of others, such as a batch job's, counts for no user's limit.
+        """
+        if self._since == -math.inf:
+            self._since = now
+        if users is not None:
+            self._watch(now, users <= places / 2)
+        if rank is Rank.HEALTH or not self._knows or now - self._last > STALE:
+            return None
+        surely = (ahead + 1) * min(self.gap, self._quick)
+        if surely > SURE * left:
+            return Refusal(ahead, surely, left, NO_TIME)
+        patience = self.patience(now)
+        if rank is Rank.BACKGROUND or (users is None and patience == math.inf):
+            return None
+        expected = ((ahead if users is None else users) + 1) * self.gap
+        # one who is served next, or within a unit of work, is never told to go
+        least = max(places, LEAST_CALLERS) * self.gap
+        limit = min(self._limit(places, target), max(patience / 2, least))
+        if expected <= limit:
+            return None
+        self._refused += 1
+        if patience < math.inf:
+            self._mattered = now
+            return Refusal(ahead, expected, limit, f"{OVERLOAD}, and leave after {patience:.2f} s")
+        return Refusal(ahead, expected, limit, OVERLOAD)
+
+    def _watch(self, now: float, is_short: bool) -> None:
+        """A caller comes. At the end of each interval, decide how strict the limit is."""
+        self._came += 1
+        self._was_short = self._was_short or is_short
+        if now < self._until:
+            return
+        interval = max(STANDS, STANDS_GRANTS * self.gap)
+        share = self._refused / max(1, self._came)
+        if now - self._until > interval or (self._was_short and not self._refused):
+            self.strictness = 0
+        elif share > MANY or not self._refused:
+            self.strictness = min(self.strictness + 1, STRICTEST)
+        elif share < FEW:
+            self.strictness = max(self.strictness - 1, 1)
+        self._until = now + interval
+        self._came, self._refused, self._was_short = 0, 0, is_short
+
+    def _limit(self, places: int, target: float | None) -> float:
+        """How many seconds a caller may have to wait."""
+        unit = self.gap * places
+        learned = max(LEAST, min(CALLERS * self.gap, MOST), UNITS * unit)
+        base = learned if target is None else target
+        if not self.strictness:
+            return max(BURST, base)
+        least = max(unit, LEAST_CALLERS * self.gap)
+        halved = base / (1 << (self.strictness - 1))
+        return max(halved, min(base, least))
+
+    def late(self, now: float, line: Iterable[Ticket], places: int) -> list[Ticket]:
+        """Those in *line* that will have waited for so long, when they are served, that it is in
+        vain. The pace may not have been known when they came. To be asked when somebody is refused,
+        or where callers leave.
+        """
+        patience = self.patience(now)
+        users = max(USERS, 2 * UNITS * self.gap * places)
+        late: list[Ticket] = []
+        for number, ticket in enumerate(list(line)):
+            if ticket.rank is not Rank.NORMAL or ticket.done:
+                continue
+            has = min(users, patience) if ticket.is_users else patience
+            if now + (number + 1 + places) * self.gap - ticket.since > has:
+                late.append(ticket)
+        return late
+
+
+__all__ = ["Line", "Refusal"]
