@@ -253,6 +253,17 @@ def test_latency_is_added_each_way(line: Line) -> None:
     assert min(took(client.ask) for _ in range(5)) < slow
 
 
+def test_a_latency_below_a_millisecond_is_as_short_as_it_says(line: Line) -> None:
+    client = line.client()
+    client.ask()
+
+    def quickest(seconds: float) -> float:
+        line.proxy.latency(seconds)
+        return min(took(client.ask) for _ in range(40))
+
+    assert quickest(0.0004) < 0.75 * quickest(0.001)
+
+
 def test_a_throttle_takes_its_time_for_every_byte(line: Line) -> None:
     client = line.client()
     line.proxy.throttle(200_000)

@@ -25,6 +25,7 @@ from unbroken_drill.proxy.cuts import Cut, Reader
 from unbroken_drill.proxy.errors import ProxyError
 from unbroken_drill.proxy.gate import Gate
 from unbroken_drill.proxy.plan import UNTOUCHED, Change, Conduct, Scope, Standing
+from unbroken_drill.proxy.precise import PreciseSelector
 from unbroken_drill.proxy.records import ConnectionInfo, Log
 from unbroken_drill.proxy.session import Session
 from unbroken_drill.proxy.silence import find, lose
@@ -60,7 +61,7 @@ class Engine:
         self._seed, self._new_reader = seed, reader
         self._servers = upstream.resolve()
         self.gate = Gate(listen)
-        self._selector = selectors.DefaultSelector()
+        self._selector = PreciseSelector()
         self._bell, self._ringer = socket.socketpair()
         for sock in (self._bell, self._ringer):
             sock.setblocking(False)
