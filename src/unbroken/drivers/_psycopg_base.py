@@ -210,7 +210,7 @@ class Base(_Inherited):
 
     def _check_free(self, conn: Connection) -> None:
         """Raise where a statement would wait for ever, or not get its own answer."""
-        if real_pgconn(conn).status == _OK and not self.is_quiet(conn):
+        if self.blindness is None and real_pgconn(conn).status == _OK and not self.is_quiet(conn):
             raise self._out_of_step()
 
     def classify(self, exc: BaseException) -> Fault:

@@ -305,11 +305,12 @@ def warn(driver: Any, module: Any, reason: str) -> None:
     helps.
     """
     which = (driver.name, type(driver).__qualname__)
+    once = ", each for one use" if _INSTEAD in driver.__dict__ else ""
     version = installed_version(module.MODULE, module.DISTRIBUTION) or "of unknown version"
     log.warning(
         "driver not proven",
         DRIVER_UNKNOWN(
-            f"driver {driver.name} {version}: {reason}. Connections work with it, but"
+            f"driver {driver.name} {version}: {reason}. Connections work with it{once}, but"
             f" nothing that was lost is run again. Tested versions: {module.TESTED}. Install one of"
             " these, or a newer unbroken."
         ),
@@ -337,6 +338,8 @@ def distrust(driver: Any, instead: Mapping[str, Callable[..., Any]]) -> None:
         "session_id": _guarded(driver.session_id),
         "traits": _guarded(driver.traits),
         "close": _guarded(driver.close),
+        "wants": lambda _conn: None,
+        "owes_answer": lambda _conn: False,
         "watch": lambda _conn: None,
         "unwatch": lambda _conn: None,
         **instead,

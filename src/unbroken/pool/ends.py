@@ -241,8 +241,7 @@ class Ends(Holding):
         yield Call("rollback", self.conn, entry, timeout)
         with state.lock:
             state.counters.rollbacks += 1
-        entry.sent = entry.count()
-        entry.settled_at = entry.uses
+        state.note_settled(entry, self.conn)
 
     def _unfit(self, exc: Exception) -> None:
         """What the pool itself sent failed with *exc*. A server that refuses even that, because it

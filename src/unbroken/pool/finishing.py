@@ -92,7 +92,7 @@ class Finishing(Ends):
                 ),
                 fate=Fate.UNKNOWN,
             ) from exc
-        entry.sent, entry.settled_at = entry.count(), entry.uses
+        state.note_settled(entry, self.conn)
         if state.defers and state.is_settled(entry, self.conn):
             entry.end_seen = True
 
@@ -316,7 +316,7 @@ class Finishing(Ends):
         except Exception as exc:
             self._unfit(exc)
             return
-        entry.sent, entry.settled_at = entry.count(), entry.uses
+        self.state.note_settled(entry, self.conn)
         entry.reset_at = entry.uses
         yield from self.roll_back()  # puts back what the holder changed on the object
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from unbroken.abc import CANNOT_SERVE, Cause, Connection, Fault, FaultKind
+from unbroken.backends.commits import is_of_the_server
 from unbroken.brain.entry import Entry
 from unbroken.errors import (
     CommitUnknownError,
@@ -172,6 +173,15 @@ class Holding:
         )
 
     @property
+    def is_out_of_step(self) -> bool:
+        """Whether an answer is known to be missing.
+
+        A driver that does not show its exchanges lets nobody know. Its connection serves its holder
+        until the end of the use, and nobody after that.
+        """
+        return self.state.knows_status and not self.is_in_step
+
+    @property
     def is_closed_by_holder(self) -> bool:
         """Whether the application closed the connection while it had it."""
         return bool(
@@ -209,7 +219,8 @@ class Holding:
         """Work on the connection raised *exc*: what that means. The unit of work is told.
 
         A connection that was lost, that its holder closed, or whose exchange is not known to have
-        ended is condemned: it is never used again.
+        ended is condemned: it is never used again. Where the driver does not show its exchanges, an
+        error of the server's own is taken for the end of one.
         """
         entry = self.entry
         stopped = self.outlives_time()
@@ -230,7 +241,7 @@ class Holding:
             lost_in_flight(self.state, entry, self.conn)
         if fault.is_lost or entry.cause is not None or judge(entry.poll(0)) is Liveness.DEAD:
             self._condemn_lost(fault)
-        elif not self.is_in_step:
+        elif not self.is_in_step and (self.state.knows_status or not is_of_the_server(fault)):
             self.break_off()
         elif unit is not None and unit.is_doubted(id(self.conn)):
             # nothing more is sent on it: a ROLLBACK's answer would look like the COMMIT's
@@ -314,7 +325,11 @@ class Holding:
         rest of an answer, or take it for another's."""
         if self.is_closed_by_holder:
             self._blame_holder()
-        self.entry.condemn(Cause.CANCELLED)  # the first cause stands
+        # the first cause stands
+        if self.state.knows_status:
+            self.entry.condemn(Cause.CANCELLED)
+        else:
+            self.entry.condemn(Cause.DISCARDED, "its driver does not show whether all was answered")
         if not getattr(self.state.driver, "is_async", False):
             # a transport is aborted when the connection goes back
             self.state.shutdown_socket(self.entry)

@@ -283,6 +283,16 @@ class Knowledge(Guarded):
             driver.is_quiet(conn) and entry.settled_at == entry.uses
         )
 
+    def note_settled(self, entry: Entry, conn: Connection) -> None:
+        """Our own COMMIT, ROLLBACK or reset on *conn* was answered.
+
+        A driver whose insides are not known may have read another answer instead. Its connection
+        serves nobody after its holder.
+        """
+        driver = self.driver
+        if driver.blindness is None or driver.is_quiet(conn):
+            entry.sent, entry.settled_at = entry.count(), entry.uses
+
     def _is_untouched(self, entry: Entry) -> bool:
         """Whether nothing was sent since the connection was known to be well: the kernel counts."""
         return entry.sent is not None and entry.count() == entry.sent

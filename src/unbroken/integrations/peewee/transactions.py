@@ -128,7 +128,7 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
         try:
             slot.ending = True
             loan = slot.loan
-            if loan is not None and not loan.outlives_time() and not loan.is_in_step:
+            if loan is not None and not loan.outlives_time() and loan.is_out_of_step:
                 loan.break_off()
             not_begun = loan is not None and slot.begun and loan.was_not_begun()
             if not (slot.closed or upkeep.is_lost(slot) or not_begun):

@@ -437,7 +437,8 @@ class Body(PoolState):
             fault = self.driver.classify(link)
             if fault.kind is not FaultKind.OTHER:
                 return fault
-            first = first or fault
+            if first is None or first.code is None:  # an adapter's wrapper has none
+                first = fault
             link = getattr(link, "orig", None) or link.__cause__
         return first or Fault(FaultKind.OTHER)
 

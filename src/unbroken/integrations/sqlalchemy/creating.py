@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections import deque
@@ -89,6 +90,13 @@ class Creating(sqla_pool.QueuePool):
         body = self._body
         if body is not NO_BODY and body.here[0]:
             body.say_goodbye(connection)
+            # SQLAlchemy logs a goodbye that fails, as it does where the socket is shut
+            abrupt = body.abrupt and not self._dialect.is_async
+            raw = self._plan.genuine(connection) if abrupt else None
+            if raw is not None:
+                with contextlib.suppress(Exception):
+                    self._plan.driver.close(raw)
+                return
         super()._close_connection(connection, terminate=terminate)
 
     def close_raw(self, connection: Any) -> None:

@@ -164,7 +164,7 @@ class Hooks:
             elif may_skip and owner.driver is driver and ask(entry.conn) is False:
                 # else it cannot look below them
                 pass  # and so it is in step, too
-            elif not owner.is_in_step(entry, entry.conn):
+            elif not owner.is_in_step(entry, entry.conn) and (owner.knows_status or is_at_end()):
                 Loan.of(owner, entry, entry.conn).break_off()  # its end is the rollback
             elif Loan.of(owner, entry, entry.conn).outlives_time():
                 pass  # likewise
