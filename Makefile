@@ -17,12 +17,13 @@ demo: $(VENV)/.demo ## every fault against a private real server, unbroken besid
 test: $(VENV)/.test ## all tests, on real servers, four at a time (ARGS="-k fork", ARGS="-n 0 --pdb": one after the other)
 	@$(BIN)/python -m pytest -n 4 $(ARGS)
 
-check: $(VENV)/.check ## ruff, mypy and pyright
+check: $(VENV)/.check ## ruff, mypy, pyright and the linter of the English
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy tests/typing
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright -p .
+	@$(BIN)/python scripts/prose
 
 bench: $(VENV)/.test ## what an acquire costs, beside other pools
 	@$(BIN)/python bench/run.py $(ARGS)

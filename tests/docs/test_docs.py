@@ -83,6 +83,23 @@ def test_every_link_to_a_page_leads_to_one(page: Path) -> None:
     assert missing == []
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    plain = [re.sub(r"\]\([^)]*\)|[`*\[]", "", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
+    missing = [
+        f"{name}#{anchor}"
+        for name, anchor in re.findall(r"\]\(([^)#:]*\.md|)#([^)]+)\)", page.read_text())
+        if anchor not in anchors(page.parent / name if name else page)
+    ]
+    assert missing == []
+
+
 def test_the_settings_page_names_every_setting_with_its_default() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     defaults = Settings()
