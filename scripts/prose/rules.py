@@ -106,7 +106,7 @@ RULES = (
         "personified",
         "a socket does not speak: 'the server reports', 'the kernel reports'",
         rf"\b{_THING} (?:says?|said|hears?|heard|speaks?|thinks?|feels?|believes?)\b",
-        rf"\b{_MACHINE} (?:forgets?|forgot|remembers?|hopes?|likes?|minds?|sleeps?|wakes? up)\b",
+        rf"\b{_MACHINE} (?:forgets?|forgot|remembers?|hopes?|likes|minds?|sleeps?|wakes? up)\b",
         r"\b(?:sockets?|connections?) (?:knows?|tells?|notices?)\b",
     ),
     rule(
