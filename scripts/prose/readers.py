@@ -71,7 +71,11 @@ def wide_lines(source: str, widest: int) -> Iterator[tuple[int, int]]:
     for number, line in enumerate(source.splitlines(), 1):
         if line.lstrip().startswith("```"):
             fenced = not fenced
-        elif not fenced and len(_unlinked(line)) > widest and not line.startswith(("|", "#", "[")):
+        elif (
+            not fenced
+            and len(_unlinked(line)) > widest
+            and not line.startswith(("|", "#", "[", "!"))
+        ):
             yield number, len(line)
 
 

@@ -15,7 +15,7 @@ from unbroken.settings import Settings
 from unbroken_drill.servers import MariaDB, MongoDB, PostgreSQL
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Where the pages' examples live; the tests put a real server there.
 MYSQL, POSTGRES = (
