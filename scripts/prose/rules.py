@@ -134,7 +134,7 @@ RULES = (
     rule(
         "empty",
         "say what it does; give the numbers their nouns",
-        r"^(?:See|As|Likewise)(?: [`\w.:]+){1,4}\.$",
+        r"^(?:See|As|Likewise)(?! below)(?: [`\w.:]+){1,4}\.$",
         r"^Raises what\b",
         r"^Connections at most\b",
         r"\b(?:found|has) (?:two|three|\d+) errors so far\b",
