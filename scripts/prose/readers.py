@@ -80,8 +80,8 @@ def wide_lines(source: str, widest: int) -> Iterator[tuple[int, int]]:
 
 
 def _unlinked(line: str) -> str:
-    """Without the links' addresses, which may stick out: nobody can break them."""
-    return re.sub(r"\]\([^)]*\)", "]", line)
+    """Without the links' addresses and without long code, which cannot be broken over lines."""
+    return re.sub(r"\]\([^)]*\)|`[^`]{70,}`", "]", line)
 
 
 _ROLE = re.compile(r"(?::[\w:]+:)?``?[^`]+``?")
