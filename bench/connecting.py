@@ -30,8 +30,8 @@ def run(effort: Effort) -> Result:
                 stack,
             )
             note = (
-                "Bare PyMySQL loads the system's CA certificates at each connect, TLS or not; the"
-                " pool keeps one SSL context."
+                "PyMySQL alone loads the system's CA certificates at each connect, with or"
+                " without TLS. The pool keeps one SSL context."
             )
             result.tables.append(
                 Table("Connect and close: MariaDB", "ms", interleaved(plain, effort), note=note)

@@ -42,13 +42,13 @@ _POSTGRESQL = (
     ("unbroken's plugin, psycopg", "SQLAlchemy, psycopg, pre_ping", 0.4),
 )
 _NOTE = (
-    "The columns: the network's milliseconds each way, median and 99 % of a request; the last one"
+    "The columns: the network's milliseconds each way, median and 99 % of a request. The last one"
     f" is the time for one request of all, at {PROMISED * 1e3:g} ms."
 )
 _FAIR = (
-    "With more threads than connections a median says little: unbroken serves its callers in turn,"
-    " so all of them wait; SQLAlchemy's pool lets a thread that has just given its connection back"
-    " take it again, so a few never wait and the rest do for long (99 %)."
+    "With more threads than connections a median says little. unbroken serves its callers in turn,"
+    " so all of them wait. SQLAlchemy's pool lets a thread that has just returned its connection"
+    " take it again. So a few threads never wait, and the others wait long (99 %)."
     " "
 )
 
@@ -159,8 +159,10 @@ def _losses(contenders: Contenders, cells: Cells, crowd: tuple[int, int]) -> str
             best = min(peers, key=lambda peer: cells[peer, crowd, delay].each)
             ratio = cells[one, crowd, delay].each / cells[best, crowd, delay].each
             if ratio > 1:
-                lost.append(f"{one} at {delay * 1e3:g} ms takes {ratio:.2f} of {best}")
-    return f"Losses: {'; '.join(lost) or 'none'}."
+                lost.append(f"- {one}, at {delay * 1e3:g} ms: {ratio:.2f} of {best}")
+    if not lost:
+        return "No peer takes less time for one request of all."
+    return "\n".join(["Slower than a peer, by the time for one request of all:\n", *lost])
 
 
 def _is_ours(name: str) -> bool:

@@ -103,8 +103,8 @@ def rows(found: Found) -> list[Row]:
 
 def said(found: Found) -> str:
     """How sure the ratios are."""
-    sure = "; ".join(f"{name}: {ratio}" for name, ratio in found.ratios.items())
+    sure = "\n".join(f"- {name}: {ratio}" for name, ratio in found.ratios.items())
     return (
-        f'The ratio is the median of neighbouring blocks\' ratios. {sure}. The row "once more"'
-        " shows what the method can tell apart."
+        'The ratio is the median of neighbouring blocks\' ratios. The row "once more" shows the'
+        f" resolution of the method.\n\n{sure}"
     )

@@ -43,8 +43,8 @@ def run(effort: Effort) -> Result:
             )
         )
     note = (
-        f"Median of {effort.repeats}; {THREADS} threads; away for {DOWN} s. 0: before a prober that"
-        " asks each millisecond noticed."
+        f"Median of {effort.repeats}; {THREADS} threads; {DOWN} s down. 0: earlier than a prober"
+        " that asks each millisecond."
     )
     return Result(
         [Table("From the moment the server accepts to the first success", "ms", rows, note=note)],

@@ -47,7 +47,7 @@ def page(source: str, first: int = 1) -> Iterator[Paragraph]:
             kind = "text"
         elif token.type == "inline":
             text = _plain(token.children or []).strip()
-            if text:
+            if text and not token.content.startswith("<sub>"):  # what a benchmark ran on
                 yield Paragraph(text, line, kind)
 
 
@@ -65,11 +65,15 @@ def _plain(tokens: list[Token]) -> str:
 
 def wide_lines(source: str, widest: int) -> Iterator[tuple[int, int]]:
     """(number, length) of each line of text that is wider than *widest*. Code, tables, headings
-    and lines that are one word do not count.
+    and lines between ``<!--`` and ``<!-- end``, which a script wrote, do not count.
     """
-    fenced = False
+    fenced = generated = False
     for number, line in enumerate(source.splitlines(), 1):
-        if line.lstrip().startswith("```"):
+        if line.startswith("<!--"):
+            generated = not line.startswith("<!-- end")
+        elif generated:
+            continue
+        elif line.lstrip().startswith("```"):
             fenced = not fenced
         elif (
             not fenced
