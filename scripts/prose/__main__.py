@@ -20,7 +20,8 @@ BASELINE = Path(__file__).with_name("baseline.json")
 def files() -> list[Path]:
     """All that is checked."""
     sources = [path for tree in ("src", "drill/src") for path in (ROOT / tree).rglob("*.py")]
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "drill" / "README.md", ROOT / "CHANGELOG.md"]
+    pages += (ROOT / "docs").glob("*.md")
     return sorted(pages) + sorted(sources)
 
 
