@@ -148,7 +148,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     scenario("crash", "kill -9 the server, start it again", ["run 2", "crash", "start", "run 4"]),
     scenario(
         "freeze",
-        "the server does not answer for 3 s, then it goes on",
+        "the server does not answer for 3 s, then continues",
         ["run 2", "freeze", "run 3", "thaw", "run 3"],
     ),
     scenario("reset", "the network resets all connections, three times", ["run 2", *_RST]),
@@ -159,7 +159,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     ),
     scenario(
         "mute",
-        "nothing gets through for 3 s, then all that was sent",
+        "no data passes for 3 s, then all of it",
         ["run 2", "blackhole hold", "run 3", "heal", "run 3"],
     ),
     scenario(
@@ -203,7 +203,7 @@ SMALL: Final[tuple[Scenario, ...]] = (
     ),
     scenario(
         "freeze",
-        "no answer for 4 s, then it goes on (unbroken: deadline=2)",
+        "no answer for 4 s, then it continues (unbroken: deadline=2)",
         ["run 0.4", "freeze", "run 4", "thaw", "look 1"],
         pool=Settings(deadline=2.0),
     ),
@@ -214,7 +214,7 @@ SMALL: Final[tuple[Scenario, ...]] = (
     ),
     scenario(
         "forget",
-        "8 requests never give back, pool of 5, then 12 ordinary ones",
+        "8 requests never return their connection, pool of 5, then 12 ordinary ones",
         ["forget 8", *_CARELESS],
         pool=Settings(size=5),
     ),
