@@ -18,10 +18,11 @@ BASELINE = Path(__file__).with_name("baseline.json")
 
 
 def files() -> list[Path]:
-    """All that is checked."""
+    """All that is checked: English pages, and the sources of both distributions."""
     sources = [path for tree in ("src", "drill/src") for path in (ROOT / tree).rglob("*.py")]
-    pages = [ROOT / "README.md", ROOT / "drill" / "README.md", ROOT / "CHANGELOG.md"]
-    pages += (ROOT / "docs").glob("*.md")
+    pages = [path for path in ROOT.glob("*.md") if not path.name.endswith(".zh.md")]
+    pages += [ROOT / "drill" / "README.md"]
+    pages += [path for tree in ("docs", "changes") for path in (ROOT / tree).rglob("*.md")]
     return sorted(pages) + sorted(sources)
 
 
@@ -100,7 +101,11 @@ def main() -> int:
     """Check, report or shrink. Returns the command's exit code."""
     parser = argparse.ArgumentParser(description="Check the English of pages and sources.")
     parser.add_argument("--report", action="store_true", help="lengths of sentences, per page")
-    parser.add_argument("--shrink", action="store_true", help="lower the baseline to what is found")
+    parser.add_argument(
+        "--shrink",
+        action="store_true",
+        help="lower the baseline to what is found; without a baseline, write the first one",
+    )
     parser.add_argument("files", nargs="*", type=Path, help="show all findings of these")
     options = parser.parse_args()
     paths = [path.resolve() for path in options.files] or files()
