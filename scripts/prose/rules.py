@@ -146,7 +146,7 @@ RULES = (
 NAMES = [*(each.name for each in RULES), "long-sentence", "long-cell", "long-line", "median"]
 
 _WORD = re.compile(r"\S*\w\S*")
-_END = re.compile(r"(?<=[.!?])[\"'”)*_]*\s+(?=[\"'“(*_`\[]*[A-Z0-9`\ufffc…])")
+_END = re.compile(r"(?<=[.!?])[\"'”)*_]*\s+(?=[\"'“(*_`\[]*[A-Z0-9`\ufffc…]|[*\"]\w)")
 _SHORT = re.compile(r"\b(?:e\.g|i\.e|vs|etc|cf|approx|no|ca)\.$", re.IGNORECASE)
 
 

@@ -102,11 +102,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Nothing is imported before something is used: who only loads the package (a test runner its
-    plugin) waits for nothing.
+    """Import public names on first access, so that loading the package alone (as a test runner
+    loads its plugin) costs nothing.
 
-    The first public name imports them all, so that no later one does so in the middle of a fork.
-    A framework's module, such as ``unbroken.flask``, is imported when it is asked for.
+    The first public name imports them all, so that no later import happens in the middle of a fork.
+    A framework's module, such as ``unbroken.flask``, is imported on its own first access.
     """
     if name in _MODULES:
         return import_module(f"unbroken.{name}")

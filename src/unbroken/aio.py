@@ -1,8 +1,8 @@
-"""The pool for asyncio: ``AsyncPool``. The same brain and the same flows as ``Pool``; only the
-waiting is different.
+"""The pool for asyncio: ``AsyncPool``. It uses the same brain and the same flows as ``Pool``; only
+the waiting differs.
 
-Everything of one pool runs on one event loop, so nothing is locked. A second loop (another
-``asyncio.run``, another thread) gets connections of its own, since sockets belong to the loop that
+All parts of one pool run on one event loop, so nothing is locked. A second loop (another
+``asyncio.run``, another thread) gets its own connections, because sockets belong to the loop that
 opened them.
 """
 
@@ -56,14 +56,13 @@ _inherited: list[
 
 
 class AsyncPool(Generic[ConnectionT]):
-    """A pool of connections for asyncio, to one database. Arguments and settings as
+    """A pool of connections for asyncio, to one database. Arguments and settings are those of
     :class:`unbroken.Pool`.
 
-    *connect* is a callable that gives an awaitable of a new connection. So may *password* and
-    *user*: an awaitable of a text. Plain callables run on a thread, so that none blocks the loop.
-    Making a pool connects to
-    nothing and needs no running loop. Raises ConfigurationError (DriverNotInstalledError) for a URL
-    or settings that cannot work.
+    *connect* is a callable that returns an awaitable of a new connection. *password* and *user* may
+    return an awaitable of a string. Plain callables run on a thread, so that none blocks the loop.
+    Creating a pool opens no connection and needs no running loop. Raises ConfigurationError
+    (DriverNotInstalledError) for a URL or settings that cannot work.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class AsyncPool(Generic[ConnectionT]):
         _pools.add(self)
 
     def _current(self) -> PoolState:
-        """The state of this process and loop; made at first use.
+        """The state of this process and loop; created at first use.
 
         Raises RuntimeError outside a running loop.
         """
@@ -139,7 +138,9 @@ class AsyncPool(Generic[ConnectionT]):
         self._home = (None, _NO_STATE)
 
     def _forget_closed_loops(self) -> None:
-        """Connections of a loop that has ended can do nothing any more, but hold a session each."""
+        """Drop connections of loops that have ended. They cannot work any more, but each holds a
+        session.
+        """
         for state in list(self._states.values()):
             if runtime_of(state).loop.is_closed():
                 self._forget(state)
@@ -155,7 +156,7 @@ class AsyncPool(Generic[ConnectionT]):
         if finalizer is not None:
             finalizer.detach()
 
-    # -- lending -----------------------------------------------------------------------------------
+    # -- handing out -------------------------------------------------------------------------------
 
     def connection(
         self,
@@ -164,11 +165,11 @@ class AsyncPool(Generic[ConnectionT]):
         deadline: float | None = None,
         transaction: bool = True,
     ) -> AsyncLease[ConnectionT]:
-        """An async context manager that lends the driver's own connection.
+        """An async context manager that checks out the driver's own connection.
 
-        It commits on success and rolls back on an exception (for drivers such as asyncpg, which
-        open no transaction by themselves, it begins one); with ``transaction=False`` it does
-        neither, and only resets what was left open. *timeout*, *deadline* and errors as
+        It commits on success and rolls back on an exception. It begins a transaction for drivers
+        such as asyncpg, which do not begin one themselves. With ``transaction=False`` it does
+        neither, and only resets open work. *timeout*, *deadline* and exceptions are those of
         :meth:`unbroken.Pool.connection`.
         """
         return AsyncLease(
@@ -176,9 +177,9 @@ class AsyncPool(Generic[ConnectionT]):
         )
 
     async def acquire(self, timeout: float | None = None) -> ConnectionT:
-        """Lend a connection, with no transaction begun; it must be given back with :meth:`release`.
+        """Check out a connection, without beginning a transaction. Return it with :meth:`release`.
 
-        As :meth:`unbroken.Pool.acquire`.
+        Raises the same exceptions as :meth:`unbroken.Pool.acquire`.
         """
         conn: Connection = None
         loop, state = self._home
@@ -215,7 +216,7 @@ class AsyncPool(Generic[ConnectionT]):
             raise
 
     async def _acquire_loan(self, suspect: Entry | None, timeout: float | None, frame: Any) -> Loan:
-        """The slow way to a connection that :meth:`release` gives back."""
+        """The slow path to a connection that :meth:`release` returns."""
         loan = Loan()
         try:
             await self._acquire_slowly(loan, suspect, monotonic(), timeout, None, frame)
@@ -228,10 +229,10 @@ class AsyncPool(Generic[ConnectionT]):
         return loan
 
     async def release(self, conn: ConnectionT) -> None:
-        """Give *conn* back. What is open on it is rolled back (setting ``reset``).
+        """Return *conn* to the pool, which rolls back open work (setting ``reset``).
 
-        Raises NotYoursError for a connection that this pool did not lend on this loop, or that was
-        given back before.
+        Raises NotYoursError for a connection that this pool did not hand out on this loop, or that
+        was already returned.
         """
         state = self._current()
         entry = state.in_use.pop(id(conn), None)
@@ -271,7 +272,7 @@ class AsyncPool(Generic[ConnectionT]):
         deadline: float | None,
         frame: Any,
     ) -> None:
-        """Take a connection the slow way, into *loan*."""
+        """Take a connection on the slow path, into *loan*."""
         state = self._current()
         patience = state.settings.acquire_timeout if timeout is None else timeout
         if deadline is not None:
@@ -282,9 +283,7 @@ class AsyncPool(Generic[ConnectionT]):
         state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
 
     def loan_of(self, conn: ConnectionT) -> Loan | None:
-        """The :class:`Loan` of a connection that this pool has lent on this loop; None for any
-        other.
-        """
+        """The :class:`Loan` of a connection that this pool handed out on this loop; else None."""
         state = self._current()
         entry = state.in_use.get(id(conn))
         return None if entry is None else Loan.of(state, entry, conn)
@@ -310,10 +309,11 @@ class AsyncPool(Generic[ConnectionT]):
         deadline: float | None = None,
         **kwargs: Any,
     ) -> Coroutine[Any, Any, T]:
-        """``await fn(conn, *args, **kwargs)`` as one unit of work, replayed when that is provably
-        safe.
+        """Run ``await fn(conn, *args, **kwargs)`` as one unit of work and return its result. The
+        pool replays it if that is provably safe.
 
-        *fn* is an ``async def``, or returns an awaitable. As :meth:`unbroken.Pool.run`.
+        *fn* is an ``async def``, or returns an awaitable. Otherwise it works as
+        :meth:`unbroken.Pool.run`.
         """
         require_eager(fn, _RUN)
         caller = getframe(1)  # as a task of its own it would have none
@@ -323,7 +323,7 @@ class AsyncPool(Generic[ConnectionT]):
             lease: AsyncLease[ConnectionT] = AsyncLease(self, None, None, True)
             async with lease as conn:
                 entry = lease.entry
-                entry.taken_at_call(code, lasti)  # who called run is the place that took it
+                entry.taken_at_call(code, lasti)  # the caller of run took it
                 result: T = done(await awaitable(fn(conn, *args, **kwargs), fn, _RUN), fn, _RUN)
                 return result
 
@@ -341,17 +341,17 @@ class AsyncPool(Generic[ConnectionT]):
     # -- looking after it --------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """The pool's numbers in this process and loop at this moment, frozen.
+        """Return the pool's numbers in this process and loop at this moment, as a frozen object.
 
         Must be called on the loop.
         """
         return self._current().stats()
 
     async def check(self, timeout: float | None = None) -> Stats:
-        """Ping every idle connection of this loop now, replace the dead ones, and make sure that
-        the server answers.
+        """Ping every idle connection of this loop now, replace dead ones, and verify that the
+        server answers.
 
-        As :meth:`unbroken.Pool.check`.
+        It takes and raises the same as :meth:`unbroken.Pool.check`.
         """
         state = self._current()
         state.sweep()
@@ -368,14 +368,14 @@ class AsyncPool(Generic[ConnectionT]):
         """Replace every connection of this loop: idle ones are closed now, those in use when they
         are returned.
 
-        As :meth:`unbroken.Pool.drain`.
+        Use it before a planned failover.
         """
         self._current().drain()
 
     async def resize(self, max_size: int | None = None, min_size: int | None = None) -> None:
-        """Change the bounds while in use, for this loop and those to come.
+        """Change the limits of a pool in use, for this loop and future loops.
 
-        Raises ConfigurationError for impossible ones.
+        Raises ConfigurationError for impossible values.
         """
         bounds = {"max_size": max_size, "min_size": min_size}
         self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
@@ -383,11 +383,11 @@ class AsyncPool(Generic[ConnectionT]):
 
     async def close(self, timeout: float = TIMEOUT) -> None:
         """Close this loop's idle connections, and wait up to *timeout* seconds (default 5.0) until
-        those in use are returned. Which lines have them is logged at once, as a warning.
+        those in use are returned. The lines that hold them are logged immediately, as a warning.
 
-        A connection that is returned later is closed then. An acquire on this loop, also one that
-        waits already, raises PoolClosedError. Calling it more than once is harmless. Other loops
-        are not affected.
+        A connection that is returned later is closed then. Any acquire on this loop, including one
+        that already waits, raises PoolClosedError. Calling it more than once is harmless. Other
+        loops are not affected.
         """
         state = self._current()
         await run_async(close(state, timeout), runtime_of(state).do)
@@ -399,7 +399,7 @@ class AsyncPool(Generic[ConnectionT]):
         return self
 
     def __deepcopy__(self, _memo: Any) -> AsyncPool[ConnectionT]:
-        """As :meth:`__copy__`: settings that hold a pool may be copied."""
+        """Return the pool itself, so that settings that hold a pool can be copied."""
         return self
 
     def __reduce__(self) -> Any:
@@ -418,9 +418,10 @@ class AsyncPool(Generic[ConnectionT]):
 
 
 def _sever_all() -> None:
-    """After a fork that Python sees: a connection that is collected in the child would unregister
-    its socket from the parent's loop (epoll belongs to both), or say goodbye on the parent's
-    session."""
+    """Disconnect the inherited sockets after a fork that Python sees. A connection that is
+    collected in the child would otherwise unregister its socket from the parent's loop (both share
+    the epoll), or send a goodbye packet on the parent's session.
+    """
     for pool in list(_pools):
         pool._leave_inherited()
 
@@ -430,9 +431,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _NoState:
-    """What stands in for a state before the first use: it always sends the hot path the slow
-    way.
-    """
+    """Replaces a state before the first use: it always sends the hot path to the slow one."""
 
     here = (0,)
     waiting = idle = ()

@@ -1,9 +1,9 @@
 """Every exception of unbroken.
 
-Each derives from :class:`UnbrokenError`, and, when it is raised by a pool, also from what the
-caller of that driver already catches (its ``OperationalError``): :func:`for_driver` makes the
-combined class. A message is one line: the fact, the numbers, the cause, the remedy; never a
-password. At its end is a code (:mod:`unbroken.messages`).
+All derive from :class:`UnbrokenError`. An exception that a pool raises also derives from the
+driver's ``OperationalError``, which callers already catch; :func:`for_driver` makes the combined
+class. A message is one line: the fact, the numbers, the cause, the remedy. It never contains a
+password. It ends with a code (:mod:`unbroken.messages`).
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Any, TypeVar
 
 
 class UnbrokenError(Exception):
-    """The base of everything that unbroken raises by itself."""
+    """The base class of all exceptions that unbroken raises."""
 
-    #: What became of the writes of the unit of work that it ended, as a
+    #: The fate of the writes of the unit of work that it ended, as a
     #: :class:`unbroken.ledger.verdicts.Fate`, which is one of the texts "nothing stored", "stored"
     #: and "unknown". None: no ledger knows, as outside of units.
     fate: StrEnum | None = None
 
-    #: What an error of this kind is besides, wherever the driver's error leaves room for it
-    #: (psycopg2's does not: its memory layout and OSError's exclude each other).
+    #: A further base class, if the driver's error allows it (psycopg2's does not: its memory layout
+    #: and OSError's exclude each other).
     _besides: type[Exception] | None = None
-    #: Which of the two goes where there is room for one only.
+    #: Whether it replaces the driver's error if only one of the two is possible.
     _besides_first = False
 
     @property
     def code(self) -> str | None:
-        """The code at the end of the message, such as ``UB201``: docs/messages.md says what it
-        means. None: the message has none, as where an application made the error itself.
+        """The code at the end of the message, such as ``UB201``, which docs/messages.md explains.
+        None: the message has no code, for example because an application created the error.
 
-        Where the error is also one of PyMongo's OperationFailure, this is PyMongo's own number: its
-        callers compare it.
+        If the error is also one of PyMongo's OperationFailure, this is PyMongo's own number,
+        because its callers compare it.
         """
         _, found, end = str(self).rpartition("[UB")
         return f"UB{end[:-1]}" if found and end[:-1].isdigit() and end[-1:] == "]" else None
@@ -44,27 +44,27 @@ class UnbrokenError(Exception):
 class ConfigurationError(UnbrokenError, ValueError):
     """A URL, a setting or a combination of settings that cannot work.
 
-    Raised at once, before any connection.
+    Raised immediately, before any connection.
     """
 
 
 class DriverNotInstalledError(ConfigurationError, ImportError):
-    """The URL names a driver (or a database for which no driver) that is not installed here."""
+    """The driver that the URL names is not installed, or no driver for its database is."""
 
 
 class NotYoursError(UnbrokenError, ValueError):
-    """A connection was released that this pool did not give out, or that was released before."""
+    """A connection was released that this pool did not hand out, or that was already released."""
 
 
 class PoolClosedError(UnbrokenError):
-    """The pool is closed, or the interpreter is shutting down: no connection is given out."""
+    """The pool is closed, or the interpreter is shutting down: no connection is handed out."""
 
 
 class PoolTimeoutError(UnbrokenError):
-    """No connection became free within the time the caller had.
+    """No connection became free within the caller's time.
 
-    The server itself is well. Also a TimeoutError. ``retry_after`` is a fair number of seconds
-    before asking again; callers that are told at once because of overload get different ones.
+    The server itself works. Also a TimeoutError. ``retry_after`` is the recommended number of
+    seconds before a retry. Callers that are refused because of overload get different values.
     """
 
     _besides = TimeoutError
@@ -73,9 +73,9 @@ class PoolTimeoutError(UnbrokenError):
 
 
 class OutageError(UnbrokenError):
-    """The server is away.
+    """The server is down, or cannot serve.
 
-    ``retry_after`` is a fair number of seconds before asking again. Also a ConnectionError.
+    ``retry_after`` is the recommended number of seconds before a retry. Also a ConnectionError.
     """
 
     _besides = ConnectionError
@@ -84,8 +84,8 @@ class OutageError(UnbrokenError):
 
 
 class ConnectRejectedError(UnbrokenError):
-    """The server (or the name service) said no: password, permission, unknown host or database.
-    Waiting won't help.
+    """The server or the name service refused the connection: password, permission, unknown host or
+    database. Waiting does not help.
 
     Also a ConnectionError.
     """
@@ -94,22 +94,23 @@ class ConnectRejectedError(UnbrokenError):
 
 
 class ConnectionLostError(UnbrokenError):
-    """The connection was lost, and the library sent no COMMIT of its open transaction: nothing of
-    that transaction is stored, unless the code that had the connection sent a COMMIT itself.
+    """The connection was lost before the library sent a COMMIT of its open transaction. Nothing of
+    that transaction is stored, unless the code that held the connection sent a COMMIT itself.
 
-    The message and ``fate`` say what is known of that. What was committed before on the same
-    connection is stored. Also a ConnectionError.
+    The message and ``fate`` tell which of the two is known. Work that was committed earlier on the
+    same connection is stored. Also a ConnectionError.
     """
 
     _besides = ConnectionError
 
 
 class CommitUnknownError(UnbrokenError):
-    """A COMMIT was sent and the connection was lost before its answer, or the answer is an error
-    that does not prove that nothing was stored: that transaction is stored whole, or not at all.
+    """A COMMIT was sent, and its outcome is unknown: the transaction is stored whole, or not at
+    all. Either the connection was lost before the answer, or the answer is an error that does not
+    prove that nothing was stored.
 
-    ``XA COMMIT``, ``COMMIT PREPARED`` and their like count as a COMMIT. Look before you repeat the
-    work. Also a ConnectionError.
+    ``XA COMMIT``, ``COMMIT PREPARED`` and similar statements count as a COMMIT. Check before you
+    repeat the work. Also a ConnectionError.
     """
 
     _besides = ConnectionError
@@ -118,26 +119,26 @@ class CommitUnknownError(UnbrokenError):
 class WriteUnknownError(CommitUnknownError):
     """A write was sent and its answer was lost: it is stored, whole or in part, or not at all.
 
-    ``unbroken.mongo`` raises it, also for the commit of a transaction. A lost connection that is
-    not one of these did not carry the write. Look before you repeat the write. Also a
-    ConnectionError.
+    ``unbroken.mongo`` raises it, also for the commit of a transaction. After any other lost
+    connection the write is not stored. Check before you repeat the write. Also a ConnectionError.
     """
 
 
 class ClosedByHolderError(UnbrokenError):
-    """The code that had the connection closed it itself, so the pool could not commit.
+    """The code that held the connection closed it, so the pool could not commit.
 
-    What that code committed is stored; what was still open is not. Also a ConnectionError.
+    Work that this code committed itself is stored. Work that was still open is not. Also a
+    ConnectionError.
     """
 
     _besides = ConnectionError
 
 
 class DeadlineExceeded(UnbrokenError):  # noqa: N818 - a fixed public name, after the field's usage
-    """The work took longer than its ``deadline=``; its connection was ended to free the caller.
+    """The work took longer than its ``deadline=``. Its connection was closed to free the caller.
 
-    ``fate`` says what became of its writes. Without a ledger it is unknown: a statement in
-    autocommit, or a COMMIT that was under way, may still be stored. Also a TimeoutError.
+    ``fate`` is the fate of its writes. Without a ledger it is unknown: a statement in autocommit,
+    or a COMMIT in progress, may still be stored. Also a TimeoutError.
     """
 
     _besides = TimeoutError
@@ -151,7 +152,7 @@ E = TypeVar("E", bound=UnbrokenError)
 def _combined(
     kind: type[UnbrokenError], foreign: type[BaseException] | None
 ) -> type[UnbrokenError]:
-    """*kind* that is also a *foreign* error, and what it is besides; less of that where Python
+    """A *kind* that is also a *foreign* error and its further base class; fewer of these if Python
     cannot combine them.
     """
 
@@ -191,8 +192,8 @@ _MESSAGE = "<message>"
 
 @cache
 def _given_by(foreign: type[BaseException]) -> dict[str, Any]:
-    """The attributes that the constructor of *foreign* gives an error with nothing but a message:
-    code that catches *foreign* may read them (psycopg's ``diag``, Connector/Python's ``errno``).
+    """The attributes that the constructor of *foreign* gives an error with only a message. Code
+    that catches *foreign* may read them (psycopg's ``diag``, Connector/Python's ``errno``).
     """
     try:
         return dict(vars(foreign(_MESSAGE)))
@@ -215,10 +216,10 @@ def _rebuild(
 def for_driver(
     kind: type[E], foreign: type[BaseException] | None, message: str, **attributes: Any
 ) -> E:
-    """A *kind* of error that callers who catch *foreign* catch too.
+    """Return a *kind* of error that callers who catch *foreign* also catch.
 
     *foreign* is the driver's (or framework's) ``OperationalError``; None: there is none.
-    *attributes* are set on the error. The result pickles as long as *foreign* does.
+    *attributes* are set on the error. The result can be pickled if *foreign* can.
     """
     cls: type[UnbrokenError] = kind
     if foreign is not None and issubclass(kind, foreign):

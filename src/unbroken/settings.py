@@ -1,4 +1,5 @@
-"""Every knob of a pool: its unit, its default and the reason for it; and all validation of them.
+"""Every setting of a pool: its unit, its default and the reason for it. This module also validates
+them.
 
 Times are seconds as floats. ``None`` means automatic where that makes sense, ``math.inf`` means
 never.
@@ -20,134 +21,150 @@ from unbroken.roles import wanted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a pool does.
+    """The settings of a pool.
 
-    Immutable; :meth:`of` builds one from keywords and says clearly what is wrong with them.
+    Immutable. :meth:`of` builds one from keywords. Its errors name the wrong setting, the value and
+    the remedy.
     """
 
     max_size: int = 10
-    """Connections at most, those being opened included. 10 is HikariCP's default; times processes
-    it must stay below the server's max_connections, unless they `share` what there is."""
+    """Maximum number of connections, including those being opened. Default 10, as in HikariCP.
+    `max_size` × number of processes must stay below the server's max_connections, unless the
+    processes use `share`.
+    """
 
     min_size: int = 0
-    """Connections kept open while idle. 0: the pool is lazy and opens what is asked for."""
+    """Connections kept open while idle. 0: the pool is lazy and opens connections on demand."""
 
     share: int | str | None = None
-    """Share a server's connections among all pools of this user on this host, so that processes
-    times max_size may exceed what the server grants. "auto": as many as the server grants, less a
-    margin; or their number. A name before either, as in "shop:auto", shares among the pools of that
-    name alone. None: each pool opens up to max_size. Needs Linux."""
+    """Share a server's connections among all pools of this user on this host. Processes × max_size
+    can then exceed the number that the server grants. "auto": as many as the server grants, less a
+    margin; or their number. A name before either, as in "shop:auto", shares only among the pools of
+    that name. None: each pool opens up to max_size. Needs Linux.
+    """
 
     acquire_timeout: float = 10.0
-    """One deadline for all of an acquire: waiting in line, checking, connecting."""
+    """One deadline for a whole acquire: waiting, checking, connecting."""
 
     max_waiting: int | None = None
-    """Callers in the line at most: one more is told at once. None: any number. Health checks always
-    wait, and a class that is served later does not count."""
+    """Maximum number of waiting callers. The next caller gets an error immediately. None: no limit.
+    Health checks always wait. Callers of a lower priority do not count.
+    """
 
     shed_target: float | None = None
-    """How long callers may have to wait while more come than can be served: those that would wait
-    longer are told at once. None: it is learned, and holds in web requests, and where callers leave
-    before their time. A number of seconds holds for all callers. math.inf turns it off. See
-    docs/overload.md."""
+    """How long callers may have to wait while demand exceeds capacity. Callers that would wait
+    longer get an error immediately. None: the value is learned. It then applies to web requests,
+    and where callers leave before their time. A number of seconds applies to all callers. math.inf
+    turns it off. docs/overload.md has the details.
+    """
 
     connect_timeout: float = 5.0
-    """One attempt to connect, in total: name lookup, TCP, TLS, login and the pool's first
-    questions, whatever the driver. What takes longer is ended from outside. Other attempts begin
-    beside one that is silent: see docs/settings.md, Bounds."""
+    """One connection attempt, in total, with any driver: name lookup, TCP, TLS, login and the
+    pool's first queries. A longer attempt is ended from outside. Other attempts begin beside a
+    silent one: docs/settings.md, Bounds.
+    """
 
     outage_wait: float = 5.0
-    """How long callers wait for a server that is away. An outage older than this fails new callers
-    at once, while the prober goes on. Long enough for a restart, shorter than a proxy's
-    patience."""
+    """How long callers wait for a server that is down. After that, new callers fail immediately,
+    while the prober continues. The default is longer than most restarts, and shorter than a typical
+    proxy's time limit.
+    """
 
     target: str = "any"
-    """Which of a cluster's servers to use: "any", "primary" (it takes writes), "standby" (it takes
-    none) or "prefer-standby". libpq's words for target_session_attrs are understood."""
+    """Which servers of a cluster to use: "any", "primary" (takes writes), "standby" (takes none) or
+    "prefer-standby". libpq's values of target_session_attrs also work.
+    """
 
     max_age: float | None = None
-    """Retire a connection this long after it was opened. None: 3600 s, so that a failover, a DNS
-    change or a server's memory of a session is never older. Each connection's own limit is up to a
-    quarter lower, so that they do not retire together (HikariCP's jitter since 6.1)."""
+    """Retire a connection this long after it was opened. None: 3600 s, which bounds the effects of
+    a failover, a DNS change or memory that a server keeps for a session. Each connection's own
+    limit is up to a quarter lower, so that connections do not all retire at the same time (as
+    HikariCP's jitter since 6.1).
+    """
 
     max_idle: float | None = None
-    """Close a connection that nobody used for this long, above min_size. None: 600 s."""
+    """Close a connection above min_size that was not used for this long. None: 600 s."""
 
     idle_limit: float | None = None
-    """How long the server lets a connection idle. None: the server is asked once (wait_timeout,
-    idle_session_timeout), and what it does not say is learned from the deaths seen."""
+    """How long the server lets a connection idle. None: the pool asks the server once
+    (wait_timeout, idle_session_timeout), and learns other limits from connections that died.
+    """
 
     send_timeout: float = 12.0
-    """How long the network may be silent: data that was sent and not acknowledged ends a connection
-    after this (TCP_USER_TIMEOUT), and so do unanswered keepalive probes. It says nothing of a
-    server that is there and works on a long statement, or is frozen: `deadline` bounds that.
-    math.inf leaves it to the system (about 15 minutes)."""
+    """How long the network may be silent. Unacknowledged data (TCP_USER_TIMEOUT) or unanswered
+    keepalive probes then end a connection. The limit does not bound a server that works on a long
+    statement, or is frozen: `deadline` does. math.inf: the system decides (about 15 minutes).
+    """
 
     keepalive: float | None = None
     """TCP keepalive: first probe after this much silence. None: half of send_timeout, below the
-    shortest common NAT (60 s). Never later than that half, so that three probes are lost before a
-    connection counts as lost. math.inf leaves keepalive as the driver made it."""
+    shortest common NAT timeout (60 s). The first probe is never later than that half, so that three
+    probes are lost before a connection counts as lost. math.inf: as the driver set it.
+    """
 
     ping_after: float | None = None
-    """Ping (one round trip) at acquire when the connection was idle this long. None: 60 s on TCP,
-    where keepalive finds the silent drops; never on a unix socket; 1 s with a driver that hides its
-    descriptor."""
+    """Ping at acquire (one round trip) after this much idle time. None: 60 s on TCP, where
+    keepalive detects silent drops; never on a unix socket; 1 s with a driver that hides its
+    descriptor.
+    """
 
     ping_timeout: float = 2.0
     """How long a ping may take before the connection counts as dead."""
 
     reset_timeout: float = 5.0
-    """How long the pool's own ROLLBACK, BEGIN or reset may take.
-
-    Then the pool ends the connection and opens another.
+    """How long the pool's own ROLLBACK, BEGIN or reset may take. Then the pool closes the
+    connection and opens another.
     """
 
     commit_timeout: float = 60.0
-    """How long the COMMIT at the end of a lease may take. Then the pool ends the connection, and
-    the outcome is unknown (CommitUnknownError). A lease's deadline ends it sooner. math.inf: no
-    bound but the deadline's."""
-
-    leak_after: float = 60.0
-    """Warn once, with the place that took it, about a connection held this long. math.inf:
-    never.
+    """How long the COMMIT at the end of a lease may take. Then the pool closes the connection, and
+    the outcome is unknown (CommitUnknownError). A lease's deadline ends it sooner. math.inf: only
+    the deadline limits it.
     """
 
+    leak_after: float = 60.0
+    """Warn once about a connection held this long, with the line that took it. math.inf: never."""
+
     reclaim: bool = False
-    """Also end a connection that was held longer than leak_after: its socket is shut down (never
-    closed) from outside, its holder gets an error, the pool its place back."""
+    """Also end a connection that was held longer than leak_after. The pool shuts its socket down
+    (never closes it) and reuses its place. The holder gets an error.
+    """
 
     deadline: float | None = None
-    """How long a lent connection may block its holder: acquire, work and commit together.
-
-    None: for ever.
+    """How long a connection may block its holder: acquire, work and commit together. None: no
+    limit.
     """
 
     reset: Literal["rollback", "session"] | Callable[[Any], Any] | None = "rollback"
-    """What to do with a connection at release: "rollback" whatever is open (no round trip where it
-    is certain that nothing is); "session" to undo also what statements left on the session
-    (settings, locks, temporary tables), in one or two round trips and only when they may have left
-    something; a callable that is given the connection; or None for nothing."""
+    """Cleanup at release. "rollback" rolls back an open transaction (no round trip if there
+    certainly is none). "session" also undoes effects of statements on the session (settings, locks,
+    temporary tables), in one or two round trips and only if there may be some. A callable gets the
+    connection. None does nothing.
+    """
 
     follow_dns: bool = True
-    """Look every few seconds where the server's name leads, and replace connections to an address
-    that it has left: idle ones at once, others when they come back. Nothing is looked up for
-    addresses, sockets and localhost. A name that rotates among addresses is left alone."""
+    """Check every few seconds where the server's name leads, and replace connections to an old
+    address: idle ones immediately, others when they come back. Addresses, sockets and localhost are
+    not looked up. A name that rotates among addresses is left alone.
+    """
 
     heal: bool = True
-    """Run a lost statement again on another connection, where it is the first of its transaction
-    (or only reads, in autocommit). Engines of SQLAlchemy and Django and databases of peewee do; a
-    bare pool never repeats a single statement."""
+    """Run a lost statement again on another connection if it is the first of its transaction, or a
+    read in autocommit. Engines of SQLAlchemy and Django and databases of peewee do this; a bare
+    pool never repeats a single statement.
+    """
 
     max_replays: int = 10
-    """How often one unit of work is run again at most."""
+    """Maximum number of replays of one unit of work."""
 
     name: str | None = None
     """The pool's name in logs and metrics. None: server and database."""
 
     units: tuple[str, ...] = ()
-    """Functions of others whose calls become units of work, as :func:`unbroken.adopt` takes them:
-    ``"package.module:Class.method"``. For the whole process, from the moment that the pool is
-    made."""
+    """Functions of other packages whose calls become units of work, as :func:`unbroken.adopt` takes
+    them: ``"package.module:Class.method"``. The setting applies to the whole process, from the
+    creation of the pool on.
+    """
 
     @classmethod
     def of(cls, **given: Any) -> Settings:

@@ -1,8 +1,8 @@
 """The pool for threads, and for gevent's greenlets: ``Pool``.
 
-The hot path stands here twice, in ``acquire`` and in ``Lease.__enter__``: a call costs more than
-the lines. What it may do without a lock, and in which order, is said in ``brain/kernel.py``.
-Everything slow is a flow.
+The hot path is written twice, in ``acquire`` and in ``Lease.__enter__``, because a call costs more
+than the lines. ``brain/kernel.py`` describes which of its steps need no lock, and their order. All
+slow paths are flows.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ _pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
 class Pool(Generic[ConnectionT]):
     """A pool of connections for threads or greenlets, to one database.
 
-    *url* is spelled as SQLAlchemy spells it (``mysql+pymysql://app:secret@db/shop?max_size=5``);
-    its query may hold the driver's options and the pool's settings. Or give *connect*, a callable
+    *url* is spelled as in SQLAlchemy (``mysql+pymysql://app:secret@db/shop?max_size=5``). Its query
+    can hold the driver's options and the pool's settings. Alternatively pass *connect*, a callable
     that opens one connection, and *driver*, the name of its library. *settings* are those of
     :class:`unbroken.Settings`. *observers* are called with every event.
 
-    *password* and *user* replace the URL's. A callable is asked at each attempt to connect, on a
-    thread of the pool's own and within ``connect_timeout``. It returns a text that is not empty.
+    *password* and *user* override the URL's. A callable is called at each connection attempt, on a
+    thread of the pool and within ``connect_timeout``. It returns a string that is not empty.
 
-    Making a pool connects to nothing. A forked child that uses the pool starts with no connections
-    of its own and never touches its parent's.
+    Creating a pool opens no connection. A forked child that uses the pool starts with no
+    connections and never touches its parent's.
 
     Raises ConfigurationError (DriverNotInstalledError) for a URL or settings that cannot work.
     """
@@ -115,7 +115,7 @@ class Pool(Generic[ConnectionT]):
     def _emit(self, event: str, fields: Mapping[str, Any]) -> None:
         tell(self._observers, event, fields)
 
-    # -- lending -----------------------------------------------------------------------------------
+    # -- handing out -------------------------------------------------------------------------------
 
     def connection(
         self,
@@ -124,15 +124,15 @@ class Pool(Generic[ConnectionT]):
         deadline: float | None = None,
         transaction: bool = True,
     ) -> Lease[ConnectionT]:
-        """A context manager that lends the driver's own connection.
+        """A context manager that checks out the driver's own connection.
 
-        It commits on success and rolls back on an exception; with ``transaction=False`` it does
-        neither, and only resets what was left open. *timeout*: seconds for the acquire (None: the
-        setting acquire_timeout). *deadline*: seconds for all of it; what still blocks then is ended
-        and DeadlineExceeded raised (None: the setting).
+        It commits on success and rolls back on an exception. With ``transaction=False`` it does
+        neither, and only resets open work. *timeout*: seconds for the acquire (None: the setting
+        acquire_timeout). *deadline*: seconds for the whole block; a call that still blocks then is
+        ended and raises DeadlineExceeded (None: the setting).
 
-        Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError on entry;
-        CommitUnknownError when the answer to the COMMIT was lost; what the work raised.
+        Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError on entry,
+        CommitUnknownError if the answer to the COMMIT was lost, and any exception of the block.
         """
         if timeout is deadline is self._simple and transaction:
             lease: Lease[ConnectionT] = Lease()
@@ -143,9 +143,9 @@ class Pool(Generic[ConnectionT]):
         )
 
     def acquire(self, timeout: float | None = None) -> ConnectionT:
-        """Lend a connection; it must be given back with :meth:`release`.
+        """Check out a connection. Return it with :meth:`release`.
 
-        Raises as :meth:`connection` does on entry.
+        Raises the same exceptions as :meth:`connection` on entry.
         """
         conn: Connection = None
         state = self._state
@@ -185,7 +185,7 @@ class Pool(Generic[ConnectionT]):
             raise
 
     def _acquire_loan(self, suspect: Entry | None, timeout: float | None, frame: Any) -> Loan:
-        """The slow way to a connection that :meth:`release` gives back."""
+        """The slow path to a connection that :meth:`release` returns."""
         loan = Loan()
         try:
             self._acquire_slowly(loan, suspect, monotonic(), timeout, None, frame)
@@ -198,10 +198,10 @@ class Pool(Generic[ConnectionT]):
         return loan
 
     def release(self, conn: ConnectionT) -> None:
-        """Give *conn* back. What is open on it is rolled back (setting ``reset``).
+        """Return *conn* to the pool, which rolls back open work (setting ``reset``).
 
-        Raises NotYoursError for a connection that this pool did not lend, or that was given back
-        before.
+        Raises NotYoursError for a connection that this pool did not hand out, or that was already
+        returned.
         """
         try:
             state = self._state
@@ -225,9 +225,9 @@ class Pool(Generic[ConnectionT]):
             raise
 
     def _release_after_all(self, conn: Connection) -> None:
-        """An exception struck a release.
+        """An exception interrupted a release.
 
-        Its caller has done what callers do: the place is not his any more.
+        Its caller has done its part, so the place is no longer the caller's.
         """
         loan = self.loan_of(conn)
         if loan is not None:
@@ -242,7 +242,7 @@ class Pool(Generic[ConnectionT]):
         deadline: float | None,
         frame: Any,
     ) -> None:
-        """Take a connection the slow way, into *loan*."""
+        """Take a connection on the slow path, into *loan*."""
         state = self._state
         if not state.here[0]:
             state, suspect = self._renew(), None
@@ -252,7 +252,7 @@ class Pool(Generic[ConnectionT]):
         unit = current()
         until = started + patience if unit is None else min(started + patience, unit.until)
         entry = run(acquire(state, suspect, started, until), state.runtime.do)  # type: ignore[attr-defined] # a ThreadRuntime
-        # A deadline counts from the call, a leak from the lending.
+        # A deadline counts from the call, a leak from the moment of handing out.
         state.lend(loan, entry, frame, monotonic() if deadline is None else started, get_ident())
 
     def _release_slowly(self, state: PoolState, entry: Entry | None, conn: Connection) -> None:
@@ -275,8 +275,8 @@ class Pool(Generic[ConnectionT]):
         self._driver.close(conn)
 
     def loan_of(self, conn: ConnectionT) -> Loan | None:
-        """The :class:`Loan` of a connection that this pool has lent in this process; None for any
-        other.
+        """The :class:`Loan` of a connection that this pool has handed out in this process; else
+        None.
         """
         state = self._state
         entry = state.in_use.get(id(conn)) if state.here[0] else None
@@ -294,15 +294,17 @@ class Pool(Generic[ConnectionT]):
     def run(  # type: ignore[misc] # a function with a keyword deadline of its own never gets it
         self, fn: Callable[..., T], *args: Any, deadline: float | None = None, **kwargs: Any
     ) -> T:
-        """``fn(conn, *args, **kwargs)`` as one unit of work: committed on success, and run again
-        from the start when the connection was lost (or the server asked for it) and it is provable
-        that nothing was committed.
+        """Run ``fn(conn, *args, **kwargs)`` as one unit of work and return its result.
 
-        *fn* should do nothing outside the database that must not happen twice. *deadline* (seconds)
-        bounds all of it (None: the setting); ``deadline=math.inf`` sets no bound. Inside another
-        unit of work the outermost one replays. Raises as :meth:`connection` does, and
-        ConfigurationError, before anything runs, for an ``async def`` and for a generator; a
-        function that returns a coroutine or a generator is rolled back and refused then.
+        The pool commits on success. It runs *fn* again from the start if the connection was lost
+        (or the server asked for it), and if it is provable that nothing was committed. Effects of
+        *fn* outside the database then happen again. *deadline* (seconds) bounds all attempts
+        together (None: the setting; ``math.inf``: no bound). Inside another unit of work the
+        outermost unit is replayed.
+
+        Raises the same exceptions as :meth:`connection`, and ConfigurationError, before anything
+        runs, for an ``async def`` and for a generator. If a function returns a coroutine or a
+        generator, the pool rolls back and raises ConfigurationError.
         """
         require_blocking(fn, _RUN)
         here = caller()
@@ -313,7 +315,7 @@ class Pool(Generic[ConnectionT]):
             lease._pool = self
             with lease as conn:
                 entry = lease.entry
-                entry.taken_at_call(code, lasti)  # who called run is the place that took it
+                entry.taken_at_call(code, lasti)  # the caller of run took it
                 entry.run_in = entry.uses
                 result: T = done(fn(conn, *args, **kwargs), fn, _RUN)
                 return result
@@ -328,14 +330,14 @@ class Pool(Generic[ConnectionT]):
     # -- looking after it --------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """The pool's numbers in this process at this moment, frozen."""
+        """Return the pool's numbers in this process at this moment, as a frozen object."""
         return self._current().stats()
 
     def check(self, timeout: float | None = None) -> Stats:
-        """Ping every idle connection now, replace the dead, and make sure that the server answers.
+        """Ping every idle connection now, replace dead ones, and verify that the server answers.
 
-        *timeout*: seconds (None: acquire_timeout). Raises what an acquire raises when it does not
-        answer. For readiness checks and after a machine's sleep.
+        Use it for readiness checks and after a suspended machine resumes. *timeout*: seconds (None:
+        acquire_timeout). If the server does not answer, raises the same exceptions as an acquire.
         """
         state = self._current()
         do = state.runtime.do  # type: ignore[attr-defined] # a ThreadRuntime
@@ -349,24 +351,24 @@ class Pool(Generic[ConnectionT]):
         return self.stats()
 
     def drain(self) -> None:
-        """Replace every connection: idle ones are closed now, lent ones when they come back.
+        """Replace every connection: idle ones are closed now, those in use when they are returned.
 
-        For a planned failover.
+        Use it before a planned failover.
         """
         self._current().drain()
 
     def resize(self, max_size: int | None = None, min_size: int | None = None) -> None:
-        """Change the bounds while in use. Raises ConfigurationError for impossible ones."""
+        """Change the limits of a pool in use. Raises ConfigurationError for impossible values."""
         bounds = {"max_size": max_size, "min_size": min_size}
         self.settings = self.settings.changed(**{k: v for k, v in bounds.items() if v is not None})
         self._current().resize(self.settings)
 
     def close(self, timeout: float = TIMEOUT) -> None:
         """Close the idle connections, and wait up to *timeout* seconds (default 5.0) until those in
-        use are returned. Which lines have them is logged at once, as a warning.
+        use are returned. The lines that hold them are logged immediately, as a warning.
 
-        A connection that is returned later is closed then. An acquire, also one that waits already,
-        raises PoolClosedError. Calling it more than once is harmless.
+        A connection that is returned later is closed then. Any acquire, including one that already
+        waits, raises PoolClosedError. Calling it more than once is harmless.
         """
         state = self._current()
         run(close(state, timeout), state.runtime.do)  # type: ignore[attr-defined] # a ThreadRuntime
@@ -376,7 +378,7 @@ class Pool(Generic[ConnectionT]):
         return self
 
     def __deepcopy__(self, _memo: Any) -> Pool[ConnectionT]:
-        """As :meth:`__copy__`: settings that hold a pool may be copied."""
+        """Return the pool itself, so that settings that hold a pool can be copied."""
         return self
 
     def __reduce__(self) -> Any:
@@ -409,9 +411,9 @@ class Pool(Generic[ConnectionT]):
         return self._state if self._state.here[0] else self._renew()
 
     def _renew(self) -> PoolState:
-        """In a forked child: sever what was inherited and start anew.
+        """In a forked child: disconnect the inherited sockets and start afresh.
 
-        Old locks are never touched.
+        The parent's locks are never touched.
         """
         old = self._state
         if old.here[0]:
@@ -430,10 +432,10 @@ class Pool(Generic[ConnectionT]):
 
 
 def _sever_all() -> None:
-    """After a fork that Python sees, and at the end of a child whose fork it did not see: sever
-    what was inherited.
+    """Disconnect the inherited sockets, after a fork that Python sees, and at the end of a child
+    whose fork it did not see.
 
-    Not even an exit without a single use may say goodbye on the parent's sessions.
+    Even an exit without any use must not send a goodbye packet on the parent's sessions.
     """
     for pool in list(_pools):
         if not pool._state.here[0]:

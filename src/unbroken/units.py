@@ -1,4 +1,4 @@
-"""``@unbroken.replayable``: a function whose database work may be run again from the start when a
+"""``@unbroken.replayable``: a function whose database work can be run again from the start when a
 connection is lost.
 """
 
@@ -25,16 +25,17 @@ def replayable(*, deadline: float | None = None, max_replays: int = 10) -> Calla
 def replayable(
     function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10
 ) -> Any:
-    """Make calls of *function* (sync or async) units of work.
+    """Make each call of *function* (sync or async) a unit of work.
 
-    When a connection that it used is lost, or the server asked to try again (deadlock,
-    serialization failure), and it is provable that nothing was committed, the call is run again
-    from the start; else the error is raised, with a note that says why. *deadline*: seconds for all
-    attempts together (None: no bound); *max_replays*: how often at most.
+    The call is run again from the start if a connection that it used is lost, or if the server
+    asked for a retry (deadlock, serialization failure). This happens only if it is provable that
+    nothing was committed. Otherwise the error is raised, with a note that gives the reason.
+    *deadline*: seconds for all attempts together (None: no limit). *max_replays*: maximum number of
+    replays.
 
-    What the function does besides its database work happens again too. Nested units: the outermost
-    replays. Raises ConfigurationError for a generator, and when a call returns a coroutine or a
-    generator: their work would be done after the unit has ended.
+    Other effects of the function, outside the database, happen again. In nested units the outermost
+    one is replayed. Raises ConfigurationError for a generator, and if a call returns a coroutine or
+    a generator, because their work would be done after the unit has ended.
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
