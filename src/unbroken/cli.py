@@ -26,8 +26,8 @@ INSTALL = 'pip install "unbroken[drill]"'
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line *arguments* (default: the process's own) and exit with its status.
 
-    0: done; 1: what was checked is not as it should be; 2: the command line is wrong, or something
-    it needs is missing; 130: interrupted.
+    0: done. 1: a check failed. 2: the command line is wrong, or something it needs is missing. 130:
+    interrupted.
     """
     try:
         status = _run(sys.argv[1:] if arguments is None else arguments)

@@ -1,5 +1,5 @@
-"""SQLAlchemy engines that do not break: see :mod:`unbroken.integrations.sqlalchemy` and
-docs/sqlalchemy.md.
+"""SQLAlchemy engines that survive lost connections (docs/sqlalchemy.md). The code is in
+:mod:`unbroken.integrations.sqlalchemy`.
 """
 
 from unbroken.extras import needed

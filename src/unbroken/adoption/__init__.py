@@ -1,9 +1,8 @@
-"""``unbroken.adopt``: units of work around the methods of a class, or the functions of a module,
-that somebody else wrote.
+"""``unbroken.adopt``: units of work around methods or functions of other packages.
 
-What is named is wrapped in :func:`unbroken.replayable`: at once where its module is imported, else
-as soon as it is. All that a call of :func:`adopt` names in one module is looked at first; if one of
-the names cannot be wrapped, none is.
+Each named function is wrapped in :func:`unbroken.replayable`: immediately if its module is
+imported, otherwise as soon as it is. All names that one call of :func:`adopt` gives for a module
+are checked first. If one of them cannot be wrapped, none is.
 """
 
 from __future__ import annotations
@@ -38,19 +37,20 @@ _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def adopt(*names: str, deadline: float | None = None, max_replays: int = 10) -> Adoption:
-    """Make each call of a function that somebody else wrote a unit of work, as
+    """Make each call of a function of another package a unit of work, as
     :func:`unbroken.replayable` does.
 
     *names*: ``"package.module:Class.method"``, ``"package.module:function"``, or
-    ``"package.module:Class"`` for all public methods that the class itself defines; a dot in place
-    of the colon will do. A module that is not imported yet is not imported for this: its functions
-    are wrapped as soon as it is. *deadline*: seconds for all attempts together (None: no bound);
-    *max_replays*: how often a call is run again at most.
+    ``"package.module:Class"`` for all public methods that the class itself defines. A dot instead
+    of the colon also works. A module that is not imported yet is not imported for this: its
+    functions are wrapped as soon as it is. *deadline*: seconds for all attempts together (None: no
+    limit). *max_replays*: maximum number of replays of one call.
 
-    Returns an :class:`Adoption`, whose ``undo()`` takes all of it back. What was wrapped is logged
-    once, at INFO. To adopt the same again changes nothing. Raises ConfigurationError, before
-    anything is wrapped, for a name that does not exist, for what is no function, and for
-    generators. What is wrong in a module that is imported later is logged then, at ERROR.
+    Returns an :class:`Adoption`, whose ``undo()`` reverts all of it. Each wrapped function is
+    logged once, at INFO. Adopting the same function again changes nothing. Raises
+    ConfigurationError, before anything is wrapped, for a name that does not exist, for an object
+    that is not a function, and for generators. Errors in the names of a module that is imported
+    later are logged then, at ERROR.
     """
     if not names:
         raise ConfigurationError(
@@ -66,10 +66,11 @@ def adopt(*names: str, deadline: float | None = None, max_replays: int = 10) -> 
 
 
 def adopt_for(units: tuple[str, ...] = (), max_replays: int = 10) -> None:
-    """Adopt what the setting ``units`` and the environment variable ``UNBROKEN_UNITS`` name; what
-    was adopted so, stays.
+    """Adopt the names in the setting ``units`` and in the environment variable ``UNBROKEN_UNITS``,
+    permanently.
 
-    Pools and engines call this when they are made. Raises ConfigurationError as :func:`adopt` does.
+    Pools and engines call this when they are created. Raises ConfigurationError as :func:`adopt`
+    does.
     """
     names = (*units, *split_names(os.environ.get(VARIABLE, "")))
     if not names or (names, max_replays) in _by_settings:
@@ -99,7 +100,7 @@ _by_settings: dict[tuple[tuple[str, ...], int], Adoption] = {}
 
 
 class Adoption:
-    """What one call of :func:`adopt` did, and will do when more is imported.
+    """The effect of one call of :func:`adopt`, including modules that are imported later.
 
     As a context manager it is undone at the end.
     """
@@ -125,14 +126,14 @@ class Adoption:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """Those of the names whose modules are not imported yet."""
+        """The names whose modules are not imported yet."""
         with _lock:
             return tuple(name for names in self._waiting.values() for name in names)
 
     def undo(self) -> None:
-        """Put back what was there before, and wait for no more imports.
+        """Restore the original functions, and wait for no more imports.
 
-        What another adoption also wrapped stays wrapped.
+        Functions that another adoption also wrapped stay wrapped.
         """
         for end in self._ends:
             end()

@@ -17,7 +17,9 @@ class PreciseSelector(selectors.DefaultSelector):
     """The system's best selector, with timeouts in microseconds."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """As the base. *timeout*: seconds; None: no limit; 0 or less: do not wait."""
+        """Wait for events, as the base class does. *timeout*: seconds; None: no limit; 0 or less:
+        do not wait.
+        """
         if timeout is not None and timeout > 0 and self.fileno() < _MOST:
             # the descriptor of the selector is readable once one of its own is ready
             select.select([self.fileno()], [], [], timeout)

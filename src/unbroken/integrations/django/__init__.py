@@ -1,5 +1,5 @@
-"""Django: its own backends for MySQL and PostgreSQL over a pool of ours, a middleware, system
+"""Django: its own backends for MySQL and PostgreSQL on an unbroken pool, a middleware, and system
 checks.
 
-The import paths that Django wants (``unbroken.django.mysql`` …) are in ``unbroken/django``.
+The import paths that Django needs (``unbroken.django.mysql`` …) are in ``unbroken/django``.
 """

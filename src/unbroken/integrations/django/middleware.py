@@ -1,5 +1,5 @@
-"""``unbroken.django.middleware.UnbrokenMiddleware``: requests run again where that is provably
-safe, outages answered with 503.
+"""``unbroken.django.middleware.UnbrokenMiddleware``: requests are run again where that is provably
+safe, and outages are answered with 503.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _OURS = ("methods", "replay", "priority", "max_body", "max_replays", "deadline")
 
 
 class UnbrokenMiddleware:
-    """Put it first in MIDDLEWARE. Sync and async.
+    """The middleware, sync and async. Put it first in MIDDLEWARE.
 
-    Requests by safe methods (GET, HEAD, OPTIONS) and those whose view is
-    ``@unbroken.django.replayable`` are run again from here on when a connection was lost and
-    nothing was committed. An outage is answered with 503 and Retry-After.
+    Requests with safe methods (GET, HEAD, OPTIONS) and those whose view is
+    ``@unbroken.django.replayable`` are run again from here on, if a connection was lost and nothing
+    was committed. An outage is answered with 503 and Retry-After.
 
-    The setting UNBROKEN, a dictionary, may say otherwise: ``methods``, ``replay`` (path prefixes,
-    or a callable that is given ``request.META``), ``priority`` (likewise), ``max_body`` (bytes),
-    ``max_replays``, ``deadline`` (seconds). Raises ImproperlyConfigured.
+    The setting UNBROKEN, a dictionary, changes the defaults: ``methods``, ``replay`` (path
+    prefixes, or a callable that gets ``request.META``), ``priority`` (the same), ``max_body``
+    (bytes), ``max_replays``, ``deadline`` (seconds). Raises ImproperlyConfigured.
     """
 
     sync_capable = True

@@ -1,5 +1,5 @@
-"""AsyncMongoClient: PyMongo's by name, arguments and behaviour; made anew in each process and on
-each event loop.
+"""AsyncMongoClient: PyMongo's by name, arguments and behaviour. Each process and each event loop
+has its own.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class UnopenedClient(UnopenedMixin, _Plain[Any]):
 
 
 class Guard:
-    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by
-    the same number.
-    """
+    """Does not end an inherited cursor on the server: it is the parent's, under the same number."""
 
     def _cleanup_cursor_no_lock(
         self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
@@ -91,9 +89,9 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
     """PyMongo's AsyncMongoClient that survives forks, restarts, failovers and the end of its event
     loop.
 
-    Arguments, defaults and errors are :class:`~unbroken.integrations.mongo.client.MongoClient`'s.
-    It may be made anywhere, also where no loop runs yet; each event loop that uses it has
-    connections of its own.
+    Arguments, defaults and errors are those of
+    :class:`~unbroken.integrations.mongo.client.MongoClient`. It can be created anywhere, even where
+    no loop runs yet. Each event loop that uses it has its own connections.
     """
 
     _body = ProcessClient
@@ -370,8 +368,8 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         return checkout if is_in_transaction else Checkout(checkout)
 
     def start_session(self, *args: Any, **kwargs: Any) -> Any:
-        """As PyMongo's. Its ``with_transaction`` raises WriteUnknownError where the commit is in
-        doubt.
+        """Start a session, as PyMongo does. Its ``with_transaction`` raises WriteUnknownError if
+        the commit is in doubt.
         """
         return adopted(super().start_session(*args, **kwargs))
 
@@ -396,10 +394,10 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
             await super()._close_cursor_now(cursor_id, address, session, conn_mgr)
 
     async def close(self) -> None:
-        """Close what this process has open. Takes at most half a second, also with a server that is
-        away or frozen.
+        """Close the client in this process. Takes at most half a second, even if the server is down
+        or frozen.
 
-        What other loops that still run have open is closed there, soon.
+        Connections of other running loops are closed there, soon.
         """
         self._shut = True
         loop = _get_running_loop()

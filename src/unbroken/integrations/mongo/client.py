@@ -1,5 +1,5 @@
-"""MongoClient: PyMongo's by name, arguments and behaviour; made anew in each process, with every
-wait bounded.
+"""MongoClient: PyMongo's by name, arguments and behaviour. Each process has its own, and every wait
+is bounded.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ class UnopenedClient(UnopenedMixin, _Plain[Any]):
 
 
 class Guard:
-    """A cursor that was inherited is not ended here: it is the parent's, and the server knows it by
-    the same number.
-    """
+    """Does not end an inherited cursor on the server: it is the parent's, under the same number."""
 
     def _cleanup_cursor_no_lock(
         self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
@@ -93,21 +91,22 @@ class Guard:
 
 
 class MongoClient(ProcessAware, _Plain[Any]):
-    """PyMongo's MongoClient that survives forks, restarts and failovers. Takes what PyMongo's
-    takes, and:
+    """PyMongo's MongoClient that survives forks, restarts and failovers. It takes PyMongo's
+    arguments, and two more:
 
-    *outage_wait*: for how many seconds of an outage callers wait for a server, from its beginning;
-    after that they get an :class:`~unbroken.errors.OutageError` at once, until a heartbeat finds a
-    server. 5.0; ``math.inf``: they always wait. *election_wait*: how many seconds longer they wait
-    where a replica set elects. 20.0.
+    *outage_wait*: seconds for which callers wait for a server in an outage, counted from its
+    beginning. After that they get an :class:`~unbroken.errors.OutageError` immediately, until a
+    heartbeat finds a server. Default 5.0; ``math.inf``: they always wait. *election_wait*: seconds
+    by which they wait longer while a replica set elects. Default 20.0.
 
-    Making one reads and checks the arguments and makes nothing: no thread, no socket.
-    (``connect=True``, said explicitly, begins to connect at once.) Unless the URI or the arguments
-    say otherwise, ``heartbeatFrequencyMS`` and ``connectTimeoutMS`` are 1000 and
-    ``waitQueueTimeoutMS`` is 10000. Raises PyMongo's own errors, ConfigurationError for a bad
-    *outage_wait* or *election_wait*, while no server can serve an OutageError that is PyMongo's
-    ServerSelectionTimeoutError too, and for a write whose answer was lost a WriteUnknownError that
-    is PyMongo's error too.
+    Creating a client checks the arguments and opens no thread and no socket. (An explicit
+    ``connect=True`` begins to connect immediately.) Unless the URI or the arguments set them,
+    ``heartbeatFrequencyMS`` and ``connectTimeoutMS`` are 1000 and ``waitQueueTimeoutMS`` is 10000.
+
+    Raises PyMongo's own errors, and ConfigurationError for a bad *outage_wait* or *election_wait*.
+    While no server can serve, raises an OutageError that is also PyMongo's
+    ServerSelectionTimeoutError. For a write whose answer was lost, raises a WriteUnknownError that
+    is also PyMongo's error.
     """
 
     _body = ProcessClient
@@ -342,8 +341,8 @@ class MongoClient(ProcessAware, _Plain[Any]):
         return checkout if is_in_transaction else Checkout(checkout)
 
     def start_session(self, *args: Any, **kwargs: Any) -> Any:
-        """As PyMongo's. Its ``with_transaction`` raises WriteUnknownError where the commit is in
-        doubt.
+        """Start a session, as PyMongo does. Its ``with_transaction`` raises WriteUnknownError if
+        the commit is in doubt.
         """
         return adopted(super().start_session(*args, **kwargs))
 
@@ -368,9 +367,9 @@ class MongoClient(ProcessAware, _Plain[Any]):
             super()._close_cursor_now(cursor_id, address, session, conn_mgr)
 
     def close(self) -> None:
-        """Close what this process has open.
+        """Close the client in this process.
 
-        Takes at most half a second, also with a server that is away or frozen.
+        Takes at most half a second, even if the server is down or frozen.
         """
         now = self._now
         self._shut = True

@@ -1,5 +1,5 @@
-"""SQLAlchemy: one word makes an engine unbroken, ``create_engine(url, plugins=["unbroken"])``, sync
-and async.
+"""SQLAlchemy: one argument protects an engine, sync or async: ``create_engine(url,
+plugins=["unbroken"])``.
 """
 
 from unbroken.integrations.sqlalchemy.async_pool import AsyncUnbrokenQueuePool

@@ -24,11 +24,12 @@ _WITHOUT_SERVER = {"sqlite"}
 
 
 class Plugin(CreateEnginePlugin):
-    """Gives an engine a pool of ours, and hooks where SQLAlchemy's dialects know less than we do.
+    """Gives an engine an unbroken pool, and hooks where unbroken knows more than SQLAlchemy's
+    dialects.
 
     Settings are those of :class:`unbroken.Settings`, in ``create_engine(..., unbroken={...})`` or
-    in the URL's query; ``observers`` may be among the former. SQLAlchemy's own pool arguments keep
-    their meaning. Raises ConfigurationError for a setting that cannot work.
+    in the URL's query. The dictionary can also contain ``observers``. SQLAlchemy's own pool
+    arguments keep their meaning. Raises ConfigurationError for a setting that cannot work.
     """
 
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
@@ -52,7 +53,9 @@ class Plugin(CreateEnginePlugin):
             _say_what_stays(given)
 
     def update_url(self, url: URL) -> URL:
-        """The URL without what was meant for us. Of several hosts SQLAlchemy sees the first."""
+        """Return the URL without unbroken's own options. Of several hosts SQLAlchemy sees the
+        first.
+        """
         url = url.difference_update_query(self._names)
         hosts = () if self._plan is None else self._plan.hosts
         if not needs_one_host(url, hosts):
@@ -61,14 +64,14 @@ class Plugin(CreateEnginePlugin):
         return with_one_host(url, hosts)
 
     def handle_pool_kwargs(self, pool_cls: type[sqla_pool.Pool], pool_args: dict[str, Any]) -> None:
-        """Hand the plan to our pool."""
+        """Pass the plan to our pool."""
         if self._plan is not None and issubclass(
             pool_cls, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)
         ):
             pool_args["unbroken"] = self._plan
 
     def engine_created(self, engine: Engine) -> None:
-        """Hook in where SQLAlchemy classifies errors, ends transactions and sends statements."""
+        """Add hooks where SQLAlchemy classifies errors, ends transactions and sends statements."""
         if self._plan is None:
             return
         if self._url is not None:
@@ -102,10 +105,11 @@ def _say_what_stays(given: type[sqla_pool.Pool]) -> None:
 
 
 def stats(engine: Any) -> Stats:
-    """The numbers of *engine*'s pool in this process at this moment, as :meth:`unbroken.Pool.stats`
-    gives them.
+    """Return the numbers of *engine*'s pool in this process at this moment, like
+    :meth:`unbroken.Pool.stats`.
 
-    *engine* is an Engine or an AsyncEngine. Raises ConfigurationError for one without our pool.
+    *engine* is an Engine or an AsyncEngine. Raises ConfigurationError for an engine without an
+    unbroken pool.
     """
     pool = getattr(engine, "sync_engine", engine).pool
     if not isinstance(pool, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):

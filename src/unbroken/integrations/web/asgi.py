@@ -1,7 +1,7 @@
-"""``unbroken.asgi.Unbroken``: any ASGI app, its requests run again where that is provably safe, an
-outage answered with 503.
+"""``unbroken.asgi.Unbroken``: any ASGI app. Its requests are run again where that is provably safe,
+and an outage is answered with 503.
 
-And ``session``: a FastAPI dependency that gives its session back in every case.
+``session``: a FastAPI dependency that returns its connection in every case.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ TURNS = 100
 
 
 class Unbroken:
-    """*app* with each HTTP request a unit of work; everything else passes through.
+    """The ASGI app *app*, with each HTTP request a unit of work. Other messages pass through.
 
-    Requests by safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* names (path
-    prefixes, or a callable that is given the scope) are run again from the start when a connection
-    was lost, nothing was committed, and the response has not begun. An outage is answered with 503
-    and Retry-After, a COMMIT without an answer with a 500 that says so: JSON, or HTML where the
-    client asks for it.
+    Requests with safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* selects (path
+    prefixes, or a callable that gets the scope) are replayable. They are run again from the start
+    if a connection was lost, nothing was committed, and the response has not begun. An outage is
+    answered with 503 and Retry-After, a COMMIT without an answer with a 500 that says so. The
+    format is JSON, or HTML if the client prefers it.
 
-    *databases* (pools and engines, sync or async) are what *readyz* (a path; *healthz* likewise)
-    asks. *max_body* (bytes, 1 MiB), *max_replays* (10), *deadline* (seconds, None) bound a replay.
+    *databases*: pools and engines, sync or async, that *readyz* (a path, like *healthz*) checks.
+    *max_body* (bytes, 1 MiB), *max_replays* (10) and *deadline* (seconds, None) limit replays.
 
     Raises ConfigurationError for settings that cannot work.
     """
@@ -149,9 +149,9 @@ class _Exchange(_http.Exchange):
                 self._scope[KEY] = whole
 
     async def _again(self) -> None:
-        """One attempt within a unit of work.
+        """Make one attempt within a unit of work.
 
-        What may not be run again is raised where the unit does not see it.
+        Errors that must not cause a replay are raised outside the unit.
         """
         self._at = 0
         if self.attempt():
@@ -233,8 +233,8 @@ class _Exchange(_http.Exchange):
             await self._release()
 
     def _is_held_back(self, message: Message) -> bool:
-        """Whether the response still waits: for its first chunk; a page of an error, for its app to
-        be done with it.
+        """Whether the response still waits: for its first chunk, or, for an error page, for the app
+        to finish with it.
         """
         if message["type"] == "http.response.body":
             more = message.get("more_body", False)
@@ -248,8 +248,10 @@ class _Exchange(_http.Exchange):
         return False
 
     def _is_an_end_to_doubt(self, message: Message) -> bool:
-        """Whether the app may have ended a stream because it broke: Starlette's BaseHTTPMiddleware
-        ends one in order, and raises afterwards. An answer with a length shows what is missing."""
+        """Whether the app may have ended a stream because it broke. Starlette's BaseHTTPMiddleware
+        ends such a stream in order, and raises afterwards. With a length the client sees that data
+        is missing.
+        """
         if (
             message["type"] != "http.response.body"
             or message.get("body")
@@ -259,7 +261,7 @@ class _Exchange(_http.Exchange):
         return self._is_open_ended and (self._is_empty or self.is_troubled)
 
     def _wait_for_the_app(self) -> None:
-        """Send what is held when the app is done, or when it goes on by itself (a background
+        """Send the held response when the app is done, or when it continues by itself (a background
         task).
         """
         if self._waiting is None and asyncio._get_running_loop() is not None:
@@ -281,7 +283,7 @@ class _Exchange(_http.Exchange):
             waiting.cancel()
 
     async def _release(self) -> None:
-        """Send what is held."""
+        """Send the held response."""
         if not self.begun:
             self.go_out()
         held, self._held = self._held, []
@@ -339,13 +341,13 @@ _ends: set[asyncio.Task[None]] = set()
 def session(factory: Callable[[], Any]) -> Callable[[], AsyncIterator[Any]]:
     """A FastAPI dependency: ``Depends(session(factory))`` is a session for one request.
 
-    *factory* is a sessionmaker or an async_sessionmaker. Whatever becomes of the request (an
-    exception, a client that disconnects, a cancellation at any point), the session is closed: what
-    it did and did not commit is rolled back, and its connection goes back, or is ended where it may
-    be in the middle of something.
+    *factory* is a sessionmaker or an async_sessionmaker. The session is closed in every case: after
+    an exception, a client that disconnects, or a cancellation at any point. Uncommitted work is
+    rolled back. The connection goes back to the pool, or is closed if a statement may be in
+    progress.
 
-    Commit in the endpoint, before it returns: FastAPI runs the end of a dependency when the
-    response has been sent, too late to say that it failed.
+    Commit in the endpoint, before it returns. FastAPI runs the end of a dependency when the
+    response has been sent, which is too late to report a failure.
     """
 
     async def dependency() -> AsyncIterator[Any]:
@@ -364,7 +366,7 @@ def session(factory: Callable[[], Any]) -> Callable[[], AsyncIterator[Any]]:
 
 
 async def _in_any_case(end: Coroutine[Any, Any, None]) -> None:
-    """Wait for *end*, which goes on by itself when this task is cancelled."""
+    """Wait for *end*, which continues if this task is cancelled."""
     task = asyncio.get_running_loop().create_task(end)
     _ends.add(task)  # a loop holds its tasks weakly only
     task.add_done_callback(_ends.discard)
@@ -404,8 +406,9 @@ async def _end(made: Any, struck: bool) -> None:
 
 
 async def _let_go(made: Any) -> bool:
-    """Wait until no thread has the session *made* in its hands: a thread that runs an endpoint goes
-    on when its task is cancelled, and a session, or its connection, must not be closed under it."""
+    """Wait until no thread uses the session *made*. A thread that runs an endpoint continues when
+    its task is cancelled, and a session, or its connection, must not be closed meanwhile.
+    """
     if thread_frames() is None:
         return False  # nobody can tell
     until = monotonic() + LONG
@@ -428,7 +431,7 @@ def _is_in_hand(made: Any) -> bool:
 
 
 async def _call(function: Callable[[], Any]) -> None:
-    """Call what may be a coroutine function; what blocks, on a thread."""
+    """Call a function that may be a coroutine function; run a blocking one on a thread."""
     if inspect.iscoroutinefunction(function):
         await function()
     else:

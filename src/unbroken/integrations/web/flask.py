@@ -1,5 +1,5 @@
-"""``unbroken.flask.Unbroken``: a Flask app whose requests outlive their connections, and leave none
-behind.
+"""``unbroken.flask.Unbroken``: an extension that runs Flask's requests again after a lost
+connection, and returns all connections at their end.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ _MARK = "__unbroken_replay__"
 
 
 def replay(view: F) -> F:
-    """A view's requests may be run again, by whatever method (one that inserts a row, say).
+    """Mark a view whose requests can be run again with any method, for example one that inserts a
+    row.
 
-    The database undoes what a lost attempt wrote; what the view does elsewhere (mails, files)
-    happens again.
+    The database rolls back the writes of a lost attempt. The view's other effects (mails, files)
+    happen again.
     """
     setattr(view, _MARK, True)
     return view
 
 
 def no_replay(view: F) -> F:
-    """A view's requests are never run again, not even those by a safe method."""
+    """Mark a view whose requests are never run again, not even those with a safe method."""
     setattr(view, _MARK, False)
     return view
 
@@ -50,22 +51,24 @@ class Unbroken:
     """The extension: ``Unbroken(app)``, or ``Unbroken()`` and ``init_app(app)``.
 
     Flask-SQLAlchemy's engines get ``plugins=["unbroken"]``, unless the configuration chose a pool
-    class. MongoEngine's connections are registered as ``MONGODB_SETTINGS`` says, Flask-PyMongo's
-    clients made ours, and ``MONGO_URI`` is :attr:`mongo`.
+    class. MongoEngine's connections are registered according to ``MONGODB_SETTINGS``,
+    Flask-PyMongo's clients become unbroken ones, and ``MONGO_URI`` is :attr:`mongo`.
 
-    Each request by a safe method (*methods*), or to a view marked with :func:`replay`, is run again
-    from the start, ``before_request`` and teardown included, when a connection was lost and nothing
-    was committed. An outage is answered with 503 and Retry-After (an error handler for 503 may draw
-    the page). When a request ends, also a streamed one, or one whose teardown raises, nothing stays
-    taken: Flask-SQLAlchemy's session and engines (found by themselves), *sessions* (scoped_session
-    registries) and *databases* (pools, engines).
+    Each request with a safe method (*methods*), or to a view marked with :func:`replay`, is run
+    again from the start, including ``before_request`` and teardown, if a connection was lost and
+    nothing was committed. An outage is answered with 503 and Retry-After; an error handler for 503
+    can render the page.
 
-    *commit*: commit Flask-SQLAlchemy's session and *sessions* when a view succeeded (status below
-    400), before the response is sent; an error of the COMMIT is handled as if the view had raised
+    When a request ends, no connection stays checked out, even if the response was streamed or a
+    teardown raised. This covers Flask-SQLAlchemy's session and engines (found automatically),
+    *sessions* (scoped_session registries) and *databases* (pools, engines).
+
+    *commit*: commit Flask-SQLAlchemy's session and *sessions* after a successful view (status below
+    400), before the response is sent. An error of the COMMIT is handled as if the view had raised
     it. Off by default.
 
     The other settings are those of :class:`unbroken.wsgi.Unbroken`. Raises ConfigurationError for
-    what cannot work.
+    settings that cannot work.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Unbroken:
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
-        """Make *app* unbroken; before or after Flask-SQLAlchemy, once."""
+        """Set up *app*, once, before or after Flask-SQLAlchemy."""
         if "unbroken" in app.extensions:
             raise ConfigurationError(
                 FLASK_USAGE(
@@ -113,8 +116,8 @@ class Unbroken:
 
     @property
     def mongo(self) -> _flask_mongo.Mongo:
-        """What ``MONGO_URI`` names: ``mongo.db`` and its client ``mongo.cx``, as Flask-PyMongo has
-        them. For the current app.
+        """The database of ``MONGO_URI`` for the current app: ``mongo.db`` and its client
+        ``mongo.cx``, as in Flask-PyMongo.
         """
         if self._app is None and not flask.has_app_context():
             raise ConfigurationError(
@@ -135,8 +138,8 @@ class Unbroken:
         return found
 
     def blueprint(self, name: str = "unbroken", **options: Any) -> flask.Blueprint:
-        """``/healthz`` and ``/readyz`` as a blueprint, for those who want them among their views
-        (url_prefix, decorators).
+        """``/healthz`` and ``/readyz`` as a blueprint, for apps that want a url_prefix or
+        decorators.
         """
         pages = flask.Blueprint(name, __name__, **options)
 
@@ -195,7 +198,7 @@ class _App(_wsgi.Unbroken):
         return super().__call__(environ, start_response)
 
     def may_replay(self, environ: _wsgi.Environ) -> bool:
-        """A view's mark counts first, then the settings."""
+        """Whether this request may be run again: the view's mark overrides the settings."""
         marks = self._marks
         if marks is None:
             marks = self._marks = {
@@ -222,12 +225,12 @@ class _App(_wsgi.Unbroken):
         return getattr(view, _MARK, None) if mark is None else mark
 
     def databases(self) -> Iterable[Any]:
-        """Those that were named, and Flask-SQLAlchemy's engines."""
+        """The named databases, and Flask-SQLAlchemy's engines."""
         named = tuple(self.settings.databases)
         return (*named, *(engine for engine in self._engines() if engine not in named))
 
     def asked(self) -> Iterable[Any]:
-        """Those, and MongoDB's."""
+        """The same databases, and MongoDB's."""
         named = tuple(self.databases())
         clients = [client for each in named if (client := _health.mongo_client(each)) is not None]
         return (
@@ -246,8 +249,8 @@ class _App(_wsgi.Unbroken):
         return tuple(engines.get(self._flask, {}).values()) if engines is not None else ()
 
     def clean(self, taken: request_leaks.Taken) -> None:
-        """Sessions first, since they give their connections back in order; then whatever is
-        left.
+        """End the sessions first, which return their connections in order, then take back all
+        others.
         """
         for registry in self._extension.sessions:
             _remove(registry)
@@ -278,9 +281,9 @@ def _remove(registry: Any) -> None:
 
 
 class _Hooks:
-    """What changes in the app itself.
+    """The methods of the app that are replaced.
 
-    Flask calls these methods through the app, so that they may be replaced there.
+    Flask calls these methods through the app, so it allows that.
     """
 
     def __init__(self, app: flask.Flask, extension: Unbroken) -> None:
@@ -301,14 +304,16 @@ class _Hooks:
             app.full_dispatch_request = self.full_dispatch_request
 
     def handle_user_exception(self, *args: Any) -> Any:
-        """What another attempt cures is no business of the app's error handlers."""
+        """Keep an error that another attempt fixes from the app's error handlers."""
         exchange = _exchange()
         if exchange is not None and exchange.would_replay(args[-1]):
             raise args[-1]
         return self._user_exception(*args)
 
     def handle_exception(self, *args: Any) -> flask.Response:
-        """An error that no handler wanted: run again, 503, or Flask's 500."""
+        """Handle an error that no handler took: run the request again, or answer 503, or Flask's
+        500.
+        """
         exchange, exc = _exchange(), args[-1]
         if exchange is None:
             return self._exception(*args)
@@ -339,7 +344,7 @@ class _Hooks:
                 )
 
     def _page(self, answer: Answer) -> Any:
-        """The app's own page for 503 where it has one; ours otherwise."""
+        """The app's own page for 503 if it has one, otherwise ours."""
         headers, body = page(answer, flask.request.headers.get("Accept", ""))
         if answer.retry_after is not None:
             error = ServiceUnavailable(answer.detail, retry_after=answer.retry_after)
@@ -351,7 +356,7 @@ class _Hooks:
         return self._app.response_class(body, answer.status, headers)
 
     def do_teardown_appcontext(self, *args: Any, **kwargs: Any) -> None:
-        """Whatever the app's own functions do here, the sessions end."""
+        """End the sessions, regardless of the app's own teardown functions."""
         try:
             self._teardown(*args, **kwargs)
         finally:
@@ -363,7 +368,7 @@ class _Hooks:
         return (*(() if of_app is None else (of_app,)), *self._extension.sessions)
 
     def full_dispatch_request(self, *args: Any) -> flask.Response:
-        """With ``commit=True``: the work is committed before anybody is told that it succeeded."""
+        """With ``commit=True``: commit before the client can see a success."""
         response = self._dispatch(*args)
         if response.status_code >= 400:
             return response

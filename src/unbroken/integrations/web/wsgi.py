@@ -1,5 +1,5 @@
-"""``unbroken.wsgi.Unbroken``: any WSGI app, its requests run again where that is provably safe, an
-outage answered with 503.
+"""``unbroken.wsgi.Unbroken``: any WSGI app. Its requests are run again where that is provably safe,
+and an outage is answered with 503.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ StartResponse: TypeAlias = Callable[..., Any]
 
 
 class Unbroken:
-    """*app* with each request a unit of work.
+    """The WSGI app *app*, with each request a unit of work.
 
-    Requests by safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* names (path
-    prefixes, or a callable that is given the environ) are run again from the start when a
-    connection was lost, nothing was committed, and the response has not begun. An outage is
-    answered with 503 and Retry-After, a COMMIT without an answer with a 500 that says so: JSON, or
-    HTML where the client asks for it.
+    Requests with safe methods (*methods*: GET, HEAD, OPTIONS) and those that *replay* selects (path
+    prefixes, or a callable that gets the environ) are replayable. They are run again from the start
+    if a connection was lost, nothing was committed, and the response has not begun. An outage is
+    answered with 503 and Retry-After, a COMMIT without an answer with a 500 that says so. The
+    format is JSON, or HTML if the client prefers it.
 
-    *databases* are the pools and engines out of which nothing stays taken when a request ends, and
-    which *readyz* (a path; *healthz* likewise) asks. *max_body* (bytes, 1 MiB), *max_replays* (10),
-    *deadline* (seconds, None) bound a replay.
+    *databases*: pools and engines whose connections are taken back when a request ends. *readyz* (a
+    path, like *healthz*) checks them. *max_body* (bytes, 1 MiB), *max_replays* (10) and *deadline*
+    (seconds, None) limit replays.
 
     Raises ConfigurationError for settings that cannot work.
     """
@@ -75,15 +75,15 @@ class Unbroken:
         return self.settings.may_replay(environ["REQUEST_METHOD"], path, environ)
 
     def databases(self) -> Iterable[Any]:
-        """What nothing stays taken out of, and what /readyz asks."""
+        """The databases whose connections a request must return, and which /readyz checks."""
         return self.settings.databases
 
     def asked(self) -> Iterable[Any]:
-        """What /readyz asks."""
+        """The databases that /readyz checks."""
         return self.databases()
 
     def clean(self, taken: request_leaks.Taken) -> None:
-        """A request, or an attempt at one, is over."""
+        """Clean up after a request, or after an attempt at one."""
         request_leaks.take_back(taken, self.databases())
 
     def _health(self, path: str, start_response: StartResponse) -> Iterable[bytes]:
@@ -114,7 +114,9 @@ class Exchange(_http.Exchange):
         self.taken = request_leaks.Taken()
 
     def run(self, settings: HttpSettings | None) -> Iterable[bytes]:
-        """The response; with *settings*, run again until it succeeds or the ledger forbids it."""
+        """Return the response. With *settings*, run the request again until it succeeds or the
+        ledger forbids it.
+        """
         self.limits = settings
         whole = self.environ.get(KEY)
         self.environ[KEY] = self
