@@ -1,5 +1,7 @@
-"""What unbroken is tested with, public so that its users can test with it too: a distribution of
-its own, for no production.
+"""The tools with which unbroken is tested, public so that its users can test with them: a separate
+distribution, not for production.
+
+Names are imported on first access, because pytest loads this package with the plugin in every run.
 """
 
 from __future__ import annotations

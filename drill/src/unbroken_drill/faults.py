@@ -1,4 +1,4 @@
-"""Faults by name, to be played on a server, or on the way to it, in the middle of a test."""
+"""Faults by name, which a test plays on a server or on the network to it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Where = Literal["server", "way"]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of fault: what begins it, and what ends it (None: it is over at once).
+    """One kind of fault: the function that begins it, and the function that ends it (None: it takes
+    effect only once).
 
-    Both are given the server or the proxy.
+    Both get the server or the proxy.
     """
 
     where: Where
@@ -51,11 +52,12 @@ KINDS: dict[str, Kind] = {
 
 
 class Fault:
-    """One fault, on *server*: ``fault()`` plays it, ``with fault:`` lasts as long as its block.
+    """One fault, on *server*: ``fault()`` plays it, ``with fault:`` plays it for the duration of
+    the block.
 
-    *seconds* is how long one lasts that is played by a call; those that are over at once ignore it.
-    Its context manager :meth:`ready` gives it, with a proxy before the server where the fault needs
-    one, and undoes the fault at the end.
+    *seconds* is the duration of a fault that is played by a call; faults that take effect only once
+    ignore it. The context manager :meth:`ready` yields it, with a proxy in front of the server if
+    the fault needs one, and undoes the fault at the end.
     """
 
     def __init__(self, name: str, server: Server, seconds: float = 0.3) -> None:
@@ -77,18 +79,18 @@ class Fault:
     # -- where to connect --------------------------------------------------------------------------
 
     def url(self, driver: str | None = None, **query: Any) -> str:
-        """The server's URL, by the way that the fault breaks."""
+        """The server's URL, through the proxy if the fault has one."""
         url = self.server.url(driver, **query)
         return url if self.proxy is None else self.proxy.url(url)
 
     @property
     def host(self) -> str:
-        """Where to connect, for drivers that want no URL."""
+        """The address to connect to, for drivers that take no URL."""
         return self.server.host if self.proxy is None else self.proxy.host
 
     @property
     def port(self) -> int:
-        """Likewise."""
+        """The port to connect to."""
         return self.server.port if self.proxy is None else self.proxy.port
 
     # -- playing it --------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ class _Ready:
 
 
 def for_server(server: Server, **options: Any) -> FaultProxy:
-    """A proxy before *server* that knows its protocol; not started. *options*: FaultProxy's."""
+    """A proxy in front of *server*, with its protocol; not started. *options*: FaultProxy's."""
     protocols = {"mysql": "mysql", "mariadb": "mysql", "postgresql": "postgresql"}
     return FaultProxy(
         (server.host, server.port), **{"protocol": protocols.get(server.backend), **options}

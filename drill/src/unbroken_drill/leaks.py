@@ -1,4 +1,6 @@
-"""Which connections were taken and not given back, and where: for tests."""
+"""Finds connections that were checked out and not returned, and the lines that took them: for
+tests.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ BETWEEN = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A connection that was taken and not given back."""
+    """A connection that was checked out and not returned."""
 
     pool: str
     place: str  #: ``file:line in function``: who took it
@@ -30,12 +32,11 @@ class Leak:
 
 
 class LeakWatch:
-    """A context manager that watches every pool of unbroken's in this process, whichever framework
-    it serves.
+    """A context manager that watches every unbroken pool in this process, in any framework.
 
-    :meth:`leaks` says what was taken since the block began and did not come back. Pools that are
-    made inside are kept until the end of the block, so that one that was dropped with its
-    connections is seen too.
+    :meth:`leaks` returns connections that were checked out since the block began and were not
+    returned. Pools that are created inside are kept until the end of the block, so that a pool that
+    was dropped with its connections is also seen.
     """
 
     def __init__(self) -> None:
@@ -66,9 +67,9 @@ class LeakWatch:
         self._stack.callback(_put_back, state, emit, tell)
 
     def leaks(self, grace: float = 0.0) -> list[Leak]:
-        """What has not come back yet.
+        """Return the connections that are still checked out.
 
-        Threads that are about to give back have *grace* seconds for it.
+        Threads that are about to return a connection have *grace* seconds for it.
         """
         now = time.monotonic()
         deadline, decided = now + grace, now + BETWEEN

@@ -1,8 +1,8 @@
-"""unbroken's pytest plugin: real servers, faults by name, and a watch over connections. See
-docs/testing.md.
+"""unbroken's pytest plugin: real servers, faults by name, and a check for leaked connections
+(docs/testing.md).
 
-Loaded by every pytest run where unbroken is installed, so nothing is imported here before a fixture
-or marker is used.
+Every pytest run loads it where unbroken is installed, so it imports nothing before a fixture or
+marker is used.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def unbroken_servers() -> Iterator[SharedServers]:
-    """The servers of this process (an xdist worker has its own), started when a test asks for one:
+    """The servers of this process (an xdist worker has its own), started when a test requests one:
     ``unbroken_servers.get("mysql")``.
     """
     from unbroken_drill.databases import SharedServers
@@ -108,26 +108,26 @@ def _or_skipped(request: pytest.FixtureRequest) -> Iterator[None]:
 def unbroken_mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
     """A MariaDB server with a fresh database: ``unbroken_mariadb.url("pymysql")``.
 
-    A test may stop, kill, freeze and set it.
+    A test can stop, kill and freeze it, and change its settings.
     """
     yield from _fresh(request, "mariadb")
 
 
 @pytest.fixture
 def unbroken_mysql(request: pytest.FixtureRequest) -> Iterator[MySQL]:
-    """A MySQL server with a fresh database, likewise."""
+    """A MySQL server with a fresh database, used in the same way as unbroken_mariadb."""
     yield from _fresh(request, "mysql")
 
 
 @pytest.fixture
 def unbroken_postgres(request: pytest.FixtureRequest) -> Iterator[PostgreSQL]:
-    """A PostgreSQL server with a fresh database, likewise."""
+    """A PostgreSQL server with a fresh database, used in the same way as unbroken_mariadb."""
     yield from _fresh(request, "postgres")
 
 
 @pytest.fixture
 def unbroken_mongodb(request: pytest.FixtureRequest) -> Iterator[MongoDB]:
-    """A MongoDB server with a fresh database, likewise."""
+    """A MongoDB server with a fresh database, used in the same way as unbroken_mariadb."""
     yield from _fresh(request, "mongodb")
 
 
@@ -151,7 +151,7 @@ def unbroken_postgres_cluster(request: pytest.FixtureRequest) -> Iterator[Postgr
 
 @pytest.fixture
 def unbroken_mariadb_cluster(request: pytest.FixtureRequest) -> Iterator[MariaDBCluster]:
-    """A MariaDB primary with a replica, likewise."""
+    """A MariaDB primary with a replica: ``promote()``, ``switchover()``, ``demote()``."""
     yield from _started(request, "MariaDBCluster")
 
 
@@ -172,8 +172,8 @@ def unbroken_replica_set(request: pytest.FixtureRequest) -> Iterator[MongoReplic
 
 @pytest.fixture
 def unbroken_proxy() -> Iterator[Callable[..., FaultProxy]]:
-    """``unbroken_proxy(unbroken_postgres)``: a started FaultProxy before a server (or an address),
-    closed with the test.
+    """``unbroken_proxy(unbroken_postgres)``: a started FaultProxy in front of a server (or an
+    address), closed with the test.
     """
     from unbroken_drill.faults import for_server
     from unbroken_drill.proxy import FaultProxy
@@ -194,8 +194,8 @@ def unbroken_proxy() -> Iterator[Callable[..., FaultProxy]]:
 
 @pytest.fixture
 def unbroken_haproxy(request: pytest.FixtureRequest) -> Iterator[Callable[..., HAProxy]]:
-    """``unbroken_haproxy(unbroken_postgres_cluster)``: a started HAProxy before a cluster or a list
-    of servers, closed with the test.
+    """``unbroken_haproxy(unbroken_postgres_cluster)``: a started HAProxy in front of a cluster or a
+    list of servers, closed with the test.
     """
     from unbroken_drill.servers import HAProxy
 
@@ -210,7 +210,7 @@ def unbroken_haproxy(request: pytest.FixtureRequest) -> Iterator[Callable[..., H
 
 @pytest.fixture
 def unbroken_pgbouncer(request: pytest.FixtureRequest) -> Iterator[Callable[..., PgBouncer]]:
-    """``unbroken_pgbouncer(unbroken_postgres, "transaction")``: a started PgBouncer before a
+    """``unbroken_pgbouncer(unbroken_postgres, "transaction")``: a started PgBouncer in front of a
     server, closed with the test.
     """
     from unbroken_drill.servers import PgBouncer
@@ -247,7 +247,7 @@ def unbroken_pool() -> Iterator[Callable[..., Pool]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with the marker ``unbroken_faults`` runs once per fault."""
+    """Run a test with the marker ``unbroken_faults`` once per fault."""
     marker = metafunc.definition.get_closest_marker("unbroken_faults")
     if marker is None:
         return
@@ -280,7 +280,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A test that does not name the fixture ``unbroken_fault`` gets it all the same."""
+    """Add the fixture ``unbroken_fault`` to a test with the marker that does not request it."""
     names = getattr(item, "fixturenames", None)
     if names is not None and "unbroken_fault" not in names and _is_played_beside(item):
         names.append("unbroken_fault")
@@ -288,8 +288,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture
 def unbroken_fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
-    """The fault of this run of a test with the marker ``unbroken_faults``: call it to play it;
-    connect to its ``url()``.
+    """The fault of this run of a test with the marker ``unbroken_faults``. Call it to play the
+    fault, and connect to its ``url()``.
     """
     from unbroken_drill.faults import Fault
 
@@ -319,16 +319,16 @@ def unbroken_fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
 
 @pytest.fixture
 def unbroken_no_connection_leaks() -> None:
-    """The test fails if it leaves a connection of any unbroken pool checked out.
+    """Fail the test if it leaves a connection of any unbroken pool checked out.
 
-    As a marker, too.
+    Also available as a marker.
     """
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Play a fault beside a test that does not play it itself; watch its connections if it asked
-    for that.
+    """Play a fault beside a test that does not play it itself, and check for leaked connections if
+    requested.
     """
     beside, watched = _is_played_beside(item), _is_watched(item)
     if not (beside or watched):

@@ -1,13 +1,13 @@
-"""A fault proxy: between an application and its server, it does to connections what networks and
+"""A fault proxy: between an application and its server, it breaks connections as networks and
 servers do.
 
     from unbroken_drill import FaultProxy
 
     with FaultProxy(("127.0.0.1", 3306)) as proxy:
         pool = unbroken.Pool(proxy.url("mysql+pymysql://app:secret@127.0.0.1/shop"))
-        proxy.rst()  # every connection that there is, idle or not
+        proxy.rst()  # every existing connection, idle or not
 
-Pure standard library. ``docs/testing.md`` tells what each verb does.
+It uses only the standard library. ``docs/testing.md`` describes each verb.
 """
 
 from unbroken_drill.proxy.cuts import Cut

@@ -1,12 +1,12 @@
 """A fault proxy's HTTP port: each verb by POST, for applications and tests in other languages.
 
-GET /            where the proxy listens, whom it stands before, and every verb with its arguments
+GET /            the proxy's address, the server's address, and every verb with its arguments
 GET /connections
 GET /events      ?after=SERIAL&wait=SECONDS (at most 30)
 POST /rst        {"on": 2} … any verb, its arguments as a JSON object (an empty body: none)
 
-Answers are JSON; an error is {"error": "one line"} with status 400 (wrong arguments), 404 or 409
-(cannot be done now).
+Answers are JSON. An error is {"error": "one line"} with status 400 (wrong arguments), 404 or 409
+(impossible now).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unbroken_drill.proxy.addresses import Address, Given, address
 from unbroken_drill.proxy.errors import ProxyError
 from unbroken_drill.proxy.faultproxy import FaultProxy
 
-#: What may be asked by POST; the arguments are those of FaultProxy's method of that name.
+#: The operations that POST accepts; the arguments are those of FaultProxy's method of that name.
 VERBS = (
     "fin", "rst", "half_close", "cut_after", "blackhole", "stall", "idle_limit", "latency",
     "throttle", "slice", "quiet_after", "refuse", "hang_connect", "fail_next", "cut_at", "heal",
@@ -41,8 +41,8 @@ _LONGEST = 30.0  #: seconds that GET /events waits
 
 
 def arguments(verb: str, given: Any) -> dict[str, Any]:
-    """*given*, checked against the method that *verb* names; ConfigurationError says what is
-    wrong.
+    """Check *given* against the method that *verb* names, and return it. Raises ConfigurationError
+    that names the problem.
     """
     if not isinstance(given, Mapping):
         raise ConfigurationError(
@@ -89,7 +89,7 @@ def _with_pattern(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
 
 def body(data: bytes) -> Any:
-    """A request's body: JSON, or nothing, which is no arguments."""
+    """Parse a request's body: JSON, or nothing for no arguments."""
     if not data.strip():
         return {}
     try:
@@ -119,12 +119,12 @@ def query(text: str) -> tuple[int, float]:
 
 
 class Control:
-    """The HTTP port of a started *proxy*; a context manager. *listen*: where, by default a free
-    port on the loopback.
+    """The HTTP port of a started *proxy*; a context manager. *listen*: its address, by default a
+    free port on the loopback.
 
     There is no password: any process that reaches the port can break the connections. Raises
-    ConfigurationError for an address that is not the loopback, unless *anywhere*, and ProxyError
-    when the port is taken.
+    ConfigurationError for an address that is not the loopback, unless *anywhere*, and ProxyError if
+    the port is taken.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Control:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(10)
@@ -197,14 +197,14 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultProxy
 
     def server_bind(self) -> None:
-        """As the base class, but without asking the name service who we are, which can take
-        seconds.
+        """Bind like the base class, but do not ask the name service for our own name, which can
+        take seconds.
         """
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is nobody's business."""
+        """Ignore a client that closed its connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -273,11 +273,11 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, {"done": verb}
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class calls it so
-        """The proxy's own log tells what was done."""
+        """Log nothing: the proxy's own log records the operations."""
 
 
 def described(proxy: FaultProxy) -> dict[str, Any]:
-    """Where *proxy* listens and whom it stands before."""
+    """The addresses of *proxy* and of its server."""
     where = proxy.address
     listen = where if isinstance(where, str) else str(Address(*where))
     return {

@@ -1,6 +1,6 @@
-"""A cut at a statement: which one, before or after, how often.
+"""A cut at a statement: which statement, before or after its execution, how often.
 
-And what a reader of a protocol tells of a stream.
+The module also defines the news that a reader of a protocol reports about a stream.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Answer:
 
 
 class Reader(Protocol):
-    """Follows one connection's protocol in both directions, whatever the pieces it is given.
+    """Follows one connection's protocol in both directions, for data in pieces of any size.
 
     Never raises.
     """
@@ -56,8 +56,8 @@ class Reader(Protocol):
 
 
 def pattern(statement: str | re.Pattern[str]) -> re.Pattern[str]:
-    """What finds *statement*: a pattern searches the text, a text must begin it, in any case of
-    letters, in whole words.
+    """Return a pattern that finds *statement*. A compiled pattern is searched for in the text. A
+    string must begin the text, in any case, in whole words.
     """
     if isinstance(statement, re.Pattern) and isinstance(statement.pattern, str):
         return statement
@@ -74,9 +74,9 @@ def pattern(statement: str | re.Pattern[str]) -> re.Pattern[str]:
 
 
 class Cut:
-    """A cut that is waiting for its statement: what :meth:`FaultProxy.cut_at` gives.
+    """A cut that waits for its statement; :meth:`FaultProxy.cut_at` returns it.
 
-    ``hits``: how often it cut so far.
+    ``hits``: how often it has cut so far.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Cut:
 
     @property
     def story(self) -> str:
-        """What it does, for the log."""
+        """A description of the cut, for the log."""
         if self.before:
             return f"before {self.statement} reached the server"
         return f"after {self.statement} was answered, before the client heard of it"
@@ -120,17 +120,17 @@ class Cut:
 
     @property
     def is_spent(self) -> bool:
-        """Whether it has cut as often as it was to."""
+        """Whether it has made all its cuts."""
         return self.hits >= self.times
 
     def covers(self, n: int) -> bool:
-        """Whether the connection *n* is meant."""
+        """Whether it applies to the connection *n*."""
         if isinstance(self.on, int):
             return n == self.on
         return self.on == "all" or (n <= self._count) == (self.on == "existing")
 
     def matches(self, n: int, text: str) -> bool:
-        """Whether to cut the connection *n*, which has *text* executed."""
+        """Whether to cut the connection *n*, which executes *text*."""
         find = self._pattern.match if self._anchored else self._pattern.search
         return self.left > 0 and self.covers(n) and find(text) is not None
 
@@ -141,7 +141,7 @@ class Cut:
             self._news.notify_all()
 
     def cannot_read(self, n: int, why: str) -> None:
-        """The connection *n* cannot be read: whoever waits is told."""
+        """The connection *n* cannot be read: waiting callers get an error."""
         with self._news:
             self._unreadable.append(f"connection {n}: {why}")
             self._news.notify_all()
@@ -149,7 +149,7 @@ class Cut:
     def wait(self, timeout: float = 10.0, hits: int = 1) -> None:
         """Wait until it has cut *hits* times.
 
-        Raises ProxyError after *timeout* seconds, or at once when a connection cannot be read.
+        Raises ProxyError after *timeout* seconds, or immediately if a connection cannot be read.
         """
         end = time.monotonic() + timeout
         with self._news:

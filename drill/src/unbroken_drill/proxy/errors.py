@@ -1,4 +1,4 @@
-"""What the fault proxy raises."""
+"""The fault proxy's exceptions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from unbroken.errors import UnbrokenError
 
 
 class ProxyError(UnbrokenError):
-    """The proxy cannot do what was asked: its address is taken, a connection is gone, statements
+    """The proxy cannot perform an operation: its address is taken, a connection is gone, statements
     cannot be read …
     """

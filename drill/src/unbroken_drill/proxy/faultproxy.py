@@ -30,19 +30,20 @@ class FaultProxy:
     do.
 
     *upstream* is the server: ``(host, port)``, ``"host:port"``, a unix socket's path, or a database
-    URL, which tells the protocol as well. *listen* likewise, but no URL (port 0: a free one).
-    *protocol*, ``"mysql"`` or ``"postgresql"``, is needed by :meth:`cut_at` only. *seed* makes
-    jitter repeatable (default: a new one, in :attr:`seed`).
+    URL, which also implies the protocol. *listen* takes the same, except a URL (port 0: a free
+    one). *protocol*, ``"mysql"`` or ``"postgresql"``, is only needed by :meth:`cut_at`. *seed*
+    makes jitter repeatable (default: a new one, in :attr:`seed`).
 
-    A context manager, in ``with`` and in ``async with``: its sockets live in a thread of their own,
-    so it serves threads, asyncio and other processes alike. Verbs may be called from any thread or
-    task; each returns when it has taken effect, which takes a fraction of a millisecond. It holds
-    until :meth:`heal`, for the connections that ``on`` names: ``"all"`` (those there are and those
-    to come), ``"existing"``, ``"new"``, or the number of one, from 1. Verbs add up; the same one
-    again replaces its setting. ``way`` is ``"both"``, ``"up"`` (client to server) or ``"down"``.
-    Times are seconds.
+    The proxy is a context manager, for ``with`` and ``async with``. Its sockets belong to its own
+    thread, so it serves threads, asyncio and other processes alike. Verbs can be called from any
+    thread or task. Each returns when it has taken effect, after a fraction of a millisecond.
 
-    Raises ConfigurationError for what cannot be meant, ProxyError for what cannot be done.
+    A verb holds until :meth:`heal`, for the connections that ``on`` selects: ``"all"`` (existing
+    and future ones), ``"existing"``, ``"new"``, or the number of one, from 1. Verbs add up. The
+    same verb again replaces its setting. ``way`` is ``"both"``, ``"up"`` (client to server) or
+    ``"down"``. Times are seconds.
+
+    Raises ConfigurationError for invalid arguments, ProxyError for an impossible operation.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class FaultProxy:
     # ---- its life
 
     def start(self) -> Self:
-        """Listen; ``with`` does it. ProxyError when that is not possible."""
+        """Listen; ``with`` calls it. Raises ProxyError if that is not possible."""
         if self._engine is not None:
             raise ProxyError(
                 PROXY_STATE(
@@ -85,9 +86,8 @@ class FaultProxy:
         return self
 
     def close(self) -> None:
-        """End all connections with a FIN and listen no more; ``with`` does it.
-
-        What was counted can still be read.
+        """End all connections with a FIN and stop listening; ``with`` calls it. The counts stay
+        readable.
         """
         if self._engine is not None:
             self._engine.close()
@@ -122,17 +122,17 @@ class FaultProxy:
 
     @property
     def address(self) -> tuple[str, int] | str:
-        """Where clients connect: ``(host, port)``, or a unix socket's path."""
+        """The address for clients: ``(host, port)``, or a unix socket's path."""
         return self._house.gate.address.plain
 
     @property
     def host(self) -> str:
-        """The address listened on; empty for a unix socket."""
+        """The address on which the proxy listens; empty for a unix socket."""
         return self._house.gate.address.host
 
     @property
     def port(self) -> int:
-        """The port listened on; 0 for a unix socket."""
+        """The port on which the proxy listens; 0 for a unix socket."""
         return self._house.gate.address.port
 
     @property
@@ -141,50 +141,51 @@ class FaultProxy:
         return str(self._upstream)
 
     def url(self, url: str) -> str:
-        """The same *url*, through the proxy: only its host and port (or its unix socket) are
+        """Return the same *url* through the proxy: only its host and port (or its unix socket) are
         replaced.
         """
         return through(url, self._house.gate.address)
 
     @property
     def connections(self) -> tuple[ConnectionInfo, ...]:
-        """Every connection so far, closed ones too (the last 10,000), as they are now."""
+        """Every connection so far in its current state, including closed ones (the last 10,000)."""
         return self._look(self._house.connections)
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """What happened so far (the last 20,000)."""
+        """The events so far (the last 20,000)."""
         return self._house.log.after()
 
     def events_after(self, serial: int, timeout: float = 0.0) -> tuple[Event, ...]:
-        """The events after the one with that number; waits up to *timeout* seconds for one
+        """Return the events after the one with that number. Waits up to *timeout* seconds for one
         (blocking).
         """
         return self._house.log.wait(serial, timeout)
 
     @property
     def round_trips(self) -> int:
-        """How often a client spoke after its server had (or first), on all connections together."""
+        """How often a client sent data after its server had (or first), on all connections
+        together.
+        """
         return self._look(self._house.round_trips)
 
     # ---- ends
 
     def fin(self, on: Scope = "existing") -> None:
-        """End connections in order: a FIN to the client and to the server.
-
-        With "new" or "all", also each one to come, at once.
+        """End connections in order: a FIN to the client and to the server. With "new" or "all",
+        also each future connection, immediately.
         """
         self._change("fin", on, lambda conduct: replace(conduct, end="fin"))
 
     def rst(self, on: Scope = "existing") -> None:
-        """Reset connections, idle ones too: a RST to both sides (a unix socket has none: it is
-        closed). Else as :meth:`fin`.
+        """Reset connections, including idle ones: a RST to both sides. (A unix socket has none: it
+        is closed.) Otherwise it works as :meth:`fin`.
         """
         self._change("rst", on, lambda conduct: replace(conduct, end="rst"))
 
     def half_close(self, on: Scope = "existing") -> None:
-        """A FIN to the client only: it reads an end and may go on writing; what the server still
-        says is thrown away.
+        """Send a FIN to the client only. It reads an end of file and can still write. Further data
+        of the server is discarded.
         """
         self._change("half close", on, lambda conduct: replace(conduct, end="half"))
 
@@ -197,7 +198,7 @@ class FaultProxy:
         how: How = "fin",
     ) -> None:
         """End each connection after so many bytes (both ways together, counted from now) or
-        seconds; *how* is "fin" or "rst".
+        seconds. *how* is "fin" or "rst".
         """
         if (bytes is None) == (seconds is None):
             raise ConfigurationError(
@@ -212,18 +213,19 @@ class FaultProxy:
     # ---- silence
 
     def blackhole(self, mode: Hole = "drop", on: Scope = "all", way: Way = "both") -> None:
-        """Nothing passes, nobody is told: connections stay open, new ones are accepted and hear
-        nothing.
+        """No data passes and neither side is notified. Connections stay open. New ones are accepted
+        and receive nothing.
 
-        ``"hold"`` keeps what comes (and reads no further than 256 KiB per direction) and delivers
-        it when healed, as TCP's retransmission does after a short loss. ``"drop"`` throws it away
-        for good: the proxy has acknowledged it, so neither side's TCP will send it again. A
-        connection that lost bytes so can never be in step again; healing resets it.
+        ``"hold"`` keeps arriving data (and reads no further than 256 KiB per direction) and
+        delivers it after :meth:`heal`, as TCP's retransmission does after a short loss. ``"drop"``
+        discards it permanently: the proxy has acknowledged it, so neither side's TCP will send it
+        again. A connection that lost bytes in this way can never be in step again, so :meth:`heal`
+        resets it.
 
-        ``"lose"`` is the cable that was cut (Linux, TCP, both ways): the kernel throws packets away
-        before TCP sees them, so nothing is acknowledged, keepalive probes are not answered, and new
-        connects hang as in :meth:`hang_connect`. Healed in time, TCP sends again what was lost.
-        Raises ProxyError where the system cannot do it.
+        ``"lose"`` acts like a cut cable (Linux, TCP, both ways). The kernel discards packets before
+        TCP sees them. Nothing is acknowledged, keepalive probes are not answered, and new connects
+        hang as in :meth:`hang_connect`. After a :meth:`heal` in time, TCP sends the lost data
+        again. Raises ProxyError if the system does not support it.
         """
         hole: Hole = plan.one_of("mode", mode, ("drop", "hold", "lose"))
         if hole == "lose":
@@ -235,17 +237,17 @@ class FaultProxy:
         self._rule("blackhole", on, way, lambda rules: replace(rules, hole=hole), hole)
 
     def stall(self, on: Scope = "all", way: Way = "both") -> None:
-        """Read nothing: what is sent fills the sender's and the proxy's socket buffers, then the
+        """Read nothing. Data fills the socket buffers of the sender and of the proxy, then the
         sender's window is zero.
         """
         self._rule("stall", on, way, lambda rules: replace(rules, stalled=True))
 
     def idle_limit(self, seconds: float, reset: bool = False, on: Scope = "all") -> None:
-        """Forget each connection on which nothing was sent for so long: silently, as a NAT, or with
-        a RST to both, as a balancer.
+        """Drop each connection that was idle for so long: silently, like a NAT, or with a RST to
+        both, like a balancer.
 
-        TCP's keepalive probes are answered by the proxy's kernel and do not count as traffic, as
-        they would for a NAT.
+        The proxy's kernel answers TCP's keepalive probes. They do not count as traffic, unlike in a
+        NAT.
         """
         limit, with_rst = (
             plan.number("seconds", seconds, above_zero=True),
@@ -268,11 +270,11 @@ class FaultProxy:
         on: Scope = "all",
         way: Way = "down",
     ) -> None:
-        """Hand on so many bytes, counted from now on each connection, and then only *rate* bytes a
+        """Pass on so many bytes, counted from now on each connection, and then only *rate* bytes a
         second (0: none at all).
 
-        As a server that falls silent, or nearly so, in the middle of a login. It reads on, and
-        keeps the connection open.
+        This is a server that falls silent, or nearly so, in the middle of a login. It still reads,
+        and keeps the connection open.
         """
         quota = plan.Quota(plan.whole("bytes", bytes, 0), plan.number("rate", rate, "bytes"))
         self._rule(
@@ -286,9 +288,9 @@ class FaultProxy:
     def latency(
         self, seconds: float, jitter: float = 0.0, on: Scope = "all", way: Way = "both"
     ) -> None:
-        """Hand everything on so much later, give or take up to *jitter* (seeded); in order.
+        """Delay everything by so much, plus or minus up to *jitter* (seeded), in order.
 
-        Both ways: a round trip takes it twice.
+        It applies to both ways: a round trip takes it twice.
         """
         delay, spread = plan.number("seconds", seconds), plan.number("jitter", jitter)
         text = f"{delay:g} s{f' ± {spread:g} s' if spread else ''}"
@@ -297,15 +299,15 @@ class FaultProxy:
         )
 
     def throttle(self, bytes_per_second: float, on: Scope = "all", way: Way = "both") -> None:
-        """Hand on so many bytes per second at most, in each direction of each connection."""
+        """Pass on at most so many bytes per second, in each direction of each connection."""
         rate = plan.number("bytes_per_second", bytes_per_second, "bytes", above_zero=True)
         self._rule(
             "throttle", on, way, lambda rules: replace(rules, rate=rate), f"{rate:g} bytes/s"
         )
 
     def slice(self, bytes: int, gap: float = 0.001, on: Scope = "all", way: Way = "both") -> None:  # noqa: A002
-        """Hand everything on in pieces of so many bytes at most, each a segment of its own, *gap*
-        seconds between them.
+        """Pass everything on in pieces of at most so many bytes, each in a segment of its own,
+        *gap* seconds apart.
         """
         size, pause = plan.whole("bytes", bytes), plan.number("gap", gap)
         self._rule(
@@ -319,23 +321,22 @@ class FaultProxy:
     # ---- connecting
 
     def refuse(self) -> None:
-        """Refuse connects (ECONNREFUSED), as if nobody listened.
+        """Refuse connects (ECONNREFUSED), as an unused port does.
 
-        Connections that there are go on.
+        Existing connections continue.
         """
         self._do(self._house.refuse)
 
     def hang_connect(self) -> None:
-        """Let connects hang: neither accepted nor refused. Once healed, a client's kernel tries
-        again after 1, 3, 7 … s.
+        """Let connects hang: neither accepted nor refused. After :meth:`heal`, a client's kernel
+        tries again after 1, 3, 7 … s.
 
-        On a unix socket a blocking connect hangs; one that does not block gets EAGAIN from the
-        kernel.
+        On a unix socket a blocking connect hangs; a non-blocking one gets EAGAIN from the kernel.
         """
         self._do(self._house.hang_connect)
 
     def fail_next(self, n: int = 1) -> None:
-        """Accept the next *n* connections and reset them at once; those after them are well."""
+        """Accept the next *n* connections and reset them immediately. Later ones work."""
         times = plan.whole("n", n, 0)
         house = self._house
 
@@ -356,17 +357,17 @@ class FaultProxy:
         on: Scope = "all",
         how: How = "fin",
     ) -> Cut:
-        """Cut the connection at a statement: after the server has executed it, its answer withheld
-        from the client.
+        """Cut the connection at a statement, after the server has executed it. Its answer is
+        withheld from the client.
 
         *statement* is its beginning ("COMMIT", "INSERT INTO rows": whole words, any case), or a
         compiled pattern that is searched for in its text (the first 64 KiB). Prepared statements
-        count when they are executed. With *before* the statement never reaches the server. So many
-        *times*; then all passes again. Both ends get *how*.
+        count when they are executed. With *before* the statement never reaches the server. The cut
+        happens so many *times*; then everything passes again. Both ends get *how*.
 
-        Needs ``protocol=``. Statements inside TLS or compression cannot be read: ProxyError at once
-        when a connection that is meant is such a one already; when one becomes such, an event
-        ``unreadable``, and :meth:`Cut.wait` raises.
+        Needs ``protocol=``. Statements inside TLS or compression cannot be read. Raises ProxyError
+        immediately if a selected connection already uses one of them. If a connection does so
+        later, an event ``unreadable`` records it, and :meth:`Cut.wait` raises.
         """
         if self.protocol is None:
             raise ConfigurationError(
@@ -400,10 +401,9 @@ class FaultProxy:
         return self._do(arm)
 
     def heal(self, on: Scope = "all") -> None:
-        """No fault any more: what was held is delivered, connects are accepted, cuts to come are
-        forgotten.
+        """End all faults: held data is delivered, connects are accepted, future cuts are dropped.
 
-        A connection that lost bytes in a black hole is reset. What has ended stays ended.
+        A connection that lost bytes in a black hole is reset. Ended connections stay ended.
         """
         scope = plan.scope(on)
         self._do(lambda: self._house.heal(scope))

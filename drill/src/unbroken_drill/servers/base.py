@@ -1,5 +1,5 @@
-"""A real database server, private to the process that made it, that can be stopped, killed, frozen
-and asked.
+"""A real database server, private to the process that created it, which can be stopped, killed,
+frozen and queried.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ class Session:
 
 
 class Server(ABC):
-    """A server of one kind on a free port, with a folder of its own; a context manager that starts
-    and ends it.
+    """A server of one kind on a free port, with its own folder; a context manager that starts and
+    ends it.
 
     *options* are the server's own settings (``{"wait_timeout": 2}``). *user* and *password*
-    (default: a random one, required over TCP) may do everything in *database*. *host* is the
-    address to listen on, *port* a fixed port instead of a free one. *tls* makes a private CA
+    (default: a random one, required over TCP) have all rights in *database*. *host* is the address
+    to listen on, *port* a fixed port instead of a free one. *tls* creates a private CA
     (:attr:`ca_file`) and offers TLS. *binary* is the server's program, instead of the best one
-    found (see each class for where it is looked for).
+    found (each class describes where it searches).
 
     As root, the server runs as an unprivileged user. It ends with the block, with :meth:`close`,
-    with the interpreter, and also when this process is killed. A forked child may ask it, freeze it
-    and end its sessions, but neither ends it nor removes its folder.
+    with the interpreter, and also when this process is killed. A forked child can query it, freeze
+    it and end its sessions, but neither ends it nor removes its folder.
     """
 
     backend: ClassVar[str]  #: ``mariadb``, ``postgresql``: what :func:`available` is asked with
@@ -109,8 +109,8 @@ class Server(ABC):
     @classmethod
     @abstractmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The program of the best server of this kind here; ServerUnavailable says what to do when
-        there is none.
+        """Return the program of the best server of this kind. ServerUnavailable says what to
+        install if there is none.
         """
 
     @abstractmethod
@@ -165,9 +165,9 @@ class Server(ABC):
         self.close()
 
     def start(self, timeout: float = 30.0) -> Self:
-        """Start the server and wait until it answers; nothing when it runs already.
+        """Start the server and wait until it answers. A running server is left alone.
 
-        After a kill it recovers itself.
+        After a kill the server recovers by itself.
         """
         self._own("start")
         if self.is_running:
@@ -193,8 +193,8 @@ class Server(ABC):
         self.wait_ready(timeout)
 
     def stop(self, timeout: float = 30.0) -> None:
-        """Ask the server to end in order and wait until it has; ServerError (and SIGKILL) when it
-        takes longer.
+        """Ask the server to shut down in order and wait for it. Sends SIGKILL and raises
+        ServerError if it takes longer.
         """
         self._own("stop")
         if self._process is None or not self.is_running:
@@ -213,35 +213,36 @@ class Server(ABC):
         return self._ended()
 
     def kill(self) -> None:
-        """SIGKILL all its processes at once, as a crash would; gives when none of them is left."""
+        """SIGKILL all its processes at once, like a crash. Returns when no process is left."""
         self._own("kill")
         if self._process is not None:
             processes.kill(self._process)
         self._ended()
 
     def restart(self, down: float = 0.0) -> None:
-        """Stop, stay away for *down* seconds, start again on the same port."""
+        """Stop, stay down for *down* seconds, start again on the same port."""
         self.stop()
         time.sleep(down)
         self.start()
 
     def crash(self, down: float = 0.0) -> None:
-        """Kill, stay away for *down* seconds, start again on the same port."""
+        """Kill, stay down for *down* seconds, start again on the same port."""
         self.kill()
         time.sleep(down)
         self.start()
 
     def freeze(self) -> None:
-        """Stop all its processes in their tracks: connections stay open, nothing answers. The
-        kernel goes on to accept new TCP connections until the listen queue is full."""
+        """Stop all its processes (SIGSTOP): connections stay open, nothing answers. The kernel
+        still accepts new TCP connections until the listen queue is full.
+        """
         processes.freeze(self.pid)
 
     def thaw(self) -> None:
-        """Let a frozen server go on."""
+        """Let a frozen server continue."""
         processes.thaw(self.pid)
 
     def close(self) -> None:
-        """End the server, quickly, and remove its folder. In a forked child: nothing."""
+        """End the server, quickly, and remove its folder. In a forked child: do nothing."""
         if os.getpid() != self._owner:
             return
         if self._process is not None and self.is_running:
@@ -277,8 +278,8 @@ class Server(ABC):
             )
 
     def wait_ready(self, timeout: float = 30.0) -> None:
-        """Wait until the server answers; ServerError with the end of its log when it ends or takes
-        longer.
+        """Wait until the server answers. ServerError contains the end of its log if it ends or
+        takes longer.
         """
         deadline = time.monotonic() + timeout
         while True:
