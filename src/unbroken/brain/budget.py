@@ -39,6 +39,9 @@ LEAST_TRICKLE = 1.0
 OVER = 0.5
 #: Seconds between two lines about the same incident.
 EVERY = 60.0
+#: Where connections end before anybody has used them, each takes the place of another one for the
+#: same caller. Once the bank is empty, so many seconds pass before the next is opened.
+REST = 0.05
 #: Sums of fractions are not exact.
 _NEARLY = 1e-9
 
@@ -61,7 +64,9 @@ class Budget:
     of the two incomes counts, not their sum.
     """
 
-    __slots__ = ("by_success", "by_time", "is_spent", "refused", "since", "told_at")
+    __slots__ = (
+        "by_success", "by_time", "is_spent", "refused", "rest_until", "since", "told_at",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.by_time = 0.0
@@ -70,6 +75,7 @@ class Budget:
         self.refused = 0  #: replays that were refused, in this incident
         self.is_spent = False  #: some were refused, and the bank has not recovered
         self.told_at = -math.inf  #: when a line was last logged about it
+        self.rest_until = -math.inf  #: no connection is opened before
 
     def left(self, now: float, connections: int, earned: float = 0.0) -> float:
         """How many replays are left at *now*. Pure.
@@ -94,6 +100,10 @@ class Budget:
             return False
         self.by_time, self.by_success = self.by_time + 1.0, self.by_success + 1.0
         return True
+
+    def rests(self, now: float) -> bool:
+        """Whether no connection is to be opened at *now*."""
+        return now < self.rest_until
 
     def is_news(self, now: float) -> bool:
         """Whether a refusal at *now* is to be logged: the first of an incident, and then one in

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Fault, FaultKind
-from unbroken.brain.budget import bank_of, trickle_of
+from unbroken.brain.budget import REST, bank_of, trickle_of
 from unbroken.ledger.subjects import in_words, subjects
 from unbroken.ledger.unit import Unit
 from unbroken.logs import Part
@@ -55,6 +55,7 @@ def may_replay(unit: Unit, exc: BaseException, fault: Fault) -> bool:
     unit.grant = unit.attempts, granted
     unit.has_paid = unit.has_paid or (waits and granted)
     if not granted:
+        _count(state)
         who = in_words(*subjects(unit))
         work = f"this unit of work ({who})" if who else "this unit of work"
         exc.add_note(NO_BUDGET(f"unbroken did not replay {work}: {words(state)}"))
@@ -67,7 +68,21 @@ def may_repeat(state: Any) -> str | None:
     """
     with state.server.lock:
         state.counters.lost_statements += 1  # its use was no success
-    return None if _take(state) else words(state)
+    if _take(state):
+        return None
+    _count(state)
+    return words(state)
+
+
+def died_unused(state: Any) -> None:
+    """A connection was opened for a caller and had ended before anybody used it.
+
+    Its caller gets another one. That is paid for, too; where it cannot be, the pool rests a moment
+    before it opens the next one.
+    """
+    if not _take(state):
+        with state.server.lock:
+            state.server.budget.rest_until = state.clock() + REST
 
 
 def succeeded(unit: Unit) -> None:
@@ -114,11 +129,15 @@ def _take(state: Any) -> bool:
         granted = server.budget.take(now, _connections(server), _earned(server, keep=True))
         is_news = not granted and server.budget.is_news(now)
         refused = server.budget.refused
-        if not granted and state is not None:
-            state.counters.not_replayed += 1
     if is_news:
         _tell(state, refused)
     return granted
+
+
+def _count(state: Any) -> None:
+    if state is not None:
+        with state.server.lock:
+            state.counters.not_replayed += 1
 
 
 def _tell(state: Any, refused: int) -> None:
