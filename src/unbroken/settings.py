@@ -167,17 +167,13 @@ class Settings:
                 raise ConfigurationError(
                     UNKNOWN_SETTING(f"unknown setting {shown(name)}; {remedy(name, known)}")
                 )
-        if isinstance(given.get("units"), list):
-            given["units"] = tuple(given["units"])
-        if given.get("retry_budget") == OFF:
-            given["retry_budget"] = math.inf
-        settings = cls(**given)
+        settings = cls(**_spelled(given))
         _validate(settings)
         return settings
 
     def changed(self, **given: Any) -> Settings:
         """A validated copy with some settings changed."""
-        settings = replace(self, **given)
+        settings = replace(self, **_spelled(given))
         _validate(settings)
         return settings
 
@@ -243,6 +239,15 @@ def _from_text(name: str, text: str) -> Any:
         raise ConfigurationError(BAD_SETTING(f"{name}={shown(text)} is not {kind}")) from None
 
 
+def _spelled(given: dict[str, Any]) -> dict[str, Any]:
+    """*given* in the one spelling that a setting has in the end."""
+    if isinstance(given.get("units"), list):
+        given["units"] = tuple(given["units"])
+    if given.get("retry_budget") == OFF:
+        given["retry_budget"] = math.inf
+    return given
+
+
 def _validate(s: Settings) -> None:
     for name, least in _INTS.items():
         value = getattr(s, name)
@@ -267,9 +272,10 @@ def _validate(s: Settings) -> None:
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))
     part = s.retry_budget
-    if isinstance(part, bool) or not isinstance(part, (int, float)) or not part >= 0:
+    is_number = isinstance(part, (int, float)) and not isinstance(part, bool)
+    if not is_number or not (0 <= part <= MOST or part == math.inf):
         raise ConfigurationError(
-            BAD_SETTING(f"retry_budget={shown(part)} must be {_PART}; it is at least 0")
+            BAD_SETTING(f"retry_budget={shown(part)} must be {_PART}, and not be negative")
         )
     if s.min_size > s.max_size:
         raise ConfigurationError(

@@ -316,13 +316,15 @@ class Deeds:
 
     def origins(self) -> list[Any]:
         """The pools whose connections this attempt has used."""
+        if not self._parts:
+            return []
         found = [part.origin for part in list(self._parts.values()) if part.origin is not None]
         return found if len(found) < 2 else list({id(each): each for each in found}.values())
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether this attempt used a server, and no pool of ours (a MongoDB, say)."""
-        return bool(self._meanings) and not self.origins()
+        """Whether this attempt, which used no pool of ours, used a server (a MongoDB, say)."""
+        return bool(self._meanings)
 
     def _known(self, conn_id: int | None) -> Part:
         part = self._parts.get(conn_id)

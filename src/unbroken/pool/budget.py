@@ -87,13 +87,14 @@ def died_unused(state: Any) -> None:
 
 def succeeded(unit: Unit) -> None:
     """*unit* has ended well."""
-    if unit.grant == (unit.attempts, False):
+    attempt, granted = unit.grant
+    if not granted and attempt == unit.attempts:
         return  # its error was made an answer of
-    for state in unit.origins():
-        counters = getattr(state, "counters", None)
-        if counters is not None:
-            counters.units += 1  # without a lock: one that is lost is one that is not earned
-    if unit.is_elsewhere:
+    # without a lock: what is lost is what is not earned
+    pools = unit.origins()
+    for pool in pools:
+        pool.counters.units += 1
+    if not pools and unit.is_elsewhere:
         server_at(ELSEWHERE).units += 1
 
 
