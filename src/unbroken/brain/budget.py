@@ -75,7 +75,7 @@ class Budget:
         self.refused = 0  #: replays that were refused, in this incident
         self.is_spent = False  #: some were refused, and the bank has not recovered
         self.told_at = -math.inf  #: when a line was last logged about it
-        self.rest_until = -math.inf  #: no connection is opened before
+        self.rest_until = 0.0  #: no connection is opened before
 
     def left(self, now: float, connections: int, earned: float = 0.0) -> float:
         """How many replays are left at *now*. Pure.
@@ -100,10 +100,6 @@ class Budget:
             return False
         self.by_time, self.by_success = self.by_time + 1.0, self.by_success + 1.0
         return True
-
-    def rests(self, now: float) -> bool:
-        """Whether no connection is to be opened at *now*."""
-        return now < self.rest_until
 
     def is_news(self, now: float) -> bool:
         """Whether a refusal at *now* is to be logged: the first of an incident, and then one in
