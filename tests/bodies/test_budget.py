@@ -37,7 +37,6 @@ def proxy(postgres: PostgreSQL) -> Iterator[FaultProxy]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time brings nothing, however long a test takes."""
-    monkeypatch.setattr(budget, "LEAST_TRICKLE", 0.0)
     monkeypatch.setattr(budget, "EVENT_EVERY", 1e12)
 
 
@@ -78,7 +77,7 @@ def test_a_unit_of_work_is_not_run_again_once_the_budget_is_spent(
             notes = told(body.replay)
             assert "no replay: budget" in notes
             assert "UB507" in notes
-            assert "10 replays in reserve" in notes
+            assert "30 replays in reserve" in notes
         assert [cut.hits for cut in cuts] == [1, 1, 1]
         assert body.stats().not_replayed == 3
         assert body.stats().replays_left < 1
@@ -138,6 +137,6 @@ def test_a_forked_child_begins_with_a_budget_of_its_own(
             finally:
                 os._exit(0)
         os.close(write)
-        assert os.read(read, 100) == b"10.0"
+        assert os.read(read, 100) == b"30.0"
         os.close(read)
         assert os.waitpid(child, 0) == (child, 0)

@@ -14,12 +14,12 @@ SCHEDULES = 10_000
 
 def test_a_new_budget_is_full_and_an_empty_one_refuses() -> None:
     budget = Budget()
-    assert budget.left(0.0, 4) == 12.0
-    assert sum(budget.take(0.0, 4, 0.0) for _ in range(100)) == 12
-    assert budget.left(0.0, 4) == 0.0
-    assert not budget.take(0.5, 4, 0.0)
-    assert budget.take(1.0, 4, 0.0)
-    assert not budget.take(1.0, 4, 0.0)
+    assert budget.left(0.0, 20) == 60.0
+    assert sum(budget.take(0.0, 20, 0.0) for _ in range(100)) == 60
+    assert budget.left(0.0, 20) == 0.0
+    assert not budget.take(0.2, 20, 0.0)
+    assert budget.take(0.25, 20, 0.0)
+    assert not budget.take(0.25, 20, 0.0)
 
 
 def test_a_success_brings_its_part() -> None:
@@ -30,32 +30,32 @@ def test_a_success_brings_its_part() -> None:
 
 
 def test_the_better_income_counts_and_not_both() -> None:
-    """2 a second from success, 1 from time."""
+    """4 a second from success, 2 from time."""
     budget, granted = Budget(), 0
     while budget.take(0.0, 4, 0.0):
         pass
     for tick in range(1, 10_001):
-        granted += budget.take(tick * 0.01, 4, 0.02)
-    assert granted in (199, 200)
+        granted += budget.take(tick * 0.01, 4, 0.04)
+    assert granted in (399, 400)
 
 
-@pytest.mark.parametrize("connections", [1, 2, 3, 10, 100, 1000, 5000])
+@pytest.mark.parametrize("connections", [1, 2, 3, 10, 100, 1000])
 def test_no_restart_meets_it_whatever_the_size_of_the_pool(connections: int) -> None:
     """Each connection is lost at once, and nothing has ever succeeded; three times in a row, and
-    then every ten seconds for ever.
+    then every five seconds for ever.
     """
     budget = Budget()
     for _ in range(3):
         assert all(budget.take(0.0, connections, 0.0) for _ in range(connections))
     for event in range(1, 21):
-        assert all(budget.take(event * 10.0, connections, 0.0) for _ in range(connections))
+        assert all(budget.take(event * 5.0, connections, 0.0) for _ in range(connections))
 
 
 def test_a_pool_that_grows_brings_its_bank() -> None:
     budget = Budget()
     while budget.take(0.0, 4, 0.0):
         pass
-    assert budget.left(0.0, 8) == 12.0
+    assert budget.left(0.0, 20) == 30.0
     assert budget.left(0.0, 2) == 0.0
 
 
@@ -95,7 +95,7 @@ def test_never_above_the_bound_and_never_below_the_trickle() -> None:
         granted, brought = 0, 0.0
         starved_since, granted_since = math.inf, 0
         mood, until = 0.5, 0.0
-        for _ in range(random.randrange(10, 60)):
+        for _ in range(random.randrange(10, 40)):
             if now >= until:
                 mood, until = random.choice([0.0, 0.1, 0.5, 0.9, 1.0]), now + random.uniform(0, 5)
             now += random.expovariate(random.choice([1.0, 10.0, 100.0]))

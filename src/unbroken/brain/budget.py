@@ -14,11 +14,12 @@ The rule: lost work is run again as often as **a part of the work that succeeds*
 - The bank: one event of a server (a restart, a failover) loses each connection once, so it costs
   one replay for each connection at the most. Three such events in a row are free. So no restart
   meets the budget, whatever the size of the pool.
-- The trickle: a tenth of the connections each second, so that an event every ten seconds (Finagle's
-  and Linkerd's ``ttl``) is free, whatever the load is. It follows the number of connections, which
-  a server bounds. Finagle's ten a second follow the number of processes, which nobody bounds.
-- No less than 10 in the bank (gRPC's ``maxTokens``) and 1 a second: a process with few connections
-  and few requests heals as it would without a budget.
+- The trickle: a fifth of the connections each second, so that an event every five seconds is free,
+  whatever the load is. So long callers wait for a server by default. It follows the number of
+  connections, which a server bounds. Finagle's ten a second follow the number of processes, which
+  nobody bounds.
+- No less than for ten connections, the default of ``max_size``: a process with few connections and
+  few requests heals as it would without a budget.
 
 One object for each process and server: an incident of one server must not spend what another one's
 needs. Nothing here does I/O or knows the clock.
@@ -31,10 +32,9 @@ import math
 #: So many times each connection may be lost before the bank is empty.
 EVENTS = 3.0
 #: Seconds in which the trickle brings as many replays as there are connections.
-EVENT_EVERY = 10.0
-#: The least that the bank holds, and the least trickle in a second.
-LEAST_BANK = 10.0
-LEAST_TRICKLE = 1.0
+EVENT_EVERY = 5.0
+#: So many connections count at the least.
+LEAST = 10
 #: An incident in which replays were refused is over once so much of the bank is full.
 OVER = 0.5
 #: Seconds between two lines about the same incident.
@@ -48,12 +48,12 @@ _NEARLY = 1e-9
 
 def bank_of(connections: int) -> float:
     """How many replays the bank holds, where the pools have had so many *connections* at a time."""
-    return max(LEAST_BANK, EVENTS * connections)
+    return EVENTS * max(LEAST, connections)
 
 
 def trickle_of(connections: int) -> float:
     """How many replays a second there are without any success."""
-    return max(LEAST_TRICKLE, connections / EVENT_EVERY)
+    return max(LEAST, connections) / EVENT_EVERY
 
 
 class Budget:
