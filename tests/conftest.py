@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from unbroken import DriverNotInstalledError, logs
+from unbroken.brain.budget import Budget
+from unbroken.pool import servers
 from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -57,6 +59,13 @@ def _nothing_was_logged_before() -> None:
         if logger.level or logger.disabled:  # an example of the docs sets them
             logger.setLevel(logging.NOTSET)
             logger.disabled = False
+
+
+@pytest.fixture(autouse=True)
+def _no_replay_was_paid_for_before() -> None:
+    """Tests lose connections all the time, of servers that all of them share."""
+    for record in list(servers._records.values()):
+        record.budget = Budget()
 
 
 @contextmanager
