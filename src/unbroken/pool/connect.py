@@ -112,7 +112,7 @@ def _ask(state: PoolState, until: float) -> Try | float | None:
             return None
         if state.refusals.active and not kernel.waiting:
             return None
-        delay = outage.ask(state, now, len(kernel.waiting))
+        delay = outage.ask(state, now, len(kernel.waiting), is_served=bool(kernel.entries))
         if delay is None or state.room(state.connectors - 1) <= 0:
             return None
         if state.refusals.delay(now) > delay:
@@ -362,7 +362,7 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
 
 def _end_outage(state: PoolState, took: float | None = None) -> float | None:
     """The server answers: how long it was away, if it was. The caller holds both locks."""
-    ended = state.server.outage.succeeded(state.clock(), took)
+    ended = state.server.outage.succeeded(state.clock(), took, state.random)
     if ended is not None:
         state.counters.outages += 1
         state.counters.outage_seconds += ended
