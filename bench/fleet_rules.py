@@ -30,7 +30,7 @@ AWAY = 5.0  #: seconds
 TIMEOUT = 5.0  #: connect_timeout
 ROUND_TRIP = 0.0005
 COSTS = {"cheap": (0.0005, 1), "costly": (0.1, 8)}  #: seconds of one core for a login, cores
-PATIENCE = 900.0  #: seconds after which a fleet that is not well again is left alone
+PATIENCE = 300.0  #: seconds after which a fleet that is not well again is left alone
 
 
 class Rule:

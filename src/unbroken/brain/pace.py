@@ -121,12 +121,9 @@ class Crowd:
 
     def was_away(self, now: float, random: Random | None) -> None:
         """An outage has just ended: what was known before it is true again soon."""
-        if self.number is not None:
-            shortest, longest = COUNT_AGAIN
-            self.next_count = now + (
-                longest if random is None else random.uniform(shortest, longest)
-            )
-            self.is_settling = True
+        shortest, longest = COUNT_AGAIN
+        self.next_count = now + (longest if random is None else random.uniform(shortest, longest))
+        self.is_settling = True
 
     def at_once(self, most: int) -> int:
         """How many connections a process opens at a time, *most* at most, before it knows that

@@ -15,7 +15,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
-from unbroken.pool import news
+from unbroken.pool import crowd, news
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.ending import was_too_late
 from unbroken.pool.first_questions import (
@@ -280,12 +280,12 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         dialing.has_made(state.driver.fileno(conn))
         until = attempt.until  # one limit for all of it
         led_to = yield from recognise(state, conn, until)
-        if not state.server.limit.asked:
-            yield from ask_limit(state, conn, until)
+        yield from ask_limit(state, conn, until)
         if state.server.limit.wants_uptime:
             yield from ask_uptime(state, conn, attempt.address, until)
         yield from prove(state, conn, until)
         yield from admit(state, attempt, conn, until)
+        yield from crowd.ask_new(state, conn, until)
         if state.share is not None and state.share.wants_word(was_away=state.server.outage.active):
             yield from ask_share(state, conn, until)
         if state.hidden.is_due(started):
