@@ -13,7 +13,6 @@ from unbroken.brain.pace import (
     AGE_PART,
     BUSY_RATE,
     COUNT_AGAIN,
-    CROWDED,
     FIRST_REST,
     LAST_REST,
     LONGEST,
@@ -21,6 +20,7 @@ from unbroken.brain.pace import (
     LONGEST_UNKNOWN,
     REFUSED_PACE,
     REFUSED_RATE,
+    YOUNG,
     Crowd,
     Pace,
 )
@@ -86,11 +86,13 @@ def test_a_thousand_make_a_fifth_of_the_attempts_and_the_first_finds_it_within_5
 
 def test_who_was_never_told_a_count_asks_less_often_the_longer_it_takes() -> None:
     pace, random = Pace(Crowd()), Random(1)
-    young = [pace.after(100.0, FaultKind.REFUSED, random, 2.0) for _ in range(100)]
-    assert max(young) <= REFUSED_PACE[1], "a restart of two seconds"
-    old = [pace.after(100.0, FaultKind.REFUSED, random, 10.0) for _ in range(100)]
-    assert REFUSED_PACE[1] < max(old) <= 10.0 * AGE_PART
-    oldest = [pace.after(100.0, FaultKind.REFUSED, random, 3600.0) for _ in range(100)]
+
+    def pauses(age: float) -> list[float]:
+        return [pace.after(1e4, FaultKind.REFUSED, random, age) for _ in range(100)]
+
+    assert max(pauses(YOUNG)) <= REFUSED_PACE[1], "a restart"
+    assert REFUSED_PACE[1] < max(pauses(YOUNG + 10.0)) <= 10.0 * AGE_PART
+    oldest = pauses(3600.0)
     assert LONGEST_UNKNOWN / 2 <= min(oldest) <= max(oldest) <= LONGEST_UNKNOWN
 
 
@@ -221,5 +223,16 @@ def test_after_a_slow_login_in_a_crowd_those_who_have_one_leave_the_line_to_othe
     assert (pause > 0) is waits
     assert pause <= LONELY_PACE, "whoever has lost what it had must not sleep on"
     assert outage.ask(ME, 100.0, 1) == 0.0, "it has none"
-    if waits:
-        assert outage.next_more - 100.0 >= (took - CROWDED) * 8
+
+
+def test_where_logins_were_not_answered_in_time_the_line_is_made_shorter() -> None:
+    served, late = in_line(), in_line()
+    served.succeeded(104.0, 4.0, Random(1))
+    late.seen(104.9, [True])
+    late.failed(ME, 100.0, 105.0, Fault(FaultKind.UNREACHABLE), Random(1))
+    late.succeeded(109.0, 4.0, Random(1))
+    quick, slow = served.next_more - 104.0, late.next_more - 109.0
+    assert 4.0 <= quick <= 20.0
+    assert slow > 2 * quick
+    late.succeeded(209.0, 0.1, Random(1))
+    assert late.ask(ME, 209.0, 1, is_served=True) == 0.0, "it is well again"

@@ -42,21 +42,24 @@ BUSY_RATE = 1000.0
 #: … and the longest pauses that may follow from these.
 LONGEST = 0.5
 LONGEST_BUSY = 1.0
-#: Where the server never said how many there are, a pause is this part of the outage's age …
-AGE_PART = 0.01
-#: … as far as it goes.
+#: Where the server never said how many there are, a pause is this part of what the outage takes
+#: longer than so many seconds …
+AGE_PART, YOUNG = 0.01, 30.0
+#: … and never longer than this.
 LONGEST_UNKNOWN = 0.25
 #: Connections that all processes open at a time where the server may be well. A process that has
 #: been let in opens more.
 TOGETHER = 200.0
 #: More others than these are a crowd: what is slow is so because all of them stand in its line.
 LARGE = 50.0
-#: In a crowd a login should not take longer than this. What it takes beyond, times the part of the
-#: crowd that so many are, is left to others before the next one …
+#: In a crowd a login should not take longer than this. A pool that has a connection leaves the line
+#: to others then, for so many times as long …
 CROWDED = 0.25
-IN_LINE = 60.0
-#: … spread by this (from, to).
+LEFT = 3.0
+#: … spread by this (from, to). Where logins were not answered in time at all, the line must become
+#: shorter: there each pauses for so long that about so many stand in it.
 SPREAD_LEFT = (0.5, 1.5)
+IN_LINE = 60.0
 #: In a crowd a login that is not answered in time is followed by a pause of at most so many
 #: seconds, twice as many each time. (Twice connect_timeout: half of all that tried may try then.)
 FIRST_REST = 10.0
@@ -77,7 +80,10 @@ WARM = 5.0
 class Crowd:
     """How many others use one server. The caller holds the lock of the server's record."""
 
-    __slots__ = ("asked_own", "heard_at", "is_settling", "next_count", "number", "pools", "rests")
+    __slots__ = (
+        "asked_own", "heard_at", "is_settling", "next_count", "number", "pools", "rests",
+        "was_late",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         #: all sessions by those of this process, as the server said last; None: it did not
@@ -87,7 +93,8 @@ class Crowd:
         self.asked_own = 0  #: … and how many connections this process had when it was asked last
         self.is_settling = False  #: an outage has just ended
         self.heard_at = -math.inf  #: when the server last acknowledged an attempt and was silent
-        self.rests = 0  #: how often in a row an attempt ended so
+        self.rests = 0  #: how often in a row an attempt ended so …
+        self.was_late = False  #: … and whether one has since the last quick login
 
     @property
     def size(self) -> float:
@@ -149,7 +156,7 @@ class Crowd:
             return 0.0
         longest = min(LAST_REST, max(FIRST_REST, self.size / RESTED_RATE))
         most = min(longest, FIRST_REST * 2.0 ** min(self.rests, 10))
-        self.rests += 1
+        self.rests, self.was_late = self.rests + 1, True
         return random.uniform(0.0, most)
 
     def succeeded(self, took: float, random: Random | None = None) -> float:
@@ -157,9 +164,11 @@ class Crowd:
         next one.
         """
         self.rests, self.heard_at = 0, -math.inf
+        if took <= CROWDED:
+            self.was_late = False
         if not self.is_large or took <= CROWDED:
             return 0.0
-        left = (took - CROWDED) * self.size / IN_LINE
+        left = (took - CROWDED) * self.size / IN_LINE if self.was_late else LEFT * took
         return left * (1.0 if random is None else random.uniform(*SPREAD_LEFT))
 
 
@@ -186,7 +195,7 @@ class Pace:
             self.busy = 0
             alone = random.uniform(*REFUSED_PACE)
             if self.crowd.number is None and not self.crowd.pools:
-                return max(alone, min(LONGEST_UNKNOWN, _spread(AGE_PART * age, random)))
+                return max(alone, min(LONGEST_UNKNOWN, _spread(AGE_PART * (age - YOUNG), random)))
             return max(alone, self._part(REFUSED_RATE, LONGEST, random))
         pause = max(self._busy(now, kind, random), self._part(BUSY_RATE, LONGEST_BUSY, random))
         if kind is FaultKind.UNREACHABLE:
