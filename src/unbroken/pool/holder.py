@@ -144,7 +144,7 @@ def describe(ident: int) -> str:
     name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
     frame, who = (frames or {}).get(ident), f"thread {ident if name is None else name}"
     if frames is None and name is not None:
-        return f"{who} (without the interpreter's lock another thread's stack cannot be read)"
+        return f"{who} (its stack cannot be read in this process)"
     if frame is None:
         frame, who = _greenlet(ident, who)
     if frame is None:
