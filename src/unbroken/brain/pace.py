@@ -72,9 +72,9 @@ ACKNOWLEDGED_FOR = 10.0
 #: The server's count is asked for again after so many seconds (from, to), also after an outage:
 #: before that there are few, and all want to be let in.
 COUNT_AGAIN = (60.0, 120.0)
-#: … on a connection that was used within so many seconds: a process that does nothing needs no
-#: count, and its idle connections may end.
-WARM = 5.0
+#: … on a connection that was used within so many seconds. What idles for longer may be about to
+#: show an idle limit, and must be able to end where nobody uses it.
+WARM = 0.25
 
 
 class Crowd:
