@@ -25,7 +25,7 @@ import time
 import traceback
 import types
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +37,10 @@ TOLD = 5
 
 
 _ASYNCIO = os.path.dirname(asyncio.__file__)
+#: Python's selector keeps descriptors in two books, its own and the kernel's. A strike in between
+#: has it refuse the next wait for that descriptor, whatever library asks for it. All that a driver
+#: can do is to tell the caller that the connection is lost, and never to use it again.
+_LOOPS_BOOKS = "/selectors.py:"
 
 
 class Struck(Exception):  # noqa: N818 - what happened
@@ -186,6 +190,8 @@ class Sweep:
         self.number = 1000
         self.conn: Any = None
         self.traits: Any = None
+        #: The last strikes. One may show its effect in what comes after it.
+        self.last: deque[str] = deque(maxlen=TOLD)
 
     def run(self, coroutine: Any) -> Any:
         """Run to its end, or raise Hang."""
@@ -216,7 +222,7 @@ class Sweep:
                 self.conn = self.run(self.it.connect())
             except BaseException as error:
                 self.fault("cannot connect", "", "", error)
-                raise SystemExit(json.dumps(self.told)) from error
+                raise SystemExit("\n".join(self.told)) from error
             self.traits = self.it.driver.traits(self.conn)
         return self.conn
 
@@ -292,6 +298,7 @@ class Sweep:
 
     def struck(self, call: Any, do: Callable[[], Any], where: Callable[[], str]) -> None:
         """Do it, and look at the connection afterwards."""
+        self.fresh()
         try:
             do()
         except Hang as error:
@@ -300,6 +307,7 @@ class Sweep:
             return
         except BaseException:  # the strike, or what the library made of it
             self.figures["raised"] += 1
+        self.last.append(where())
         self.look(call.__name__, where(), struck=True)
 
     # -- what is looked at afterwards
@@ -326,7 +334,12 @@ class Sweep:
             self.fault("hang", call, where, error)
             self.drop()
         except Exception as error:
-            self.fault("error on a quiet connection", call, where, error)
+            if not (_LOOPS_BOOKS in where and driver.classify(error).is_lost):
+                self.fault("error on a quiet connection", call, where, error)
+            elif driver.is_quiet(conn) or driver.is_clean(conn, self.traits):
+                self.fault("lost, but fit for another use", call, where, error)
+            else:
+                self.figures["lost in the loop"] += 1
             self.drop()
 
     def look_in_step(self, call: str, where: str) -> None:
@@ -418,7 +431,7 @@ class Sweep:
         """Note what must not be."""
         self.faults[what] += 1
         if self.faults[what] <= TOLD:
-            lines = [f"{what} ({call}, {where})"]
+            lines = [f"{what} ({call}, {where})", *(f"earlier: {each}" for each in self.last)]
             if error is not None:
                 lines += traceback.format_exception(error, limit=-12)
             self.told.append("\n".join(lines))
