@@ -77,6 +77,8 @@ class Subject:
     #: Whether the library finds its way back by itself, so that a statement on a connection that is
     #: not quiet is answered.
     resumes = False
+    #: The calls after which it does, if it does after some only.
+    resumes_after: tuple[str, ...] = ()
 
     async def connect(self) -> Any:
         """A new connection."""
@@ -379,6 +381,7 @@ class Sweep:
     def look_refused(self, call: str, where: str) -> None:
         """What is out of step must refuse every statement, at once and as a lost connection."""
         driver, conn, it = self.it.driver, self.conn, self.it
+        resumes = it.resumes or call in it.resumes_after
         if driver.is_clean(conn, self.traits):
             self.fault("clean, but not quiet", call, where)
         if driver.is_in_transaction(conn) is False:
@@ -396,7 +399,7 @@ class Sweep:
                 return
             except Exception as error:
                 if not driver.classify(error).is_lost and not (
-                    it.resumes and driver.is_quiet(conn)
+                    resumes and driver.is_quiet(conn)
                 ):
                     self.fault(
                         f"{name} refused as {type(error).__name__}, no lost connection",
@@ -405,11 +408,11 @@ class Sweep:
                         error,
                     )
             else:
-                if not it.resumes or (name == "execute" and got != 1):
+                if not resumes or (name == "execute" and got != 1):
                     self.fault(f"{name} was not refused", call, where)
             if time.monotonic() - started > 3:
                 self.fault(f"{name} was refused late", call, where)
-            if driver.is_quiet(conn) and not it.resumes:
+            if driver.is_quiet(conn) and not resumes:
                 self.fault(f"quiet again after {name}", call, where)
 
     def drop(self) -> None:
