@@ -398,9 +398,7 @@ class Sweep:
                 self.fault(f"{name} hangs", call, where, error)
                 return
             except Exception as error:
-                if not driver.classify(error).is_lost and not (
-                    resumes and driver.is_quiet(conn)
-                ):
+                if not driver.classify(error).is_lost and not (resumes and driver.is_quiet(conn)):
                     self.fault(
                         f"{name} refused as {type(error).__name__}, no lost connection",
                         call,
