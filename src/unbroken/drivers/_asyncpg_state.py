@@ -203,6 +203,17 @@ class Status(Awaited):
         finally:
             layer.watched = watched
 
+    def holds(self, conn: Connection) -> bool:
+        """Whether a statement was prepared and not executed: the server waits for the rest of it,
+        and keeps its locks.
+        """
+        layer = conn._protocol
+        return isinstance(layer, Layer) and layer.unsynced
+
+    async def let_go(self, conn: Connection) -> None:
+        """Have the server end that. One round trip."""
+        await conn._protocol.unreported("SELECT 1")
+
     async def remember(self, conn: Connection) -> Any:
         """Nothing is set when it is opened.
 
