@@ -147,6 +147,7 @@ class Status(Awaited):
             )
             return not (
                 layer.unsynced
+                or layer.forgot
                 or conn._stmt_exclusive_section._acquired
                 or layer.residue != residue
                 or layer.changed_codecs != codecs
@@ -195,6 +196,9 @@ class Status(Awaited):
                 _postgresql.reset_of(layer.residue) if layer.residue else "SELECT 1"
             )
             layer.residue = NOTHING
+        if layer.forgot:
+            conn._stmt_cache.clear()
+            layer.forgot = False
         watched, layer.watched = layer.watched, False
         try:
             for typename, schema in list(layer.changed_codecs):
