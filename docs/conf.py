@@ -57,7 +57,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"unbroken_drill\..*"),
 ]
 
-#: ``make docs-links`` asks every page of other sites that ours link to.
+#: ``make links`` asks every page of other sites that ours link to.
 linkcheck_anchors = False
 linkcheck_timeout = 10
 linkcheck_ignore = [r"http://127\.0\.0\.1.*", r"https://github\.com/unbroken-db/.*"]

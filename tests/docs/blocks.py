@@ -10,7 +10,7 @@ from unbroken_drill.servers import MariaDB, PostgreSQL
 ROOT = Path(__file__).parents[2]
 PAGES = [
     page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
     if "_build" not in page.parts
 ]
 #: Where the pages' examples connect to.
