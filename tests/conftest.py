@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from unbroken import DriverNotInstalledError, logs
@@ -24,6 +25,10 @@ from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell's background job; the programs that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A slow machine is no finding, and coverage slows every example down. pytest's timeout stays.
+hypothesis.settings.register_profile("unbroken", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("unbroken")
 
 #: What tests call a library that has not been released for free-threaded Pythons, or would bring
 #: the lock back: by its module.
