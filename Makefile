@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 PROJECTS := pyproject.toml drill/pyproject.toml
 
-.PHONY: help demo test check bench soak simulate pythons drivers fuzz clean
+.PHONY: help demo test check bench soak simulate pythons drivers fuzz coverage docs links workflows clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,9 +46,27 @@ fuzz: ## a coverage-guided fuzzer on all that reads what others wrote (ARGS="--s
 	@[ -x .venvs/fuzz/bin/python ] || { mkdir -p .venvs && scripts/setup-venv "$(PYTHON)" .venvs/fuzz fuzz; }
 	@.venvs/fuzz/bin/python tests/fuzz/run.py $(ARGS)
 
+coverage: $(VENV)/.test ## all tests but those that count calls, with coverage measured: htmlcov/index.html, and a floor
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group coverage
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest -n 4 --ignore=tests/perf $(ARGS)
+	@$(BIN)/python -m coverage combine -q && $(BIN)/python -m coverage html -q && $(BIN)/python -m coverage report
+
+docs: .venvs/.docs ## the site, built into docs/_build/html; any warning fails
+	@.venvs/docs/bin/python -m sphinx -W -n -q -b html -d docs/_build/doctrees docs docs/_build/html $(ARGS)
+	@echo docs/_build/html/index.html
+
+links: .venvs/.docs ## ask every page of other sites that the site links to; needs a network
+	@.venvs/docs/bin/python -m sphinx -q -b linkcheck -d docs/_build/doctrees docs docs/_build/links $(ARGS)
+
+workflows: .venvs/.workflows ## look for mistakes and weak places in .github
+	@.venvs/workflows/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@.venvs/workflows/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@.venvs/workflows/bin/zizmor --offline -q .github
+
 clean: ## remove the venvs and all caches, also the drill's
 	-@[ ! -x $(BIN)/unbroken ] || $(BIN)/unbroken drill --clean
-	rm -rf $(VENV) .venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build drill/dist drill/build
+	rm -rf $(VENV) .venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis docs/_build htmlcov .coverage* dist build drill/dist drill/build
 
 # One stamp per set of dependencies, made anew when a pyproject.toml changes. The servers come first for the tests: mysqlclient
 # is built against MariaDB's client library.
@@ -58,6 +76,14 @@ $(VENV)/.demo: $(PROJECTS) scripts/setup-venv
 
 $(VENV)/.check: $(PROJECTS) scripts/setup-venv
 	@scripts/setup-venv "$(PYTHON)" $(VENV) check
+	@touch $@
+
+.venvs/.docs: $(PROJECTS) scripts/setup-venv
+	@mkdir -p .venvs && scripts/setup-venv "$(PYTHON)" .venvs/docs docs
+	@touch $@
+
+.venvs/.workflows: $(PROJECTS) scripts/setup-venv
+	@mkdir -p .venvs && scripts/setup-venv "$(PYTHON)" .venvs/workflows workflows
 	@touch $@
 
 .venvs/.apps: scripts/setup-apps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from requesting import (
@@ -12,7 +13,6 @@ from requesting import (
     Peewee,
     Pool,
     asyncpg_pool,
-    bare_psycopg_pool,
     psycopg_pool,
 )
 
@@ -21,6 +21,41 @@ from requesting import (
 Contenders = dict[str, tuple[Any, bool, str]]
 
 OURS = "unbroken"
+
+
+def _our_frameworks(**peewee: Any) -> Contenders:
+    """unbroken's bodies for Django and peewee, as far as they are the same with each server."""
+    return {
+        "unbroken.django": (Django(is_ours=True), False, "Django"),
+        "unbroken.django, atomic": (Django(is_ours=True, atomic=True), False, "Django"),
+        "unbroken.peewee": (Peewee("unbroken.peewee", **peewee), False, "peewee"),
+        "unbroken.peewee, atomic": (
+            Peewee("unbroken.peewee", atomic=True, **peewee),
+            False,
+            "peewee",
+        ),
+    }
+
+
+def _frameworks(**peewee: Any) -> Contenders:
+    """What people use with them today."""
+    return {
+        "Django, persistent, atomic": (
+            Django(is_ours=False, atomic=True, checks=False),
+            False,
+            "Django",
+        ),
+        "Django, health checks": (Django(is_ours=False), False, "Django"),
+        "Django, health checks, atomic": (Django(is_ours=False, atomic=True), False, "Django"),
+        "playhouse.pool": (Peewee("playhouse.pool", **peewee), False, "peewee"),
+        "playhouse.pool, atomic": (
+            Peewee("playhouse.pool", atomic=True, **peewee),
+            False,
+            "peewee",
+        ),
+    }
+
+
 MYSQL: Contenders = {
     "unbroken, pymysql": (Pool("pymysql"), False, "pymysql"),
     "unbroken, mysqldb": (Pool("mysqldb"), False, "mysqldb"),
@@ -29,22 +64,11 @@ MYSQL: Contenders = {
     "unbroken, asyncmy": (AsyncPool("asyncmy"), True, "asyncmy"),
     "unbroken's plugin, pymysql": (Engine("pymysql", plugins=[OURS]), False, "pymysql"),
     "unbroken's plugin, aiomysql": (AsyncEngine("aiomysql", plugins=[OURS]), True, "aiomysql"),
-    "unbroken.django": (Django(is_ours=True), False, "Django"),
-    "unbroken.django, atomic": (Django(is_ours=True, atomic=True), False, "Django"),
-    "unbroken.peewee": (Peewee("unbroken.peewee"), False, "peewee"),
-    "unbroken.peewee, atomic": (Peewee("unbroken.peewee", atomic=True), False, "peewee"),
+    **_our_frameworks(),
     "SQLAlchemy, pymysql": (Engine("pymysql"), False, "pymysql"),
     "SQLAlchemy, pymysql, pre_ping": (Engine("pymysql", pool_pre_ping=True), False, "pymysql"),
     "SQLAlchemy, aiomysql": (AsyncEngine("aiomysql"), True, "aiomysql"),
-    "Django, persistent, atomic": (
-        Django(is_ours=False, atomic=True, checks=False),
-        False,
-        "Django",
-    ),
-    "Django, health checks": (Django(is_ours=False), False, "Django"),
-    "Django, health checks, atomic": (Django(is_ours=False, atomic=True), False, "Django"),
-    "playhouse.pool": (Peewee("playhouse.pool"), False, "peewee"),
-    "playhouse.pool, atomic": (Peewee("playhouse.pool", atomic=True), False, "peewee"),
+    **_frameworks(),
 }
 _PSYCOPG = {"prefer_psycopg3": True}
 POSTGRESQL: Contenders = {
@@ -60,31 +84,12 @@ POSTGRESQL: Contenders = {
         "psycopg",
     ),
     "unbroken's plugin, asyncpg": (AsyncEngine("asyncpg", plugins=[OURS]), True, "asyncpg"),
-    "unbroken.django": (Django(is_ours=True), False, "Django"),
-    "unbroken.django, atomic": (Django(is_ours=True, atomic=True), False, "Django"),
-    "unbroken.peewee": (Peewee("unbroken.peewee", **_PSYCOPG), False, "peewee"),
-    "unbroken.peewee, atomic": (
-        Peewee("unbroken.peewee", atomic=True, **_PSYCOPG),
-        False,
-        "peewee",
-    ),
+    **_our_frameworks(**_PSYCOPG),
     "SQLAlchemy, psycopg": (Engine("psycopg"), False, "psycopg"),
     "SQLAlchemy, psycopg, pre_ping": (Engine("psycopg", pool_pre_ping=True), False, "psycopg"),
     "SQLAlchemy, asyncpg": (AsyncEngine("asyncpg"), True, "asyncpg"),
     "psycopg_pool, check": (psycopg_pool, False, "psycopg"),
-    "psycopg_pool": (bare_psycopg_pool, False, "psycopg"),
+    "psycopg_pool": (partial(psycopg_pool, checks=False), False, "psycopg"),
     "asyncpg.Pool": (asyncpg_pool, True, "asyncpg"),
-    "Django, persistent, atomic": (
-        Django(is_ours=False, atomic=True, checks=False),
-        False,
-        "Django",
-    ),
-    "Django, health checks": (Django(is_ours=False), False, "Django"),
-    "Django, health checks, atomic": (Django(is_ours=False, atomic=True), False, "Django"),
-    "playhouse.pool": (Peewee("playhouse.pool", **_PSYCOPG), False, "peewee"),
-    "playhouse.pool, atomic": (
-        Peewee("playhouse.pool", atomic=True, **_PSYCOPG),
-        False,
-        "peewee",
-    ),
+    **_frameworks(**_PSYCOPG),
 }

@@ -21,6 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Target
+from unbroken.ledger import questions
+from unbroken.ledger.questions import Question
 from unbroken.pool import acquire as acquire_module
 from unbroken.pool import knowledge as knowledge_module
 from unbroken.pool.acquire import acquire
@@ -387,7 +389,7 @@ class Process:
 
     def _answer(self, step: Call, done: Callable[..., Any]) -> None:
         if step.conn.is_open:
-            done(None)
+            done([(len(self.server.sessions),)] if step.method == "ask" else None)
         else:
             done(error=FleetError(Fault(FaultKind.LOST, Cause.CLOSED_BY_PEER, 2013, "lost")))
 
@@ -462,11 +464,14 @@ def without_sockets() -> Iterator[None]:
         (acquire_module, "judge", lambda _: acquire_module.Liveness.ALIVE),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in patches]
+    count = ("fleet", Question.SESSIONS)
+    questions._TEXTS[count] = "how many sessions?"
     for where, name, what in patches:
         setattr(where, name, what)
     try:
         yield
     finally:
+        del questions._TEXTS[count]
         for where, name, what in before:
             setattr(where, name, what)
 

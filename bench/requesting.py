@@ -286,29 +286,12 @@ class AsyncEngine:
 
 
 @contextlib.contextmanager
-def psycopg_pool(url: str, size: int) -> Iterator[Request]:
-    """psycopg's own pool, with its check of each connection."""
+def psycopg_pool(url: str, size: int, *, checks: bool = True) -> Iterator[Request]:
+    """psycopg's own pool: with its check of each connection, or as it comes."""
     from psycopg_pool import ConnectionPool
 
-    check = ConnectionPool.check_connection
+    check = ConnectionPool.check_connection if checks else None
     with ConnectionPool(url, min_size=size, max_size=size, open=True, check=check) as pool:
-        pool.wait()
-
-        def request(sql: str) -> None:
-            with pool.connection() as conn:
-                cursor = conn.execute(sql)
-                if sql == READ:
-                    cursor.fetchall()
-
-        yield request
-
-
-@contextlib.contextmanager
-def bare_psycopg_pool(url: str, size: int) -> Iterator[Request]:
-    """psycopg's own pool as it comes."""
-    from psycopg_pool import ConnectionPool
-
-    with ConnectionPool(url, min_size=size, max_size=size, open=True) as pool:
         pool.wait()
 
         def request(sql: str) -> None:

@@ -14,14 +14,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from unbroken import DriverNotInstalledError, logs
+from unbroken.brain.budget import Budget
+from unbroken.pool import servers
 from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell's background job; the programs that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A slow machine is no finding, and coverage slows every example down. pytest's timeout stays.
+hypothesis.settings.register_profile("unbroken", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("unbroken")
 
 #: What tests call a library that has not been released for free-threaded Pythons, or would bring
 #: the lock back: by its module.
@@ -57,6 +64,13 @@ def _nothing_was_logged_before() -> None:
         if logger.level or logger.disabled:  # an example of the docs sets them
             logger.setLevel(logging.NOTSET)
             logger.disabled = False
+
+
+@pytest.fixture(autouse=True)
+def _no_replay_was_paid_for_before() -> None:
+    """Tests lose connections all the time, of servers that all of them share."""
+    for record in list(servers._records.values()):
+        record.budget = Budget()
 
 
 @contextmanager

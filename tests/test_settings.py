@@ -17,7 +17,7 @@ from unbroken.settings import Settings, shared
 
 NAMES = [f.name for f in dataclasses.fields(Settings)]
 COUNTS = ["max_size", "min_size", "max_replays"]
-OTHERS = {"follow_dns", "heal", "reclaim", "reset", "name", "units", "share"}
+OTHERS = {"follow_dns", "heal", "reclaim", "reset", "name", "units", "share", "retry_budget"}
 SECONDS = sorted(set(NAMES) - {*COUNTS, *OTHERS})
 
 #: What people may write by mistake.
@@ -144,6 +144,22 @@ def test_what_is_shared_is_a_number_or_auto_with_a_name_or_without(share: Any, p
 def test_what_is_shared_otherwise_is_refused(share: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"share=.* must be 'auto'"):
         Settings.of(share=share)
+
+
+@pytest.mark.parametrize("off", ["off", math.inf])
+def test_the_retry_budget_is_a_part_or_off(off: Any) -> None:
+    assert Settings().retry_budget == 0.2
+    assert Settings.of(retry_budget=off).retry_budget == math.inf
+    assert Settings().changed(retry_budget=off).retry_budget == math.inf
+    assert Settings.from_text({"retry_budget": "OFF"}) == {"retry_budget": math.inf}
+    assert Settings.from_text({"retry_budget": "0.1"}) == {"retry_budget": 0.1}
+    assert Settings.of(retry_budget=0).retry_budget == 0
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, "some", None, True, 10**400])
+def test_another_retry_budget_is_refused(value: Any) -> None:
+    said = refusal(lambda: Settings.of(retry_budget=value))
+    assert "must be a number, such as 0.2 for a fifth, or 'off'" in str(said)
 
 
 def test_a_url_says_it_in_the_same_words() -> None:

@@ -195,6 +195,12 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         " max_connect_retries max_restarts",
     ),
     (
+        "retry_budget",
+        "a part of the work that succeeds, such as 0.2",
+        "retry_ratio token_ratio percent_can_retry budget_percent retry_percent retries_budget"
+        " replay_budget",
+    ),
+    (
         "",
         "not needed: the pool paces its attempts to connect by itself",
         "max_connecting backoff backoff_min backoff_max backoff_type retry_delay retry_interval"

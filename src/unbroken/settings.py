@@ -157,6 +157,12 @@ class Settings:
     max_replays: int = 10
     """Maximum number of replays of one unit of work."""
 
+    retry_budget: float = 0.2
+    """How much lost work is run again, as a part of the work that succeeds: Finagle's and Linkerd's
+    default. Besides, there is a reserve of three replays for each connection, and a trickle. What
+    is lost beyond that goes to its caller as an error. For this process and server. "off" or
+    math.inf: no bound but max_replays. See docs/overload.md."""
+
     name: str | None = None
     """The pool's name in logs and metrics. None: server and database."""
 
@@ -178,15 +184,13 @@ class Settings:
                 raise ConfigurationError(
                     UNKNOWN_SETTING(f"unknown setting {shown(name)}; {remedy(name, known)}")
                 )
-        if isinstance(given.get("units"), list):
-            given["units"] = tuple(given["units"])
-        settings = cls(**given)
+        settings = cls(**_spelled(given))
         _validate(settings)
         return settings
 
     def changed(self, **given: Any) -> Settings:
         """A validated copy with some settings changed."""
-        settings = replace(self, **given)
+        settings = replace(self, **_spelled(given))
         _validate(settings)
         return settings
 
@@ -205,6 +209,8 @@ class Settings:
         return {name: _from_text(name, text) for name, text in options.items()}
 
 
+#: What turns the retry budget off, in words.
+OFF = "off"
 #: The largest number of connections or replays.
 MOST = 1_000_000
 #: The most seconds that the system's waits take, and those that drivers take to connect.
@@ -219,6 +225,7 @@ _POSITIVE_OR_NONE = {
     "max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline", "shed_target",
 }  # fmt: skip
 _SWITCHES = ("reclaim", "follow_dns", "heal")
+_PART = "a number, such as 0.2 for a fifth, or 'off'"
 _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
 
@@ -231,6 +238,8 @@ def _from_text(name: str, text: str) -> Any:
         return text
     if name == "share":
         return int(text) if text.isascii() and text.isdigit() else text
+    if name == "retry_budget" and text.lower() == OFF:
+        return math.inf
     if name == "units":
         return tuple(text.replace(",", " ").split())
     if name in _SWITCHES:
@@ -243,7 +252,17 @@ def _from_text(name: str, text: str) -> Any:
         return int(text) if name in _INTS else float(text)
     except ValueError:
         kind = "a whole number" if name in _INTS else "a number of seconds"
+        kind = _PART if name == "retry_budget" else kind
         raise ConfigurationError(BAD_SETTING(f"{name}={shown(text)} is not {kind}")) from None
+
+
+def _spelled(given: dict[str, Any]) -> dict[str, Any]:
+    """*given* in the one spelling that a setting has in the end."""
+    if isinstance(given.get("units"), list):
+        given["units"] = tuple(given["units"])
+    if given.get("retry_budget") == OFF:
+        given["retry_budget"] = math.inf
+    return given
 
 
 def _validate(s: Settings) -> None:
@@ -269,6 +288,12 @@ def _validate(s: Settings) -> None:
         shared(s.share)
     for name in _POSITIVE | _POSITIVE_OR_NONE | _NOT_NEGATIVE:
         _check_seconds(name, getattr(s, name))
+    part = s.retry_budget
+    is_number = isinstance(part, (int, float)) and not isinstance(part, bool)
+    if not is_number or not (0 <= part <= MOST or part == math.inf):
+        raise ConfigurationError(
+            BAD_SETTING(f"retry_budget={shown(part)} must be {_PART}, and not be negative")
+        )
     if s.min_size > s.max_size:
         raise ConfigurationError(
             SETTINGS_CONTRADICT(

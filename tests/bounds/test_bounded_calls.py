@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import unbroken
+from unbroken.abc import Cause
 
 from .bodies import KINDS
 from .conftest import Crowd, Outcome, timed
@@ -61,6 +62,10 @@ def test_a_rollback_on_a_frozen_server_is_bounded_with_every_body(crowd: Any, ta
     )
     assert late(outcomes) == {}
     assert {name: str(o) for name, o in outcomes.items() if o.error is None} == {}
+    # it said nothing: to tell that it had closed the connection would be false
+    blamed = {name: body.stats().closed for name, body in made.bodies.items()}
+    assert {name: why for name, why in blamed.items() if set(why) - {Cause.SILENT_DROP}} == {}
+    assert any(blamed.values())  # where nobody waits for the answer, upkeep finds out later
     well_again(made)
 
 

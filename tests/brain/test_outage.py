@@ -12,23 +12,19 @@ from hypothesis import strategies as st
 from unbroken.abc import OUTAGE_KINDS, Fault, FaultKind
 from unbroken.brain.outage import (
     AT_ONCE,
-    BUSY_PACE,
     FRESH,
     LONELY_PACE,
     PROOF_FOR,
     QUICK_FOR,
     QUIETEST,
-    REFUSED_PACE,
     RELAPSE,
-    ROLE_PACE,
     SILENT,
     SLOW,
-    SPREAD,
-    STARTING_PACE,
     USUAL,
     Outage,
     Try,
 )
+from unbroken.brain.pace import BUSY_PACE, REFUSED_PACE, ROLE_PACE, SPREAD, STARTING_PACE
 
 ME, OTHER = object(), object()
 

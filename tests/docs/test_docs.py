@@ -14,27 +14,21 @@ import unbroken.mongo
 from unbroken.settings import Settings
 from unbroken_drill.servers import MariaDB, MongoDB, PostgreSQL
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-#: Where the pages' examples live; the tests put a real server there.
-MYSQL, POSTGRES = (
-    "mysql+pymysql://app:secret@127.0.0.1/shop",
-    "postgresql+asyncpg://app:secret@127.0.0.1/shop",
-)
-PSYCOPG = "postgresql+psycopg://app:secret@127.0.0.1/shop"
-MONGO = "mongodb://127.0.0.1/shop"
+from .blocks import MONGO, PAGES, ROOT, blocks, name, on_real_servers
+
+#: Their blocks have tests of their own.
+OTHERS = ("faults", "tutorial")
 
 
-def blocks() -> list[object]:
-    found = []
-    for page in PAGES:
-        for number, match in enumerate(BLOCK.finditer(page.read_text())):
-            found.append(pytest.param(match.group(1), id=f"{page.stem}-{number}"))
-    return found
+EACH = [
+    pytest.param(code, id=f"{name(page)}-{number}")
+    for page in PAGES
+    if not name(page).startswith(OTHERS)
+    for number, (_, code) in enumerate(blocks(page, "python"))
+]
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", EACH)
 def test_a_code_block_runs_as_it_stands(
     code: str, mariadb: MariaDB, postgres: PostgreSQL, request: pytest.FixtureRequest
 ) -> None:
@@ -44,12 +38,7 @@ def test_a_code_block_runs_as_it_stands(
     for server in (mariadb, postgres):
         server.admin("CREATE TABLE IF NOT EXISTS item (id INT PRIMARY KEY, name VARCHAR(50))")
     postgres.admin(f"GRANT ALL ON item TO {postgres.user}")
-    for written, real in (
-        (MYSQL, mariadb.url("pymysql")),
-        (POSTGRES, postgres.url("asyncpg")),
-        (PSYCOPG, postgres.url("psycopg")),
-    ):
-        code = code.replace(written, real)
+    code = on_real_servers(code, mariadb, postgres)
     try:
         exec(compile(code, "<documentation>", "exec"), {"__name__": "documentation"})
     finally:
@@ -73,11 +62,12 @@ def run_on_mongodb(code: str, server: MongoDB) -> None:
         server.command({"dropDatabase": 1}, "shop")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_to_a_page_leads_to_one(page: Path) -> None:
+    prose = re.sub(r"`[^`]*`", "``", page.read_text())
     missing = [
         link
-        for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text())
+        for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", prose)
         if not (page.parent / link).exists()
     ]
     assert missing == []
@@ -90,12 +80,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
     missing = [
-        f"{name}#{anchor}"
-        for name, anchor in re.findall(r"\]\(([^)#:]*\.md|)#([^)]+)\)", page.read_text())
-        if anchor not in anchors(page.parent / name if name else page)
+        f"{target}#{anchor}"
+        for target, anchor in re.findall(r"\]\(([^)#:]*\.md|)#([^)]+)\)", page.read_text())
+        if anchor not in anchors(page.parent / target if target else page)
     ]
     assert missing == []
 
@@ -103,6 +93,6 @@ def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
 def test_the_settings_page_names_every_setting_with_its_default() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     defaults = Settings()
-    for name in Settings.__dataclass_fields__:
-        value = getattr(defaults, name)
-        assert f"| `{name}` | `{value!r}` |" in page, name
+    for setting in Settings.__dataclass_fields__:
+        value = getattr(defaults, setting)
+        assert f"| `{setting}` | `{value!r}` |" in page, setting

@@ -31,6 +31,8 @@ class MySQL(Subject):  # type: ignore[misc] # its module is found at run time
     def __init__(self, name: str, where: dict[str, Any]) -> None:
         self.name, self.where = name, where
         self.is_async = name in ASYNC
+        if name in ("mysqldb", "mariadbconnector"):  # their cursors read the rest when they end
+            self.resumes_after = ("stream", "half_read", "left_and_streamed")
         spelling = name.removesuffix("_async")
         query = "?allow_local_infile=1" if spelling == "mysqlconnector" else "?local_infile=1"
         scheme = "mariadb" if spelling == "mariadbconnector" else "mysql"
@@ -201,7 +203,7 @@ async def half_read(it: MySQL, conn: Any) -> None:
     cursor = await it.cursor(conn, stream=True)
     await go(cursor.execute("SELECT id, n FROM strikes LIMIT 4"))
     await go(cursor.fetchone())
-    if it.driver.is_streaming(conn):
+    if hasattr(it.driver, "is_streaming") and it.driver.is_streaming(conn):
         await go(it.driver.drain(conn))
     await go(cursor.close())
 

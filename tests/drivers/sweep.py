@@ -25,7 +25,7 @@ import time
 import traceback
 import types
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +37,10 @@ TOLD = 5
 
 
 _ASYNCIO = os.path.dirname(asyncio.__file__)
+#: Python's selector keeps descriptors in two books, its own and the kernel's. A strike in between
+#: has it refuse the next wait for that descriptor, whatever library asks for it. All that a driver
+#: can do is to tell the caller that the connection is lost, and never to use it again.
+_LOOPS_BOOKS = "/selectors.py:"
 
 
 class Struck(Exception):  # noqa: N818 - what happened
@@ -73,6 +77,8 @@ class Subject:
     #: Whether the library finds its way back by itself, so that a statement on a connection that is
     #: not quiet is answered.
     resumes = False
+    #: The calls after which it does, if it does after some only.
+    resumes_after: tuple[str, ...] = ()
 
     async def connect(self) -> Any:
         """A new connection."""
@@ -186,6 +192,8 @@ class Sweep:
         self.number = 1000
         self.conn: Any = None
         self.traits: Any = None
+        #: The last strikes. One may show its effect in what comes after it.
+        self.last: deque[str] = deque(maxlen=TOLD)
 
     def run(self, coroutine: Any) -> Any:
         """Run to its end, or raise Hang."""
@@ -216,7 +224,7 @@ class Sweep:
                 self.conn = self.run(self.it.connect())
             except BaseException as error:
                 self.fault("cannot connect", "", "", error)
-                raise SystemExit(json.dumps(self.told)) from error
+                raise SystemExit("\n".join(self.told)) from error
             self.traits = self.it.driver.traits(self.conn)
         return self.conn
 
@@ -292,6 +300,7 @@ class Sweep:
 
     def struck(self, call: Any, do: Callable[[], Any], where: Callable[[], str]) -> None:
         """Do it, and look at the connection afterwards."""
+        self.fresh()
         try:
             do()
         except Hang as error:
@@ -300,6 +309,7 @@ class Sweep:
             return
         except BaseException:  # the strike, or what the library made of it
             self.figures["raised"] += 1
+        self.last.append(where())
         self.look(call.__name__, where(), struck=True)
 
     # -- what is looked at afterwards
@@ -326,7 +336,12 @@ class Sweep:
             self.fault("hang", call, where, error)
             self.drop()
         except Exception as error:
-            self.fault("error on a quiet connection", call, where, error)
+            if not (_LOOPS_BOOKS in where and driver.classify(error).is_lost):
+                self.fault("error on a quiet connection", call, where, error)
+            elif driver.is_quiet(conn) or driver.is_clean(conn, self.traits):
+                self.fault("lost, but fit for another use", call, where, error)
+            else:
+                self.figures["lost in the loop"] += 1
             self.drop()
 
     def look_in_step(self, call: str, where: str) -> None:
@@ -366,6 +381,7 @@ class Sweep:
     def look_refused(self, call: str, where: str) -> None:
         """What is out of step must refuse every statement, at once and as a lost connection."""
         driver, conn, it = self.it.driver, self.conn, self.it
+        resumes = it.resumes or call in it.resumes_after
         if driver.is_clean(conn, self.traits):
             self.fault("clean, but not quiet", call, where)
         if driver.is_in_transaction(conn) is False:
@@ -382,9 +398,7 @@ class Sweep:
                 self.fault(f"{name} hangs", call, where, error)
                 return
             except Exception as error:
-                if not driver.classify(error).is_lost and not (
-                    it.resumes and driver.is_quiet(conn)
-                ):
+                if not driver.classify(error).is_lost and not (resumes and driver.is_quiet(conn)):
                     self.fault(
                         f"{name} refused as {type(error).__name__}, no lost connection",
                         call,
@@ -392,11 +406,11 @@ class Sweep:
                         error,
                     )
             else:
-                if not it.resumes or (name == "execute" and got != 1):
+                if not resumes or (name == "execute" and got != 1):
                     self.fault(f"{name} was not refused", call, where)
             if time.monotonic() - started > 3:
                 self.fault(f"{name} was refused late", call, where)
-            if driver.is_quiet(conn) and not it.resumes:
+            if driver.is_quiet(conn) and not resumes:
                 self.fault(f"quiet again after {name}", call, where)
 
     def drop(self) -> None:
@@ -418,7 +432,7 @@ class Sweep:
         """Note what must not be."""
         self.faults[what] += 1
         if self.faults[what] <= TOLD:
-            lines = [f"{what} ({call}, {where})"]
+            lines = [f"{what} ({call}, {where})", *(f"earlier: {each}" for each in self.last)]
             if error is not None:
                 lines += traceback.format_exception(error, limit=-12)
             self.told.append("\n".join(lines))

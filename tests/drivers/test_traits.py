@@ -486,3 +486,21 @@ def test_what_a_holder_of_sqlite_changes_is_put_back(name: str, value: Any) -> N
     assert getattr(conn, name) == before
     driver.close(conn)
     assert not driver.is_clean(conn, traits)
+
+
+@pytest.mark.parametrize("sql", ["DEALLOCATE ALL", "select 1; discard  all"])
+def test_what_a_holder_had_the_server_forget_asyncpg_prepares_again(
+    sql: str, faces: Any, postgres: Any
+) -> None:
+    """Else each statement of a later holder's would fail for ever that was prepared before."""
+    face = faces("asyncpg", postgres)
+    driver, conn = face.driver, face.connect()
+    traits = driver.traits(conn)
+    assert face.run(conn.fetchval("SELECT $1::int", 1)) == 1
+    assert driver.is_clean(conn, traits)
+    for part in sql.split(";"):  # DISCARD ALL must be alone
+        face.run(conn.execute(part))
+    assert not driver.is_clean(conn, traits)
+    face.call("restore", conn, traits)
+    assert driver.is_clean(conn, traits)
+    assert face.run(conn.fetchval("SELECT $1::int", 2)) == 2

@@ -22,8 +22,11 @@ from .workload import Step, heard
 
 Work = Callable[[], Iterator[Step]]
 
-#: Time enough for every fault, so that nobody is refused who did not ask for haste.
-PATIENCE: dict[str, Any] = {"acquire_timeout": 60.0, "outage_wait": 60.0, "max_replays": 100}
+#: Time enough for every fault, and replays without a budget, so that nobody is refused who did not
+#: ask for haste.
+PATIENCE: dict[str, Any] = {
+    "acquire_timeout": 60.0, "outage_wait": 60.0, "max_replays": 100, "retry_budget": "off",
+}  # fmt: skip
 MAX_SIZE = 4
 
 
@@ -227,7 +230,7 @@ def _rows(result: Any) -> Any:
 def _patient_engine() -> dict[str, Any]:
     return {
         "pool_timeout": PATIENCE["acquire_timeout"],
-        "unbroken": {"outage_wait": PATIENCE["outage_wait"]},
+        "unbroken": {name: PATIENCE[name] for name in ("outage_wait", "retry_budget")},
     }
 
 

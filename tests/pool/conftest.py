@@ -31,6 +31,8 @@ from unbroken.pool import servers
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
 
+from . import due
+
 T = TypeVar("T")
 
 
@@ -431,3 +433,32 @@ def script() -> Callable[..., str]:
         return done.stdout.strip()
 
     return run
+
+
+# -- answers that are read later -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server_of() -> Iterator[Callable[[type[Server]], Server]]:
+    """Servers by their class, made when they are asked for first."""
+    yield from due.servers()
+
+
+@pytest.fixture(params=due.PAIRS, ids=due.IDS)
+def bench(request: pytest.FixtureRequest, server_of: Any) -> Iterator[due.Bench]:
+    """Each driver that leaves an answer for later, on each kind of server."""
+    with ExitStack() as stack:
+        yield due.Bench(request.param[0], server_of(request.param[1]), stack)
+
+
+@pytest.fixture
+def line(
+    request: pytest.FixtureRequest, postgres: PostgreSQL, unbroken_proxy: Callable[..., FaultProxy]
+) -> Iterator[tuple[PostgreSQL, FaultProxy]]:
+    """PostgreSQL with the table that the module calls TABLE, and a proxy before it."""
+    table = request.module.TABLE
+    postgres.admin(f"DROP TABLE IF EXISTS {table}")
+    postgres.admin(f"CREATE TABLE {table} (n INT)")
+    postgres.admin(f'ALTER TABLE {table} OWNER TO "{postgres.user}"')
+    yield postgres, unbroken_proxy((postgres.host, postgres.port))
+    postgres.admin(f"DROP TABLE {table}")

@@ -10,30 +10,17 @@ import contextlib
 import inspect
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import pytest
 
-from unbroken_drill.servers import MySQL, Server
+from unbroken_drill.servers import MySQL
 
 from .conftest import wait_until
-from .due import FAR, IDS, PAIRS, Bench, servers
-
-
-@pytest.fixture(scope="module")
-def server_of() -> Iterator[Callable[[type[Server]], Server]]:
-    yield from servers()
-
-
-@pytest.fixture(params=PAIRS, ids=IDS)
-def bench(request: pytest.FixtureRequest, server_of: Any) -> Iterator[Bench]:
-    """Each driver, on each kind of server."""
-    with ExitStack() as stack:
-        yield Bench(request.param[0], server_of(request.param[1]), stack)
-
+from .due import FAR, Bench
 
 # -- round trips and locks -------------------------------------------------------------------------
 

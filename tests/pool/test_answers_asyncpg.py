@@ -5,7 +5,7 @@ statement: how many round trips that leaves with asyncpg, and that nobody gets a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from statistics import mode
 from typing import Any
@@ -15,22 +15,9 @@ import pytest
 
 import unbroken
 from unbroken_drill import FaultProxy
-from unbroken_drill.servers import PostgreSQL
 
 WAY = 0.004  #: seconds each way, in tests that count
 TABLE = "answers_due_asyncpg"
-
-
-@pytest.fixture
-def line(
-    postgres: PostgreSQL, unbroken_proxy: Callable[..., FaultProxy]
-) -> Iterator[tuple[PostgreSQL, FaultProxy]]:
-    """The server with a table, and a proxy before it."""
-    postgres.admin(f"DROP TABLE IF EXISTS {TABLE}")
-    postgres.admin(f"CREATE TABLE {TABLE} (n INT)")
-    postgres.admin(f'ALTER TABLE {TABLE} OWNER TO "{postgres.user}"')
-    yield postgres, unbroken_proxy((postgres.host, postgres.port))
-    postgres.admin(f"DROP TABLE {TABLE}")
 
 
 async def ask(pool: Any, sql: str = f"SELECT n FROM {TABLE}") -> None:

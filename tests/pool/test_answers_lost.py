@@ -9,30 +9,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 import unbroken
-from unbroken_drill.servers import MySQL, Server
+from unbroken_drill.servers import MySQL
 
 from .answering import relay_to
 from .conftest import wait_until
-from .due import FAR, IDS, PAIRS, Bench, servers
-
-
-@pytest.fixture(scope="module")
-def server_of() -> Iterator[Callable[[type[Server]], Server]]:
-    yield from servers()
-
-
-@pytest.fixture(params=PAIRS, ids=IDS)
-def bench(request: pytest.FixtureRequest, server_of: Any) -> Iterator[Bench]:
-    """Each driver, on each kind of server."""
-    with ExitStack() as stack:
-        yield Bench(request.param[0], server_of(request.param[1]), stack)
+from .due import FAR, Bench
 
 
 def test_a_session_that_is_killed_while_due_is_lent_to_nobody(bench: Bench) -> None:

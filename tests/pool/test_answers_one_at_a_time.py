@@ -5,22 +5,17 @@ statement is sent before the last answer was read, and no caller sees an error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from unbroken_drill.servers import MariaDB, Server
+from unbroken_drill.servers import MariaDB
 
 from .conftest import wait_until
-from .due import DRIVERS, Bench, servers
+from .due import DRIVERS, Bench
 from .one_at_a_time import OneAtATime
-
-
-@pytest.fixture(scope="module")
-def server_of() -> Iterator[Callable[[type[Server]], Server]]:
-    yield from servers()
 
 
 @pytest.fixture(params=DRIVERS)

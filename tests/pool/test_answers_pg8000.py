@@ -20,24 +20,11 @@ from pg8000.exceptions import DatabaseError, InterfaceError
 import unbroken
 from unbroken.drivers import _pg8000_trips as trips
 from unbroken_drill import FaultProxy
-from unbroken_drill.servers import PostgreSQL
 
 from .answering import relay_to
 
 WAY = 0.004  #: seconds each way, in tests that count
 TABLE = "answers_of_pg8000"
-
-
-@pytest.fixture
-def line(
-    postgres: PostgreSQL, unbroken_proxy: Callable[..., FaultProxy]
-) -> Iterator[tuple[PostgreSQL, FaultProxy]]:
-    """The server with a table, and a proxy before it."""
-    postgres.admin(f"DROP TABLE IF EXISTS {TABLE}")
-    postgres.admin(f"CREATE TABLE {TABLE} (n INT)")
-    postgres.admin(f'ALTER TABLE {TABLE} OWNER TO "{postgres.user}"')
-    yield postgres, unbroken_proxy((postgres.host, postgres.port))
-    postgres.admin(f"DROP TABLE {TABLE}")
 
 
 def do(conn: Any, sql: str, *values: Any) -> Any:

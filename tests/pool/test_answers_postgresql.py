@@ -20,23 +20,10 @@ import pytest
 
 import unbroken
 from unbroken_drill import FaultProxy
-from unbroken_drill.servers import PostgreSQL
 
 WAY = 0.002  #: seconds each way, in tests that count
 SLOW = 0.05  #: … and in tests that need an answer to be on its way
 TABLE = "answers_due"
-
-
-@pytest.fixture
-def line(
-    postgres: PostgreSQL, unbroken_proxy: Callable[..., FaultProxy]
-) -> Iterator[tuple[PostgreSQL, FaultProxy]]:
-    """The server with a table, and a proxy before it."""
-    postgres.admin(f"DROP TABLE IF EXISTS {TABLE}")
-    postgres.admin(f"CREATE TABLE {TABLE} (n INT)")
-    postgres.admin(f'ALTER TABLE {TABLE} OWNER TO "{postgres.user}"')
-    yield postgres, unbroken_proxy((postgres.host, postgres.port))
-    postgres.admin(f"DROP TABLE {TABLE}")
 
 
 def read(conn: Any, sql: str = f"SELECT count(*) FROM {TABLE}") -> Any:

@@ -244,6 +244,51 @@ def test_no_worker_of_uwsgi_puts_a_byte_on_its_masters_connection(
         assert bytes_of(proxy, {1}) == masters
 
 
+IN_LINE = """
+import json, os, sys, threading
+import unbroken
+
+sys.path.insert(0, {folder!r})
+from raw_fork import wait_for_rest
+
+pool = unbroken.Pool({url!r}, max_size=1)
+with pool.connection() as conn:
+    pass
+wait_for_rest()
+errors = []
+
+def work():
+    try:
+        with pool.connection() as conn:
+            conn.cursor().execute("SELECT pg_sleep(0.1)")
+    except Exception as error:
+        errors.append(repr(error))
+
+def application(environ, start_response):
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps([os.getpid(), len(errors), 0]).encode()]
+"""
+
+
+def test_callers_wait_in_a_worker_of_uwsgi_whose_master_has_used_the_pool(
+    postgres: PostgreSQL, tmp_path: Path, until: Any
+) -> None:
+    """The interpreter there lists threads of the master. A caller that waits looks at threads."""
+    text = IN_LINE.format(folder=str(Path(__file__).parent), url=postgres.url("psycopg"))
+    (tmp_path / "app.py").write_text(text)
+    with ExitStack() as stack:
+        _, port = _uwsgi(tmp_path, stack)
+        until(lambda: _answers(port), seconds=30)
+        for _ in range(4):
+            assert _get(port)[1] == 0
+        assert "Segmentation" not in (tmp_path / "log").read_text()
+
+
 def _uwsgi(folder: Path, stack: ExitStack) -> tuple[subprocess.Popen[bytes], int]:
     port = free_port("127.0.0.1")
     command = [str(Path(sys.executable).with_name("uwsgi")), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2",  # noqa: E501

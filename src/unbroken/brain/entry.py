@@ -41,6 +41,7 @@ class Entry:
         "holder",
         "identity",
         "joined",
+        "joins",
         "key",
         "last_used",
         "lasti",
@@ -86,6 +87,7 @@ class Entry:
         self.last_used = now
         self.generation = generation
         self.uses = 0
+        self.joins = 0  #: how often it joined a unit of work that is run again when it is lost
         self.count: Callable[[], int | None] = _not_counted  #: what was sent on its socket so far
         self.sent: int | None = (
             None  #: that count when it was last certain that no transaction was open

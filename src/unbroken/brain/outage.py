@@ -13,24 +13,9 @@ from collections.abc import Iterable
 from random import Random
 
 from unbroken.abc import Fault, FaultKind
+from unbroken.brain.pace import BUSY_PACE, Crowd, Pace
 from unbroken.brain.tries import Try
 
-#: Seconds between attempts (from, to) while callers wait and nothing listens: an attempt costs the
-#: server nothing.
-REFUSED_PACE = (0.010, 0.040)
-#: The same when the server answers but is not ready, is full, or nothing answers: from … growing to
-#: …
-BUSY_PACE = (0.050, 0.250)
-#: A server that begins to answer but is not ready yet is most often the fraction of a second from
-#: it: its first answers of that kind are followed up sooner, once each, before the pace above
-#: begins.
-STARTING_PACE = (0.015, 0.025, 0.040)
-#: Every pace is spread by this part: what thousands of processes lost at one moment they must not
-#: ask for at one moment, again and again.
-SPREAD = 0.25
-#: How long such a server is asked at the quick end of that pace before it grows: most restarts take
-#: less.
-BUSY_PATIENCE = 2.0
 #: Seconds between attempts when nobody waits; an arriving caller tries at once.
 LONELY_PACE = 1.0
 #: A failure older than this says nothing about now: a caller may not be turned away on its word.
@@ -40,14 +25,13 @@ FRESH = 10.0
 RELAPSE = 2.0
 #: So long after such an outage each new connection still has to prove that its server can serve.
 PROOF_FOR = 60.0
-#: Seconds between attempts at a cluster whose servers let us in and have the wrong role: each
-#: attempt costs them a login.
-ROLE_PACE = (0.250, 0.350)
 #: What an attempt takes when nobody listens, or somebody does: a caller can wait for that.
 ONE_TRY = 0.04
 
 #: How many attempts one pool has under way at a time.
 AT_ONCE = 4
+#: For so many seconds after a connect it is known how many connections may be opened at a time.
+PROVEN_FOR = 1.0
 #: An attempt that takes longer than this, and than USUAL times what connects take, is silent: no
 #: connection is coming that callers could count on, and another attempt begins beside it.
 SILENT = 0.2
@@ -83,8 +67,8 @@ class Outage:
     """
 
     __slots__ = (
-        "busy", "busy_since", "called", "checked", "counted", "ended", "failures", "fault",
-        "last_failure", "last_success", "named", "next_lonely_try", "next_try", "parallel",
+        "called", "checked", "counted", "crowd", "ended", "failures", "fault", "last_failure",
+        "last_success", "named", "next_lonely_try", "next_more", "next_try", "pace", "parallel",
         "prober", "proof_until", "quiet_since", "recalled", "relapse", "since",
         "slow_since", "told_at", "tried", "tries", "unheard", "usual",
     )  # fmt: skip
@@ -103,9 +87,9 @@ class Outage:
         self.checked: set[int] | None = None
         self.next_try = 0.0  #: while callers wait …
         self.next_lonely_try = 0.0  #: … and while nobody does, whoever the prober is by then
-        #: failures in a row that were not refusals: the server, or something in its place, is there
-        self.busy = 0
-        self.busy_since = 0.0
+        self.crowd = Crowd()
+        self.pace = Pace(self.crowd)
+        self.next_more = -math.inf  #: when those that have connections may open more
         self.prober: object | None = None
         self.recalled = -math.inf  #: when the first caller came after a while without any
         #: when a caller of any pool last wanted the server, be it that he was turned away
@@ -146,12 +130,14 @@ class Outage:
         """How long the server has been away, in seconds; 0 when it is not."""
         return 0.0 if self.since is None else max(0.0, now - self.since)
 
-    def ask(self, who: object, now: float, waiting: int) -> float | None:
-        """May *who* try to connect? 0: now; more: in so many seconds; None: no, somebody else is
-        the prober.
+    def ask(
+        self, who: object, now: float, waiting: int, *, is_served: bool = False
+    ) -> float | None:
+        """May *who* try to connect? 0: now; more: ask again in so many seconds; None: no, somebody
+        else is the prober. *is_served*: it has connections, and would like more.
         """
         if self.since is None:
-            return 0.0
+            return max(0.0, min(LONELY_PACE, self.next_more - now)) if is_served else 0.0
         if self.prober is None:
             self.prober = who
             self.last_failure = -math.inf  # nobody was looking: what was known is old
@@ -210,6 +196,8 @@ class Outage:
         packet, True where something did.
         """
         found = set(connected)
+        if True in found and all(each.address is None for each in self.tries):
+            self.crowd.acknowledged(now)
         if self.unheard and True in found:
             self.slow_since = now  # what was away is back, and has not got round to us yet
         self.unheard = self.unheard or False in found
@@ -243,7 +231,17 @@ class Outage:
     def room(self, who: object, now: float, workers: int) -> int:
         """How many more *who*, with so many *workers* already, may set to connecting."""
         fresh = workers - self.silent(who, now)
-        return max(0, min((1 if self.active else self.parallel) - fresh, AT_ONCE - workers))
+        most = 1 if self.crowd.is_in_line(now) else AT_ONCE
+        return max(0, min((1 if self.active else self._parallel(now)) - fresh, most - workers))
+
+    def _parallel(self, now: float) -> int:
+        """How many connections one pool opens at a time, where the server is not known to be away.
+
+        The more processes there are, the fewer each opens before the first has come about.
+        """
+        if now - self.last_success < PROVEN_FOR:
+            return self.parallel
+        return min(self.parallel, self.crowd.at_once(self.PARALLEL))
 
     def to_end(
         self, who: object, now: float, places: int, moving: Iterable[Try] = ()
@@ -254,6 +252,8 @@ class Outage:
         *moving*: attempts on which the server has just said something.
         """
         mine = [each for each in self.mine(who) if not each.is_late]
+        if self.crowd.is_in_line(now):
+            return None  # it would go to the end of a long line
         if not mine or (places > 0 and len(mine) < AT_ONCE) or any(each.is_ended for each in mine):
             return None
         if mine[-1].started < self.recalled and now - mine[-1].started >= SILENT:
@@ -309,7 +309,7 @@ class Outage:
         self.fault, self.prober, self.parallel = fault, None, 1
         self.failures, self.tried, self.told_at, self.checked = 0, 0, now, None
         if not is_relapse:
-            self.busy = 0
+            self.pace.reset()
         pace = self._pace(now, fault.kind, random) if is_relapse else 0.0
         self.next_try = max(self.next_try, now + pace)
         self.next_lonely_try = self.next_try
@@ -356,7 +356,8 @@ class Outage:
             self.next_try = max(self.next_try, now + self._pace(now, fault.kind, random))
             return False
         if began:
-            self.since, self.counted, self.failures, self.busy = started, started, 0, 0
+            self.since, self.counted, self.failures = started, started, 0
+            self.pace.reset()
             self.prober = who
             self.checked = {id(who)} if alone else None
         elif not alone:
@@ -372,26 +373,16 @@ class Outage:
         self.failures += 1
         self.parallel = 1
         self.next_try = now + self._pace(now, fault.kind, random)
-        self.next_lonely_try = now + LONELY_PACE  # never the sooner of the two
+        # never the sooner of the two
+        self.next_lonely_try = max(self.next_try, now + LONELY_PACE)
         return began
 
     def _pace(self, now: float, kind: FaultKind, random: Random) -> float:
-        if kind is FaultKind.REFUSED:
-            self.busy = 0
-            return random.uniform(*REFUSED_PACE)
-        if self.busy == 0:
-            self.busy_since = now
-        self.busy += 1
-        if kind is FaultKind.WRONG_SERVER:
-            return random.uniform(*ROLE_PACE)
-        if kind is FaultKind.NOT_READY and self.busy <= len(STARTING_PACE):
-            return STARTING_PACE[self.busy - 1] * random.uniform(1.0, 1.0 + SPREAD)
-        shortest, longest = BUSY_PACE
-        growth = max(1.0, (now - self.busy_since) / BUSY_PATIENCE)
-        most = min(longest, shortest * max(growth, 1.0 + SPREAD))
-        return random.uniform(max(shortest, most / (1.0 + SPREAD)), most)
+        return self.pace.after(now, kind, random, self.age(now))
 
-    def succeeded(self, now: float, took: float | None = None) -> float | None:
+    def succeeded(
+        self, now: float, took: float | None = None, random: Random | None = None
+    ) -> float | None:
         """An attempt succeeded, in *took* seconds. The length of the outage that this ends, in
         seconds, or None if there was none, or if the attempt began before a connection in use told
         that the server cannot serve.
@@ -404,8 +395,14 @@ class Outage:
         ended = None if self.since is None else now - self.counted
         if self.since is not None and self.proof_until == math.inf:
             self.relapse, self.ended, self.proof_until = self.since, now, now + PROOF_FOR
+        if ended is not None:
+            self.crowd.was_away(now, random)
+            self.parallel = 1
+        else:
+            self.parallel = min(self.PARALLEL, self._parallel(now) + 1)
         self.last_success, self.named = now, True
         if took is not None:
+            self.next_more = now + self.crowd.succeeded(took, random)
             self.usual.append(took)
             if took < SILENT:
                 self.slow_since = -math.inf
@@ -413,7 +410,6 @@ class Outage:
                 self.slow_since = now
         self.tried = 0
         self.since = self.fault = self.prober = None
-        self.parallel = 1 if ended is not None else min(self.PARALLEL, self.parallel + 1)
         return ended
 
     def hurry(self, now: float) -> None:
@@ -438,7 +434,7 @@ class Outage:
             return False
         silences = [each.started + self.silent_after(now) for each in self.tries]
         made_sure = max([self.last_failure, *(each for each in silences if each <= now)])
-        if now - made_sure >= FRESH:
+        if now - made_sure >= FRESH and now >= self.next_try:
             return False
         his = [each.started for each in self.tries if each.started >= came]
         told_at = min(his, default=came) + ONE_TRY

@@ -6,11 +6,13 @@ owner, since adding to one shared number from many threads is neither free nor e
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from unbroken.abc import Target, address
+from unbroken.brain.entry import Entry
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.kernel import Kernel
 from unbroken.brain.outage import Outage
@@ -26,16 +28,22 @@ class Counters:
         "connect_seconds",
         "healed",
         "leaked",
+        "lost_statements",
+        "most",
+        "not_replayed",
         "opened",
         "outage_seconds",
         "outages",
         "pings",
         "replays",
+        "retired_joins",
         "retired_uses",
         "rollbacks",
         "shed",
+        "successes_counted",
         "timeouts",
         "turned_away",
+        "units",
         "wait_seconds",
         "waits",
     )
@@ -46,6 +54,8 @@ class Counters:
         self.connect_failures = 0
         self.closed: Counter[str] = Counter()
         self.retired_uses = 0
+        self.retired_joins = 0
+        self.most = 0  # connections at a time
         self.waits = 0
         self.wait_seconds = 0.0
         self.timeouts = 0
@@ -58,6 +68,17 @@ class Counters:
         self.rollbacks = 0
         self.replays = 0
         self.healed = 0
+        self.not_replayed = 0
+        # for the retry budget: units of work that ended well, uses without one that did not, and
+        # how many successes have been counted
+        self.units = 0
+        self.lost_statements = 0
+        self.successes_counted = 0
+
+    def retire(self, entry: Entry) -> None:
+        """*entry* has left the pool: what it counted counts here."""
+        self.retired_uses += entry.uses
+        self.retired_joins += entry.joins
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +117,9 @@ class Stats:
     rollbacks: int = 0
     replays: int = 0
     healed: int = 0  #: statements that lost their connection and were run again on another
+    not_replayed: int = 0  #: work that was lost and not run again: the retry budget was spent
+    #: how often lost work may be run again now, at this server and in this process
+    replays_left: float = math.inf
     idle_limit: float | None = None  #: the server's, told or learned; None: none known
     idle_limit_learned_from: str = ""  #: the deaths that it was learned from; "" where it was not
     #: how many open connections go to each host; empty where the caller's own connect= opens them
@@ -113,6 +137,7 @@ def snapshot(
     name: str,
     target: Target,
     pid: int,
+    replays_left: float = math.inf,
     share: Shares | None = None,
 ) -> Stats:
     """The numbers of this moment. The caller holds the pool's lock."""
@@ -147,6 +172,8 @@ def snapshot(
         rollbacks=counters.rollbacks,
         replays=counters.replays,
         healed=counters.healed,
+        not_replayed=counters.not_replayed,
+        replays_left=replays_left,
         idle_limit=None if limit == float("inf") else limit,
         idle_limit_learned_from=idle_limit.learned_from,
         hosts=_hosts(kernel, target),

@@ -9,6 +9,7 @@ itself is written in C and hides its state.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
@@ -40,7 +41,8 @@ class Layer(Trips):
     """
 
     __slots__ = (
-        "_conn_id", "_gone", "_is_cancelling", "changed_codecs", "goodbye", "is_connected",
+        "_conn_id", "_gone", "_is_cancelling", "changed_codecs", "forgot", "goodbye",
+        "is_connected",
         "residue", "shared", "unsynced", "was_new", "watched",
     )  # fmt: skip
 
@@ -56,6 +58,8 @@ class Layer(Trips):
         self.residue = NOTHING  #: what may have been left on the session
         #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
         self.unsynced = False
+        #: whether the server was told to forget what asyncpg has prepared
+        self.forgot = False
         self.shared = False  #: whether other clients may get the session, too
         self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
         #: types, with their schemas, whose codecs were set
@@ -191,6 +195,7 @@ class Layer(Trips):
         left = left_by(text, "postgresql")
         if left:
             self.residue |= left
+        self.forgot = self.forgot or _forgets(text)
         ledger = scope.current(self._conn_id) if self.watched else None
         result = await (
             self._go(send, way) if ledger is None else self._told(ledger, text, send, way)
@@ -221,6 +226,18 @@ class Layer(Trips):
             raise
         _postgresql.answered(ledger, self._conn_id, ends, _tag(result))
         return result
+
+
+_FORGETS = re.compile(r"\b(?:DEALLOCATE\s+(?:PREPARE\s+)?|DISCARD\s+)ALL\b")
+
+
+def _forgets(text: str) -> bool:
+    """Whether the server knows no prepared statement any more behind *text*. asyncpg does not
+    notice.
+    """
+    upper = text.upper()
+    may = "DEALLOCATE" in upper or "DISCARD" in upper  # quicker than the search
+    return may and _FORGETS.search(upper) is not None
 
 
 def _tag(result: Any) -> str | bytes | None:

@@ -147,6 +147,7 @@ class Status(Awaited):
             )
             return not (
                 layer.unsynced
+                or layer.forgot
                 or conn._stmt_exclusive_section._acquired
                 or layer.residue != residue
                 or layer.changed_codecs != codecs
@@ -195,6 +196,9 @@ class Status(Awaited):
                 _postgresql.reset_of(layer.residue) if layer.residue else "SELECT 1"
             )
             layer.residue = NOTHING
+        if layer.forgot:
+            conn._stmt_cache.clear()
+            layer.forgot = False
         watched, layer.watched = layer.watched, False
         try:
             for typename, schema in list(layer.changed_codecs):
@@ -202,6 +206,17 @@ class Status(Awaited):
                 layer.changed_codecs.discard((typename, schema))
         finally:
             layer.watched = watched
+
+    def holds(self, conn: Connection) -> bool:
+        """Whether a statement was prepared and not executed: the server waits for the rest of it,
+        and keeps its locks.
+        """
+        layer = conn._protocol
+        return isinstance(layer, Layer) and layer.unsynced
+
+    async def let_go(self, conn: Connection) -> None:
+        """Have the server end that. One round trip."""
+        await conn._protocol.unreported("SELECT 1")
 
     async def remember(self, conn: Connection) -> Any:
         """Nothing is set when it is opened.

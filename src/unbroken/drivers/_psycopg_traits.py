@@ -21,6 +21,7 @@ from unbroken.drivers._psycopg_flying import flying as make_flying
 from unbroken.drivers._psycopg_flying import reads_due
 from unbroken.drivers._psycopg_look import FRIENDS, get_ready, look
 from unbroken.drivers._psycopg_texts import note_command, note_text
+from unbroken.drivers._psycopg_waits import close_later, is_waited_for, note_wait
 from unbroken.drivers._psycopg_watch import real_pgconn
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
@@ -143,6 +144,8 @@ def noting(base: Any) -> Any:
             check_step(self)
 
     Connection.wait = _waiting(base.wait)
+    if iscoroutinefunction(unwrap(base.close)):
+        Connection.close = _closing(base.close)
     for name in ("pipeline", "_pipeline_nolock"):
         if hasattr(base, name):
             setattr(Connection, name, _counted(name, getattr(base, name)))
@@ -171,13 +174,32 @@ def _waiting(plain: Any) -> Any:
         return plain(self, work, *args, **kwargs)
 
     async def wait_async(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
-        if trips.is_owed(self.__dict__) and not reads_due(work):
-            await plain(self, trips.take_and_begin(self))
-        return await plain(self, work, *args, **kwargs)
+        state = self.__dict__
+        if trips.is_owed(state) and not reads_due(work):
+            note_wait(state, wait := plain(self, trips.take_and_begin(self)))
+            await wait
+        note_wait(state, wait := plain(self, work, *args, **kwargs))
+        return await wait
 
     method = wait_async if iscoroutinefunction(unwrap(plain)) else wait
     method.__name__, method.__doc__ = "wait", plain.__doc__
     return method
+
+
+def _closing(plain: Any) -> Any:
+    """psycopg's ``close()`` of an async connection, once nobody waits for it any more."""
+
+    async def close(self: Any) -> None:
+        state = self.__dict__
+        pgconn = state["pgconn"]
+        if "_pool" in state or pgconn.status != _OK or not is_waited_for(state):
+            await plain(self)
+            return
+        self._closed = True
+        close_later(pgconn.socket, state, pgconn.finish)
+
+    close.__doc__ = plain.__doc__
+    return close
 
 
 def _counted(name: str, plain: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Collection
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from unbroken.abc import Connection, Login
@@ -19,6 +19,13 @@ from unbroken.drivers._psycopg_dial import bounded, drive, open_bounded, within
 from unbroken.drivers._psycopg_traits import (
     noting,
 )
+from unbroken.drivers._psycopg_waits import (
+    close_later,
+    forget_descriptor,
+    is_waited_for,
+    note_wait,
+)
+from unbroken.drivers._psycopg_watch import real_pgconn
 from unbroken.drivers._seams import PROBE, Trial, flaw_of_status
 from unbroken.drivers._shared import (
     dial,
@@ -177,16 +184,14 @@ class AsyncDriver(Awaited, Base):
         return await open_bounded(self._psycopg.AsyncConnection, *args, **kwargs)
 
     def close(self, conn: Connection) -> None:
-        """As the blocking driver's. What an exception left of a wait in the event loop goes first:
-        the loop would keep the descriptor's number, and the next connection that gets that number
-        could not be waited for.
-        """
+        """As the blocking driver's, but once nobody waits for *conn* any more."""
         fd = self.fileno(conn)
+        if is_waited_for(conn.__dict__):
+            conn._closed = True
+            close_later(fd, conn.__dict__, partial(self.close, conn))
+            return
         if fd is not None:
-            with suppress(RuntimeError, OSError, ValueError):  # no loop runs here
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(fd)
-                loop.remove_writer(fd)
+            forget_descriptor(fd)
         super().close(conn)
 
     async def adopt(self, conn: Connection) -> Connection:
@@ -267,9 +272,13 @@ class AsyncDriver(Awaited, Base):
         self._check_free(conn)
         async with conn.lock:
             pgconn = self._check_usable(conn)
-            return await self._drive(pgconn, self._exchange(conn, pgconn, query), timeout)
+            return await self._drive(conn, self._exchange(conn, pgconn, query), timeout)
 
-    async def _drive(self, pgconn: Any, exchange: Any, timeout: float) -> Any:
+    async def _drive(self, conn: Connection, exchange: Any, timeout: float) -> Any:
+        note_wait(conn.__dict__, work := self._driven(real_pgconn(conn), exchange, timeout))
+        return await work
+
+    async def _driven(self, pgconn: Any, exchange: Any, timeout: float) -> Any:
         try:
             want = next(exchange)
             want = exchange.send(want)  # what it waits for has come already, most often
@@ -290,7 +299,8 @@ class AsyncDriver(Awaited, Base):
         left = trips.take_free(conn)
         if left is not None:
             async with conn.lock:
-                await self._drive(self._check_usable(conn), left, timeout)
+                self._check_usable(conn)
+                await self._drive(conn, left, timeout)
 
 
 _REPORTS = (("BEGIN", False), (PROBE, False), "committing", "committed", (PROBE, True))

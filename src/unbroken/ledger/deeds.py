@@ -52,6 +52,8 @@ class Deeds:
         "_until",
         "above",
         "attempts",
+        "grant",
+        "has_paid",
         "met",
         "observing",
         "subject",
@@ -64,6 +66,9 @@ class Deeds:
         self.subject: Any = None  #: its function, or its request: see :mod:`.subjects`
         self.attempts = 0  #: how many were begun
         self.met = 0  #: how many errors were noted, in all attempts and in the units inside
+        #: the attempt that asked the retry budget last, and whether it may be followed by another
+        self.grant = 0, True
+        self.has_paid = False  #: for the replays after an outage was waited for
         self._until = math.inf
         self._closed = False
         self._token: weakref.ref[Any] | None = None  # of :func:`enter`
@@ -303,6 +308,23 @@ class Deeds:
             if part.entry is not None and (part.dead or part.entry.cause is not None):
                 return part.origin, part.entry
         return None, None
+
+    def lost_at(self) -> Any:
+        """The pool whose server this attempt was lost at, as far as is known; None: none is."""
+        origin, _ = self.casualty()
+        return next(iter(self.origins()), None) if origin is None else origin
+
+    def origins(self) -> list[Any]:
+        """The pools whose connections this attempt has used."""
+        if not self._parts:
+            return []
+        found = [part.origin for part in list(self._parts.values()) if part.origin is not None]
+        return found if len(found) < 2 else list({id(each): each for each in found}.values())
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this attempt, which used no pool of ours, used a server (a MongoDB, say)."""
+        return bool(self._meanings)
 
     def _known(self, conn_id: int | None) -> Part:
         part = self._parts.get(conn_id)

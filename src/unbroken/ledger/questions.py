@@ -31,6 +31,7 @@ class Question(StrEnum):
     UPTIME = "how long is this server up?"  #: seconds
     KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
     CONNECTIONS = "how many connections are granted?"  #: to all, and (or None) to this login
+    SESSIONS = "how many sessions are there?"  #: of all clients together
     ISOLATION = "does a COMMIT say whether its reads are valid?"  #: a reason, or "" for no
 
 
@@ -120,6 +121,11 @@ FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
 WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database()
 """
 
+#: Rows of pg_stat_activity would do, too; these figures are a loop in the server and no rows.
+_PG_SESSIONS = """
+SELECT sum(pg_catalog.pg_stat_get_db_numbackends(d.oid)) FROM pg_catalog.pg_database d
+"""
+
 _PG_UPTIME = """
 SELECT extract(epoch FROM pg_catalog.clock_timestamp() - greatest(
 pg_catalog.pg_postmaster_start_time(), (SELECT stats_reset FROM pg_catalog.pg_stat_bgwriter)))
@@ -195,6 +201,8 @@ _MY_READY = "SHOW GLOBAL STATUS LIKE 'wsrep_ready'"
 
 _OFF = ("OFF", "0", "")
 _MY_CONNECTIONS = "SELECT @@GLOBAL.max_connections, @@SESSION.max_user_connections"
+
+_MY_SESSIONS = "SHOW GLOBAL STATUS LIKE 'Threads_connected'"
 
 _MY_UPTIME = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 
@@ -290,6 +298,8 @@ _TEXTS = {
     ("postgresql", Question.KEPT_WRITES): _PG_KEPT,
     ("postgresql", Question.ISOLATION): _PG_ISOLATION,
     ("postgresql", Question.UPTIME): _PG_UPTIME,
+    ("postgresql", Question.SESSIONS): _PG_SESSIONS,
+    ("mysql", Question.SESSIONS): _MY_SESSIONS,
     ("postgresql", Question.CONNECTIONS): _PG_CONNECTIONS,
     ("mysql", Question.CONNECTIONS): _MY_CONNECTIONS,
     ("mysql", Question.UPTIME): _MY_UPTIME,
@@ -321,6 +331,8 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
             return int(found[0][0])
         if question is Question.CONNECTIONS:
             return _granted(found[0])
+        if question is Question.SESSIONS:
+            return int(_text(found[0][-1]))
         if question is Question.UPTIME:
             return float(_text(found[0][-1]))
         if question is Question.READ_ONLY:

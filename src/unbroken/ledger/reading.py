@@ -66,10 +66,11 @@ def wrote_nothing(texts: Sequence[str | bytes | None]) -> bool:
 
 
 def _is_small(text: str | bytes) -> bool:
-    what = kind(text)
-    return what in (Kind.READ, Kind.BEGIN) or (
-        what is Kind.WRITE and verb(text) in ("SELECT", "SET", "SAVEPOINT")
-    )
+    what, word = kind(text), verb(text)
+    if what is Kind.WRITE and word == "SET":
+        calls = "(" in text if isinstance(text, str) else b"(" in text
+        return not calls  # a function of the application's own may write as much as it likes
+    return what in (Kind.READ, Kind.BEGIN) or (what is Kind.WRITE and word == "SAVEPOINT")
 
 
 _cached_small = lru_cache(maxsize=2000)(_is_small)

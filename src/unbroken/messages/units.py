@@ -50,6 +50,15 @@ NOT_RUN_AGAIN = Message(
     "If the work may run twice, do as the message says: mark its view, name its path, or make it a"
     " unit of work. Then the library runs it again where nothing was committed.",
 )
+NO_BUDGET = Message(
+    "UB507",
+    "The connection was lost, and the work was not run again: the retry budget of this process at"
+    " that server is spent.",
+    "As far as the text of its statements tells, nothing of the work was committed. `fate` of"
+    " unbroken's errors says what is known.",
+    "Look at why so many connections are lost. `retry_budget` says how much is run again, and"
+    ' `retry_budget="off"` removes the bound: see [Overload](overload.md#the-retry-budget).',
+)
 ADOPT_NOT_A_NAME = Message(
     "UB510",
     "`units` or `adopt()` was given what is no name of a function or a class.",

@@ -13,8 +13,10 @@ about to do, and then look at what the other has written. Whoever comes second s
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
+import threading
 from collections.abc import Iterable
 
 # of the thread itself: greenlets and tasks of a thread that forks are not inside anything
@@ -108,8 +110,39 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
+    global _home
+    _home = os.getpid()
     _forks.clear()
     _connects.clear()
+
+
+#: The process in which the interpreter knows its own threads, and no others.
+_home = os.getpid()
+
+
+def has_threads_of_parent() -> bool:
+    """Whether the interpreter may list threads that did not come along when this process was
+    forked: uWSGI forks its workers without Python's hooks, which would forget them.
+
+    Their stacks are given to new threads. CPython 3.11 and 3.12 keep a part of each thread's state
+    there, and ``sys._current_frames()`` then crashes; later ones may give the place of a thread of
+    the parent for one that has the same number here.
+    """
+    if _home == os.getpid():
+        return False
+    try:
+        tasks = set(os.listdir("/proc/self/task"))
+    except OSError:  # not Linux
+        return True
+    # A thread is counted before it stands in _active, and afterwards. The main thread, and those
+    # that were not begun by Python, are not counted.
+    known = sum(
+        isinstance(each, threading.Thread)
+        and not isinstance(each, (threading._DummyThread, threading._MainThread))  # type: ignore[attr-defined] # how threading tells them apart
+        and str(each.native_id) in tasks
+        for each in list(threading._active.values())  # type: ignore[attr-defined] # enumerate() has those not begun yet, too
+    )
+    return _thread._count() > known
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,6 +20,8 @@ from unbroken.messages.server import NAME_LEADS_NOWHERE, OUTAGE
 from unbroken.net.liveness import Liveness, judge
 from unbroken.pool import overload
 from unbroken.pool.answers import LEFT_UNFIT, heard, is_soon
+from unbroken.pool.budget import died_unused
+from unbroken.pool.endings import THEIR_DOING
 from unbroken.pool.leaks import discard_forgotten, recover_left, recover_strays
 from unbroken.pool.login import login_error, still_asking
 from unbroken.pool.registry import every_state
@@ -72,6 +74,8 @@ def acquire(
             entry = yield from _stand_in_line(state, started, until, front=again)
         if (yield from _is_fit(state, entry, until)):
             return entry
+        if not entry.uses and entry.cause in THEIR_DOING:
+            died_unused(state)
         entry, again = None, True
 
 

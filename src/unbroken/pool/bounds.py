@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from unbroken.abc import BaseDriver, Connection
+from unbroken.abc import BaseDriver, Cause, Connection
 from unbroken.brain.entry import Entry
 from unbroken.errors import PoolClosedError, for_driver
 from unbroken.messages.data import NO_ANSWER
@@ -42,7 +42,9 @@ class Bound:
     PoolClosedError where nobody keeps the time any more: the interpreter is shutting down.
     """
 
-    __slots__ = ("_error", "_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired")
+    __slots__ = (
+        "_entry", "_error", "_fd", "_seconds", "_timer", "_watcher", "_what", "_who", "fired",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class Bound:
         entry: Entry | None = None,
     ) -> None:
         self.fired = False  #: whether the time was up
-        self._seconds, self._what = seconds, what
+        self._seconds, self._what, self._entry = seconds, what, entry
         self._watcher, self._error = watcher, driver.errors[0]
         self._timer: Any = None
         self._fd = entry.fd if entry is not None else driver.fileno(conn)
@@ -81,15 +83,17 @@ class Bound:
         if self._timer is not None:
             self._timer.cancel()
         if self.fired and error is not None:
-            error.add_note(
-                NO_ANSWER(
-                    f"unbroken ended this connection: no answer to {self._what} within"
-                    f" {self._seconds} s"
-                )
-            )
+            error.add_note(NO_ANSWER(f"unbroken ended this connection: {self._silence}"))
+
+    @property
+    def _silence(self) -> str:
+        return f"no answer to {self._what} within {self._seconds} s"
 
     def _end(self) -> None:
         self.fired = True
+        if self._entry is not None:
+            # before its end is seen, which looks as if the other side had closed it
+            self._entry.condemn(Cause.SILENT_DROP, self._silence)
         if self._fd is not None and self._who is not None:
             abort(self._fd, self._who)
 

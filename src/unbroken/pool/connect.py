@@ -15,7 +15,7 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.hosts import After
 from unbroken.brain.outage import SILENT
 from unbroken.brain.tries import Try
-from unbroken.pool import news
+from unbroken.pool import crowd, news
 from unbroken.pool.admission import CannotServeError, admit
 from unbroken.pool.ending import was_too_late
 from unbroken.pool.first_questions import (
@@ -112,7 +112,7 @@ def _ask(state: PoolState, until: float) -> Try | float | None:
             return None
         if state.refusals.active and not kernel.waiting:
             return None
-        delay = outage.ask(state, now, len(kernel.waiting))
+        delay = outage.ask(state, now, len(kernel.waiting), is_served=bool(kernel.entries))
         if delay is None or state.room(state.connectors - 1) <= 0:
             return None
         if state.refusals.delay(now) > delay:
@@ -280,12 +280,12 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         dialing.has_made(state.driver.fileno(conn))
         until = attempt.until  # one limit for all of it
         led_to = yield from recognise(state, conn, until)
-        if not state.server.limit.asked:
-            yield from ask_limit(state, conn, until)
+        yield from ask_limit(state, conn, until)
         if state.server.limit.wants_uptime:
             yield from ask_uptime(state, conn, attempt.address, until)
         yield from prove(state, conn, until)
         yield from admit(state, attempt, conn, until)
+        yield from crowd.ask_new(state, conn, until)
         if state.share is not None and state.share.wants_word(was_away=state.server.outage.active):
             yield from ask_share(state, conn, until)
         if state.hidden.is_due(started):
@@ -362,7 +362,7 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
 
 def _end_outage(state: PoolState, took: float | None = None) -> float | None:
     """The server answers: how long it was away, if it was. The caller holds both locks."""
-    ended = state.server.outage.succeeded(state.clock(), took)
+    ended = state.server.outage.succeeded(state.clock(), took, state.random)
     if ended is not None:
         state.counters.outages += 1
         state.counters.outage_seconds += ended

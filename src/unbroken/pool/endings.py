@@ -70,7 +70,7 @@ class Endings(Supply):
         cause = entry.cause or Cause.DISCARDED
         with self.lock:
             self.counters.closed[cause.value] += 1
-            self.counters.retired_uses += entry.uses
+            self.counters.retire(entry)
         self._log_end(entry, cause)
         self.emit(
             "closed",

@@ -210,6 +210,15 @@ class Ends(Holding):
         except Exception as exc:
             self._unfit(exc)
 
+    def let_go(self) -> Flow[None]:
+        """Have the server let go of what it holds although no transaction is open: see the driver's
+        ``holds``.
+        """
+        try:
+            yield Call("let_go", self.conn, self.entry, self.state.settings.reset_timeout)
+        except Exception as exc:
+            self._unfit(exc)
+
     def rollback_by(self, send: Callable[[], None]) -> None:
         """As :meth:`defer_rollback`, if *send*, a framework's own way, has the driver send it."""
         send()

@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from unbroken.abc import Cause, Fault, FaultKind
+from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import verb
 from unbroken.ledger.subjects import subjects
 from unbroken.logs import Part
-from unbroken.messages.units import STATEMENT_NOT_REPEATED
+from unbroken.messages.units import NO_BUDGET, STATEMENT_NOT_REPEATED
+from unbroken.pool.budget import NO_REPLAY, may_repeat
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
@@ -59,6 +60,23 @@ def is_at_rest(past: Past, commits_itself: Callable[[], bool | None]) -> bool:
     return not past.may_have_begun() and commits_itself() is True
 
 
+def connections(state: Any) -> Iterator[int]:
+    """The other connections that a lost statement is given, one after the other, as long as each is
+    lost before the statement reached it. All but the first are paid for by the retry budget.
+    """
+    for number in range(ATTEMPTS):
+        if number and may_repeat(state) is not None:
+            return
+        yield number
+
+
+def tell_spent(error: BaseException, why: object) -> None:
+    """Add to *error* that its statement is not sent again because the retry budget is spent, as
+    *why* says. One line in the log stands for all of them.
+    """
+    error.add_note(NO_BUDGET(f"unbroken did not run this statement again: {why}"))
+
+
 class Losses:
     """The connections that one statement has lost: how many of them were well before it was sent.
 
@@ -66,10 +84,11 @@ class Losses:
     count that were opened later, and whatever is lost at the last attempt.
     """
 
-    __slots__ = ("_ending", "_first", "_tries", "count")
+    __slots__ = ("_ending", "_first", "_has_paid", "_tries", "count")
 
     def __init__(self) -> None:
         self._ending: Any = None
+        self._has_paid = False
         self._first: float | None = None
         self._tries = 1
         self.count = 0
@@ -88,6 +107,19 @@ class Losses:
         self._tries += 1
         self.count += counts and (not was_dead or self._tries > ATTEMPTS)
         return self.count
+
+    def pay(self, loan: Loan, fault: Fault) -> str | None:
+        """Why the statement, which was lost with *fault* on the connection of *loan*, must not be
+        sent again though that is safe: the retry budget is spent. None: it may.
+
+        What is sent again after an outage was waited for is paid for once.
+        """
+        waits = fault.kind in CANNOT_SERVE or fault.kind is FaultKind.READ_ONLY
+        if waits and self._has_paid:
+            return None
+        against = may_repeat(loan.state)
+        self._has_paid = self._has_paid or (waits and against is None)
+        return against
 
     def take_over(self, loan: Loan) -> None:
         """The statement may be run again: until that is refused, its error is nobody's."""
@@ -110,6 +142,9 @@ def refuse(exc: BaseException, why: object, loan: Loan, ending: Any = None) -> N
         None if ending is None else ending.request,
         None,
     )
+    if str(why).startswith(NO_REPLAY):  # one line stands for all of them
+        tell_spent(exc, why)
+        return
     if ending is not None and ending.who:
         tell_on(exc, ending)
     say_why_not(exc, why)

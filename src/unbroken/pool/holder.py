@@ -14,6 +14,7 @@ from typing import Any
 
 from unbroken.brain.entry import Entry
 from unbroken.brain.kernel import Ticket
+from unbroken.net.forks import has_threads_of_parent
 
 #: So many frames of a stack are told.
 DEPTH = 8
@@ -23,13 +24,13 @@ _one_at_a_time: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: Tru
 
 
 def thread_frames() -> dict[int, FrameType] | None:
-    """Where each thread is now, by its ident; None where threads run at once, without a lock of the
-    interpreter's.
+    """Where each thread is now, by its ident; None where that cannot be asked.
 
-    There a frame goes on while somebody else reads it, which may crash the interpreter (Python's
-    free-threading HOWTO).
+    Where threads run at once, without a lock of the interpreter's, a frame goes on while somebody
+    else reads it, which may crash the interpreter (Python's free-threading HOWTO). Where threads of
+    the parent process are listed, to ask alone may.
     """
-    return sys._current_frames() if _one_at_a_time() else None
+    return sys._current_frames() if _one_at_a_time() and not has_threads_of_parent() else None
 
 
 def outside(packages: frozenset[str]) -> FrameType:
@@ -143,7 +144,7 @@ def describe(ident: int) -> str:
     name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
     frame, who = (frames or {}).get(ident), f"thread {ident if name is None else name}"
     if frames is None and name is not None:
-        return f"{who} (without the interpreter's lock another thread's stack cannot be read)"
+        return f"{who} (its stack cannot be read in this process)"
     if frame is None:
         frame, who = _greenlet(ident, who)
     if frame is None:

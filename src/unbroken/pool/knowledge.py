@@ -40,6 +40,7 @@ from unbroken.messages.processes import AT_THE_END
 from unbroken.net import liveness
 from unbroken.net.ending import Guarded, NoThreadError
 from unbroken.net.hangups import HangUps
+from unbroken.pool import budget
 from unbroken.pool.answers import has_traits, may_leave
 from unbroken.pool.bounds import limits_of
 from unbroken.pool.ending import no_connection, refuse_at_the_end
@@ -356,6 +357,7 @@ class Knowledge(Guarded):
                 name=self.name,
                 target=self.driver.target,
                 pid=self.pid,
+                replays_left=budget.left(self),
                 share=None if self.share is None else self.share.seen(),
             )
 
@@ -411,6 +413,7 @@ class Knowledge(Guarded):
     def count_opened(self) -> None:
         """Count a connection that was opened."""
         self.counters.opened += 1
+        self.counters.most = max(self.counters.most, self.kernel.size)
         with suppress(TypeError):  # of somebody's own driver that has no room for it
             _served.add(self.driver)
 

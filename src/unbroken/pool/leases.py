@@ -133,6 +133,7 @@ class Leases(Endings):
         older = unit.attempts == 2 and entry.uses > 1
         just_used = self.clock() - entry.last_used < JUST_USED
         unit.join(id(conn), self, entry, fresh=just_used and not older, older=older)
+        entry.joins += not unit.observing
         unit.ask(self.meaning)
         self.driver.watch(conn)
         entry.watched = True

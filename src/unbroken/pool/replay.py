@@ -28,6 +28,7 @@ from unbroken.ledger.verdicts import Action, Verdict
 from unbroken.logs import Part
 from unbroken.messages.data import COMMIT_UNKNOWN
 from unbroken.messages.units import GAVE_UP, NOT_REPLAYED
+from unbroken.pool.budget import may_replay, succeeded
 from unbroken.pool.finishing import LOOK_FIRST
 from unbroken.pool.steps import Attempt, Flow, Wait
 from unbroken.pool.undone import not_replayed, replayed
@@ -65,7 +66,7 @@ def replay(
     ask: Ask,
 ) -> Flow[Any]:
     """Attempt *work* until it succeeds, fails for good, has been replayed *max_replays* times, or
-    its ``until`` has passed.
+    its ``until`` has passed, or the retry budget is spent.
 
     *ask* is called with a pool's state, a question and a moment at which to give up. What is raised
     knows the unit's fate.
@@ -75,7 +76,9 @@ def replay(
         while True:
             unit.begin_attempt()
             try:
-                return (yield Attempt(work))
+                result = yield Attempt(work)
+                succeeded(unit)
+                return result
             except Exception as exc:
                 fault = unit.fault_of(exc)
                 if fault is None or isinstance(exc, _FINAL):
@@ -85,9 +88,11 @@ def replay(
                 is_last = clock() >= unit.until or (
                     waits >= MOST_WAITS if waited else replays >= max_replays
                 )
-                verdict = (
-                    unit.verdict(fault) if is_last else (yield from _verdict(unit, fault, ask))
-                )
+                verdict = unit.verdict(fault)
+                if verdict.action is Action.REPLAY and not is_last:
+                    if not may_replay(unit, exc, fault):
+                        raise
+                    verdict = yield from _verdict(unit, fault, ask)
                 if verdict.action is Action.COMMIT_UNKNOWN and not isinstance(
                     exc, CommitUnknownError
                 ):

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakSet
 
 from unbroken.abc import Address, BaseDriver
+from unbroken.brain.budget import Budget
 from unbroken.brain.hosts import Hosts
 from unbroken.brain.idle_limit import IdleLimit
 from unbroken.brain.outage import Outage
@@ -49,8 +50,8 @@ class Hidden:
 
 
 class Server(Guarded):
-    """One server's record. ``lock`` guards ``outage``, ``toll``, ``limit`` and ``pooler``; it may
-    be taken inside a pool's lock, never the other way round.
+    """One server's record. ``lock`` guards ``outage``, ``toll``, ``limit``, ``pooler`` and
+    ``budget``; it may be taken inside a pool's lock, never the other way round.
     """
 
     def __init__(self) -> None:
@@ -65,6 +66,9 @@ class Server(Guarded):
         self.followed = 0  #: of the moves of ``hosts``, those that the pools were told of …
         self.place: Address | None = None  #: … and where they led
         self.standing = Standing()
+        self.budget = Budget()
+        #: units of work without a pool that ended well here, and how many of them were counted
+        self.units = self.units_counted = 0
         #: what was opened before is drained
         self.drained_at = -math.inf
         self._hidden: dict[str | None, Hidden] = {}

@@ -129,7 +129,8 @@ class Supply(Knowledge):
 
     def room(self, workers: int) -> int:
         """How many more workers there may be beside so many *workers*."""
-        if self.stuck >= STUCK:
+        rest_until = self.server.budget.rest_until
+        if self.stuck >= STUCK or (rest_until and self.clock() < rest_until):
             return 0
         room = self.server.outage.room(self, self.clock(), workers)
         return min(room, 1 - workers) if self.refusals.active else room

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 
 from unbroken.abc import Cause
+from unbroken.pool import crowd
 from unbroken.pool.acquire import ping, take_answer
 from unbroken.pool.answers import is_overdue
 from unbroken.pool.endings import TICK
@@ -79,7 +80,7 @@ def _note_who_lives(state: PoolState) -> None:
 
 
 def _is_due(state: PoolState, now: float) -> bool:
-    if state.hidden.is_due(now) and state.kernel.idle:
+    if (state.hidden.is_due(now) and state.kernel.idle) or crowd.is_due(state, now):
         return True
     if state.forgotten or state.wants or state.strays() or state.suspects:
         return True
@@ -107,6 +108,7 @@ def upkeep(state: PoolState) -> Flow[None]:
         report_leaks(state)
         yield from _tend_idle(state)
         yield from _ask_hidden(state)
+        yield from crowd.ask(state)
         state.ensure_connecting()
     finally:
         state.upkeep_running = False

@@ -406,3 +406,31 @@ def test_a_loop_ends_although_a_driver_made_an_error_of_its_own_of_the_probers_c
     thread.join(20)
     assert not thread.is_alive()
     assert len(calls) > 1
+
+
+def test_a_statement_that_was_only_prepared_keeps_no_lock(postgres: Any) -> None:
+    """asyncpg refuses a value after it has prepared its statement. In autocommit, SQLAlchemy sends
+    no ROLLBACK behind that.
+    """
+    face = AsyncFace("asyncpg", postgres)
+    postgres.admin("DROP TABLE IF EXISTS only_prepared")
+    postgres.admin("CREATE TABLE only_prepared (n INT)")
+    postgres.admin("GRANT SELECT ON only_prepared TO PUBLIC")
+
+    async def work() -> None:
+        async with face.engine(isolation_level="AUTOCOMMIT") as engine:
+            session = await face.ask(engine)
+            with pytest.raises(sa.exc.DBAPIError):
+                async with engine.connect() as conn:
+                    wrong = sa.text("SELECT n FROM only_prepared WHERE n = :n")
+                    await conn.execute(wrong, {"n": "no number"})
+            held = postgres.admin(
+                f"SELECT mode FROM pg_locks WHERE pid = {session} AND locktype = 'relation'"
+            )
+            assert held == []
+            assert await face.ask(engine) == session
+
+    try:
+        run(work())
+    finally:
+        postgres.admin("DROP TABLE only_prepared")

@@ -24,8 +24,8 @@ from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_
 from unbroken.ledger.residue import VAGUE
 from unbroken.messages.data import SESSION_LOST
 from unbroken.pool.heal import (
-    ATTEMPTS,
     Losses,
+    connections,
     curable,
     forget,
     is_open,
@@ -100,7 +100,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 try:
                     if against:
                         raise _Refused(against) from None
-                    self._move(cursor, held, held.past, self._lost(held, text, fault, count))
+                    self._move(cursor, held, losses, self._lost(held, text, fault, count))
                 except _OwnAffair:
                     raise exc from exc.__cause__
                 except (_Refused, Error, UnbrokenError) as why:
@@ -134,20 +134,24 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
     # -- another connection ------------------------------------------------------------------------
 
-    def _move(self, cursor: Any, held: Held, past: Past, lost: Lost) -> None:
+    def _move(self, cursor: Any, held: Held, losses: Losses, lost: Lost) -> None:
         """Another connection, in the same block, and a cursor of it in *cursor*.
 
         Raises what says why not. Then this block gets none any more.
         """
+        past = held.past
+        assert past is not None  # it was told
         ruling = may_run_again(past, lost)
         if not ruling.heals:
             raise _Refused(ruling.reason)
         if run(is_own_affair(held, lost.fault), held.state.runtime.do):
             raise _OwnAffair
+        if (spent := losses.pay(held, lost.fault)) is not None:
+            raise _Refused(spent)
         block = {name: self.__dict__.get(name, getattr(self, name)) for name in _BLOCK}
         is_over = False
         try:
-            for _ in range(ATTEMPTS):
+            for _ in connections(held.state):
                 if self._moved(cursor, held, past, ruling, block):
                     is_over = True
                     return
@@ -224,8 +228,12 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             return False
         past = held.past.copy()
         past.sent("BEGIN", False)
-        lost = self._lost(held, "BEGIN", held.state.classify(met), Losses().add(held, past))
+        losses = Losses()
+        lost = self._lost(held, "BEGIN", held.state.classify(met), losses.add(held, past))
         if not may_run_again(past, lost).heals:
+            return False
+        if (spent := losses.pay(held, lost.fault)) is not None:
+            losses.refused(exc, spent, held)
             return False
         note(held.state, "BEGIN", held.entry.place, lost.fault)
         self._give_back()

@@ -19,6 +19,7 @@ from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.pool.heal import (
     ATTEMPTS,
     Losses,
+    connections,
     curable,
     forget,
     is_own_affair,
@@ -96,6 +97,8 @@ class AsyncHealing:
             own = is_own_affair(held.loan, fault)
             if ruling.heals and await run_async(own, held.owner.runtime.do):
                 raise OwnAffair
+            if ruling.heals and (spent := losses.pay(held.loan, fault)) is not None:
+                ruling = Ruling(False, spent)
             await self._move(state, held, ruling)
         except OwnAffair:
             raise exc from exc.__cause__
@@ -114,7 +117,7 @@ class AsyncHealing:
         is_over, past = False, old.past
         assert past is not None  # it was told
         try:
-            for _ in range(ATTEMPTS):
+            for _ in connections(old.owner):
                 if await self._moved(state, old, past, ruling, begin):
                     is_over = True
                     return

@@ -18,8 +18,8 @@ from unbroken.integrations.peewee.slot import Slot, Taken
 from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.messages.data import SESSION_LOST
 from unbroken.pool.heal import (
-    ATTEMPTS,
     Losses,
+    connections,
     curable,
     forget,
     is_open,
@@ -110,6 +110,8 @@ class Healing:
                     ruling = may_run_again(past, lost)
                     if ruling.heals and run(is_own_affair(loan, fault), loan.state.runtime.do):
                         raise OwnAffair
+                    if ruling.heals and (spent := losses.pay(loan, fault)) is not None:
+                        ruling = Ruling(False, spent)
                     self._move(slot, loan, past, ruling)
                 except OwnAffair:
                     raise exc from exc.__cause__
@@ -149,7 +151,7 @@ class Healing:
             raise Refused("reconnect=False keeps the connection that connect() took")
         begun, is_over, left = slot.begun, False, loan.what_is_left()
         try:
-            for _ in range(ATTEMPTS):
+            for _ in connections(loan.state):
                 if self._moved(slot, loan, past, ruling, begun):
                     is_over = True
                     return

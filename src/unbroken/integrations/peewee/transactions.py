@@ -14,6 +14,9 @@ from unbroken.integrations.peewee.again import begins_later, lost_by
 from unbroken.integrations.peewee.heal import Healing
 from unbroken.integrations.peewee.slot import Pin, Slot
 from unbroken.pool.bounds import bounded
+from unbroken.pool.budget import may_repeat
+from unbroken.pool.heal import tell_spent
+from unbroken.pool.state import state_of
 from unbroken.pool.steps import Call, run
 
 
@@ -44,7 +47,11 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
                 return
             except BaseException as exc:
                 error = upkeep.failed(self, slot, exc, "BEGIN")
-                if lost_by(exc) is None or tries >= self.pool.settings.max_replays:
+                again = lost_by(exc) is not None and tries < self.pool.settings.max_replays
+                if again and (spent := may_repeat(state_of(self.pool))) is not None:
+                    tell_spent(error, spent)
+                    again = False
+                if not again:
                     if error is not exc:
                         raise error from exc
                     raise

@@ -331,7 +331,7 @@ class Body(PoolState):
             entries = self.by_connection.pop(id(entry.dbapi), [])
             self.kernel.drop(entry)
             self.counters.closed[Cause.DISCARDED.value] += 1
-            self.counters.retired_uses += entry.uses
+            self.counters.retire(entry)
             if others := [each for each in entries if each is not entry]:
                 self.by_connection[id(entry.dbapi)] = others
         with contextlib.suppress(TypeError):

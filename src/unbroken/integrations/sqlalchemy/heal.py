@@ -27,7 +27,7 @@ from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
 from unbroken.messages.data import HELD_REPLACED, NO_SUBSTITUTE
 from unbroken.pool import heal as common
-from unbroken.pool.heal import ATTEMPTS, Losses, curable, is_at_rest, note, objection
+from unbroken.pool.heal import ATTEMPTS, Losses, connections, curable, is_at_rest, note, objection
 from unbroken.pool.loan import Loan
 
 _getframe = sys._getframe
@@ -224,6 +224,9 @@ class HealingConnection(Connection):
             ruling = self._ruled(may_run_again(past, replace(lost, fault=fault)))
             if not ruling.heals:
                 return False
+        if (spent := losses.pay(loan, lost.fault)) is not None:
+            self.why_not = spent
+            return False
         self._healed = lost.fault
         losses.take_over(loan)
         return self._moved(record, entry, exc, cursor, context, ruling)
@@ -379,12 +382,13 @@ class HealingConnection(Connection):
         self, record: Record, old: Any, exc: Exception, ruling: Ruling
     ) -> str | None:
         """As :meth:`_replaced`, even where some are lost before they can be used."""
-        for left in reversed(range(ATTEMPTS)):
+        for number in connections(record.owner):
             try:
                 against = self._replaced(record, old, self._dbapi_connection, exc, ruling)
             except Exception as another:  # lost while it was set up
                 ours = isinstance(another, UnbrokenError)
-                if ours or not left or not record.owner.classify(another).is_lost:
+                is_last = number == ATTEMPTS - 1
+                if ours or is_last or not record.owner.classify(another).is_lost:
                     raise
                 continue
             entry = record.entry

@@ -87,6 +87,8 @@ class Hooks:
         self.may_skip = self.driver.name in _STATELESS
         #: within it, what the dialect sends to end a transaction is not waited for
         self.leaving: Any = getattr(self.driver, "leaving", None)
+        #: whether the server keeps locks of a connection in no transaction
+        self.holds: Any = getattr(self.driver, "holds", None)
 
     def install(self) -> None:
         """Set them."""
@@ -169,6 +171,7 @@ class Hooks:
             elif Loan.of(owner, entry, entry.conn).outlives_time():
                 pass  # likewise
             else:
+                self._let_go(owner, entry)
                 try:
                     send = functools.partial(original, connection)
                     if not (is_at_end() and self._defer_rollback(owner, entry, send)):
@@ -184,6 +187,13 @@ class Hooks:
                 owner.run(Loan.of(owner, entry, entry.conn).ask_why(suspect[1]))
 
         return do_rollback
+
+    def _let_go(self, owner: Any, entry: Slot) -> None:
+        """What a ROLLBACK would end, where SQLAlchemy sends none: it knows of no transaction."""
+        if self.holds is not None and owner.driver is self.driver:
+            conn = entry.conn
+            if self.driver.is_in_transaction(conn) is False and self.holds(conn):
+                owner.run(Loan.of(owner, entry, conn).let_go())
 
     def _defer_rollback(self, owner: Any, entry: Slot, send: Callable[[], None]) -> bool:
         """Send the ROLLBACK that ends a use of *entry*, and leave its answer to the next one.

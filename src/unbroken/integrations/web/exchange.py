@@ -8,6 +8,7 @@ import sys
 from time import monotonic
 from typing import Any
 
+from unbroken.abc import Fault
 from unbroken.brain.ranks import Rank
 from unbroken.integrations.web.answers import (
     Answer,
@@ -23,6 +24,7 @@ from unbroken.ledger.verdicts import Action, Fate
 from unbroken.logs import Part
 from unbroken.messages.units import NOT_RUN_AGAIN
 from unbroken.pool import callers
+from unbroken.pool.budget import may_replay
 from unbroken.pool.undone import concerns, not_replayed
 
 log = Part("web")
@@ -182,16 +184,14 @@ class Exchange:
         """Whether another attempt follows if the app raises *exc* now."""
         unit = self.has_turn()
         fault = None if unit is None else fault_of(unit, exc)
-        return (
-            unit is not None and fault is not None and unit.verdict(fault).action is Action.REPLAY
-        )
+        return unit is not None and fault is not None and _follows(unit, exc, fault)
 
     def curable(self) -> BaseException | None:
         """The last error of the database's in this attempt that another attempt would cure."""
         unit = self.has_turn()
         if unit is not None:
             for exc, fault in reversed(unit.noted()):
-                if unit.verdict(fault).action is Action.REPLAY:
+                if _follows(unit, exc, fault):
                     return exc
         return None
 
@@ -262,3 +262,8 @@ class Exchange:
 
 
 # -- pages -----------------------------------------------------------------------------------------
+
+
+def _follows(unit: Unit, exc: BaseException, fault: Fault) -> bool:
+    """Whether another attempt follows *exc*: it is safe, and the retry budget allows it."""
+    return unit.verdict(fault).action is Action.REPLAY and may_replay(unit, exc, fault)
