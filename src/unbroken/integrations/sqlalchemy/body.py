@@ -320,9 +320,7 @@ class Body(PoolState):
         self.ensure_connecting()
 
     def detach(self, entry: Slot) -> None:
-        """Its holder took the connection out of the pool for good; only a fork still concerns
-        us.
-        """
+        """Its holder took the connection out of the pool for good: only a fork concerns us."""
         self.release(entry)
         if entry.fd is not None:
             self.sockets.forget(entry.fd)
