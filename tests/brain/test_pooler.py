@@ -123,3 +123,14 @@ def test_what_closed_such_connections_is_tried_again_at_a_growing_distance() -> 
         assert pooler.pipelines is False
         rest = min(2 * rest, LONGEST_REST)
     assert rest == LONGEST_REST
+
+
+def test_a_statement_that_a_session_does_not_know_is_a_proof_unless_no_pooler_stands() -> None:
+    unknown, behind, direct = Pooler(), Pooler(), Pooler()
+    behind.hear(1 << 30, 7)
+    direct.hear(7, 7)
+    assert unknown.met_stranger()
+    assert behind.met_stranger()
+    assert not behind.met_stranger()  # no news any more
+    assert not direct.met_stranger()  # its holder had it forget
+    assert (direct.stands, direct.shares) == (False, False)

@@ -243,6 +243,25 @@ def test_a_server_without_a_pooler_is_used_as_before(postgres: PostgreSQL) -> No
     assert asyncio.run(main())
 
 
+def test_a_holder_that_has_its_session_forget_statements_proves_no_pooler(
+    postgres: PostgreSQL,
+) -> None:
+    async def main() -> None:
+        async with unbroken.AsyncPool(postgres.url("asyncpg"), max_size=2) as pool:
+            async with pool.connection() as other:
+                await other.fetchval("SELECT 1")
+                with pytest.raises(Exception, match="does not exist"):
+                    async with pool.connection() as conn:
+                        await conn.fetchval("SELECT $1::int", 1)
+                        await conn.execute("DEALLOCATE ALL")
+                        await conn.fetchval("SELECT $1::int", 1)
+            pooler = state_of(pool).server.pooler
+            assert (pooler.stands, pooler.shares) == (False, False)
+            assert pool.stats().closed == {"discarded": 1}
+
+    asyncio.run(main())
+
+
 def test_the_servers_idle_limit_is_not_the_poolers(
     sharing: PgBouncer, postgres: PostgreSQL
 ) -> None:

@@ -97,6 +97,15 @@ class Pooler:
         """
         return session in set(others) and self.found_sharing()
 
+    def met_stranger(self) -> bool:
+        """A session did not know what was prepared on its connection. True: it is certain from now
+        on that sessions are shared, which is news.
+
+        Where it is known that no pooler stands in between, the connection's holder had its session
+        forget (``DEALLOCATE ALL``).
+        """
+        return self.stands is not False and self.found_sharing()
+
     def found_sharing(self) -> bool:
         """A connection was led to another session. True: that is news."""
         self.stands = True

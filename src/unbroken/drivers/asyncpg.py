@@ -260,8 +260,13 @@ class AsyncDriver(Status):
             await conn.execute(how.upper())
 
     async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*."""
-        return [tuple(row) for row in await conn.fetch(sql)]
+        """The rows of *sql*, a question of the pool's own, which leaves nothing on the session."""
+        layer = conn._protocol
+        before = layer.residue if isinstance(layer, Layer) else None
+        rows = [tuple(row) for row in await conn.fetch(sql)]
+        if before is not None:
+            layer.residue = before
+        return rows
 
     async def idle_limit(self, conn: Connection) -> float | None:
         """``idle_session_timeout`` of this session."""

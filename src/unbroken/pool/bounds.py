@@ -83,17 +83,19 @@ class Bound:
         if self._timer is not None:
             self._timer.cancel()
         if self.fired and error is not None:
-            error.add_note(NO_ANSWER(f"unbroken ended this connection: {self._silence}"))
-
-    @property
-    def _silence(self) -> str:
-        return f"no answer to {self._what} within {self._seconds} s"
+            error.add_note(
+                NO_ANSWER(
+                    f"unbroken ended this connection: no answer to {self._what} within"
+                    f" {self._seconds} s"
+                )
+            )
 
     def _end(self) -> None:
         self.fired = True
         if self._entry is not None:
             # before its end is seen, which looks as if the other side had closed it
-            self._entry.condemn(Cause.SILENT_DROP, self._silence)
+            silence = f"no answer to {self._what} within {self._seconds} s"
+            self._entry.condemn(Cause.SILENT_DROP, silence)
         if self._fd is not None and self._who is not None:
             abort(self._fd, self._who)
 

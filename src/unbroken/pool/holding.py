@@ -301,7 +301,8 @@ class Holding:
         if fault.kind is FaultKind.READ_ONLY:
             entry.doubt(fault)
         elif fault.cause is Cause.OTHER_SESSION:
-            met_another(self.state)
+            if not met_another(self.state):
+                return replace(fault, cause=Cause.DISCARDED)
         elif fault.kind in CANNOT_SERVE:
             if self._may_be_the_callers():
                 entry.doubt(fault)

@@ -150,15 +150,19 @@ def _sessions(state: Any, entry: Entry) -> list[int]:
 # -- sessions that are shared ----------------------------------------------------------------------
 
 
-def met_another(state: Any) -> None:
-    """A connection was led to a session that does not know what it prepared in another one."""
+def met_another(state: Any) -> bool:
+    """A session does not know what was prepared on its connection. Gives whether that was in
+    another session, as far as is known; else its holder had it forget.
+    """
     with state.server.lock:
-        is_news = state.server.pooler.found_sharing()
+        is_news = state.server.pooler.met_stranger()
+        is_another = state.server.pooler.shares
         pools = every(state.server.pools)
     if is_news:
         shared(state)
         for pool in pools:  # their connections may rely on their sessions
             pool.runtime.call(pool.drain)
+    return bool(is_another)
 
 
 def shared(state: Any) -> None:

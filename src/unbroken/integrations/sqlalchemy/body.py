@@ -342,9 +342,7 @@ class Body(PoolState):
     # -- giving back -------------------------------------------------------------------------------
 
     def is_good(self, entry: Entry, conn: Connection) -> bool:
-        """Whether *conn* may go back as it is: what is open on it, and what was set, is
-        SQLAlchemy's business.
-        """
+        """Whether *conn* may go back as it is: what is open or set on it is SQLAlchemy's affair."""
         return self.is_in_step(entry, conn)
 
     # -- what callers forgot, or lost --------------------------------------------------------------
