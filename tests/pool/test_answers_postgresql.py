@@ -388,6 +388,23 @@ async def _in_two_phases(conn: Any) -> None:
     await conn.tpc_rollback()
 
 
+async def _notified(conn: Any) -> None:
+    assert [each async for each in conn.notifies(timeout=0.0)] == []
+
+
+async def _shown(conn: Any) -> None:
+    cursor, info = conn.cursor(), conn.info
+    idle, begun = psycopg.pq.TransactionStatus.IDLE, psycopg.pq.TransactionStatus.INTRANS
+    assert (info.transaction_status, info.pipeline_status) == (idle, psycopg.pq.PipelineStatus.OFF)
+    assert "[IDLE]" in repr(conn)
+    assert "[IDLE]" in repr(cursor)
+    text = psycopg.sql.SQL("SELECT {} AS {}").format("a'b", psycopg.sql.Identifier("a b"))
+    assert text.as_string(conn) == """SELECT 'a''b' AS "a b\""""
+    await cursor.execute("SELECT 7")
+    assert info.transaction_status == begun
+    assert "[INTRANS]" in repr(conn)
+
+
 #: What looks at libpq before it waits for anything.
 LOOKING: dict[str, Callable[[Any], Any]] = {
     "autocommit": _in_autocommit,
@@ -398,6 +415,8 @@ LOOKING: dict[str, Callable[[Any], Any]] = {
     "level": lambda conn: conn.set_isolation_level(None),
     "many": lambda conn: conn.cursor().executemany("SELECT %s::int", [(1,), (2,)]),
     "server's cursor": lambda conn: conn.cursor("named").execute("SELECT 7"),
+    "notifies": _notified,
+    "shown": _shown,
 }
 
 

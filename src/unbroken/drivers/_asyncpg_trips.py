@@ -58,7 +58,7 @@ class Trips(Wire):
     """The operations of an asyncpg protocol, and when they are sent."""
 
     __slots__ = (
-        "_begin", "_is_weak", "_texts", "alone", "is_torn", "leaves", "may_be_busy",
+        "_begin", "_is_weak", "_texts", "alone", "flies", "is_torn", "leaves", "may_be_busy",
         "may_have_ended",
     )  # fmt: skip
 
@@ -69,6 +69,7 @@ class Trips(Wire):
         self.may_have_ended = False  #: whether the last that came is the server's goodbye
         #: whether the session is known to be nobody else's: several commands can be sent at once
         self.alone = False
+        self.flies = False  #: … if that was tried with what answers at the address
         #: whether nobody waits for the answer to the COMMIT or ROLLBACK that comes next
         self.leaves = False
         self._begin: str | None = None  #: the BEGIN that waits
@@ -131,6 +132,20 @@ class Trips(Wire):
             raise self._ended()
         if self._expected:
             raise out_of_step()
+
+    async def try_ahead(self, timeout: float) -> bool:
+        """As :meth:`try_flight`. Raises what a lost connection raises, too."""
+        if self.is_torn or self._expected or self.broken or not self.real.is_connected():
+            raise out_of_step()
+        self.is_torn = True  # out of step from here, until all is read
+        self.may_be_busy = False
+        went_well = await self.try_flight(timeout)
+        if self.may_have_ended:
+            raise self._ended()
+        if self._expected and not self.broken and not self.real.is_connected():
+            raise out_of_step()
+        self.is_torn = not went_well
+        return went_well
 
     def _ended(self) -> Exception:
         raise NotImplementedError

@@ -56,7 +56,8 @@ def exact(base: Any) -> Any:
         _seen_sent = _seen_answered = 0
         _seen_closed = False
         _seen_shared = False  #: whether a pooler may change the session after each transaction
-        _seen_alone = False  #: whether it is certain that none does
+        _seen_flies = False  #: whether it was tried what two statements in one flight do
+        _seen_alone = False  #: … went well, and it is certain that no pooler does
         #: how the server answers the pool's own COMMIT or ROLLBACK; None: no answer is due
         _seen_due: bytes | None = None
         _seen_asks = True  #: whether the server tells the isolation level

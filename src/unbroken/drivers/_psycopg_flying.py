@@ -9,6 +9,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
+from unbroken.drivers._psycopg_look import Shown, showing
 from unbroken.drivers._psycopg_texts import is_one
 from unbroken.drivers._psycopg_trips import (
     _FATAL,
@@ -88,8 +89,11 @@ def flying(base: Any) -> Any:
         @property
         def _pgconn(self) -> Any:
             if is_due(self._conn):
-                if sys._getframe(1).f_code in _only_ask():
+                caller = sys._getframe(1).f_code
+                if caller in _only_ask():
                     return _NO_PIPELINE
+                if caller in showing():
+                    return Shown(self._conn)
                 settle(self._conn)
             return pgconn_of(self)
 

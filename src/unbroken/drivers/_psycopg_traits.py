@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from functools import cache
 from inspect import isasyncgenfunction, iscoroutinefunction, unwrap
 from typing import Any, NamedTuple
@@ -146,6 +146,8 @@ def noting(base: Any) -> Any:
     Connection.wait = _waiting(base.wait)
     if iscoroutinefunction(unwrap(base.close)):
         Connection.close = _closing(base.close)
+    if isasyncgenfunction(unwrap(base.notifies)):
+        Connection.notifies = _notifying(base.notifies)
     for name in ("pipeline", "_pipeline_nolock"):
         if hasattr(base, name):
             setattr(Connection, name, _counted(name, getattr(base, name)))
@@ -200,6 +202,21 @@ def _closing(plain: Any) -> Any:
 
     close.__doc__ = plain.__doc__
     return close
+
+
+def _notifying(plain: Any) -> Any:
+    """psycopg's ``notifies()`` of asyncio, which looks at libpq before it waits for anything."""
+
+    async def notifies(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+        if trips.is_owed(self.__dict__):
+            async with self.lock:
+                await self.wait(trips.take_and_begin(self))
+        async with aclosing(plain(self, *args, **kwargs)) as heard:
+            async for each in heard:
+                yield each
+
+    notifies.__doc__ = plain.__doc__
+    return notifies
 
 
 def _counted(name: str, plain: Any) -> Any:

@@ -376,7 +376,11 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     if pgconn.flush():
         yield from _psycopg().generators.send(pgconn)
     if flight.due is not None:
-        yield from _read_due(pgconn, flight.due)
+        try:
+            yield from _read_due(pgconn, flight.due)
+        except BaseException as error:
+            state["_unbroken_unread"] = getattr(error, "sqlstate", None) is None
+            raise
     begun = (yield from _one(pgconn)) if flight.begins else None
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []

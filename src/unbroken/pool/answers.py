@@ -47,9 +47,12 @@ def is_soon(state: Any, entry: Entry, now: float) -> bool:
 
 
 def may_fly(state: Any) -> bool:
-    """Whether the driver may send a statement now before it has read the answer that is due."""
+    """Whether the driver may be left to read the answer that is due, with that to the next
+    statement. Behind a pooler it reads the first one before it sends the second.
+    """
     if state.tries_flights:
-        return bool(state.pipelines and state.server.pooler.pipelines)
+        pooler = state.server.pooler
+        return bool(state.pipelines and (pooler.pipelines or pooler.stands))
     return bool(state.pipelines)
 
 
@@ -107,16 +110,22 @@ def lost_in_flight(state: Any, entry: Entry, conn: Connection) -> None:
         flight_failed(state, entry.born)
 
 
-def flight_failed(state: Any, born: float) -> None:
-    """A connection opened at *born* was lost with a statement behind one that was not answered."""
+def flight_failed(state: Any, born: float, *, is_proven: bool = False) -> None:
+    """A connection opened at *born* was lost with a statement behind one that was not answered; or
+    *is_proven*: two statements got other answers than theirs.
+    """
     with state.server.lock:
-        is_news = state.server.pooler.lost_in_flight(state.clock(), born)
+        is_news = state.server.pooler.lost_in_flight(state.clock(), born, is_proven=is_proven)
     if is_news:
+        does = (
+            "does not answer two statements in turn"
+            if is_proven
+            else "closes a connection on which a statement comes before the last one was answered"
+        )
         log.info(
             "no statement ahead",
-            f"{state.name}: what answers at {state.driver.target.server} closes a connection on"
-            " which a statement comes before the last one was answered: from now on each answer is"
-            " read first",
+            f"{state.name}: what answers at {state.driver.target.server} {does}: from now on each"
+            " answer is read first",
             pool=state.name,
             server=state.driver.target.server,
         )
