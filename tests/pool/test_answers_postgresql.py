@@ -472,6 +472,27 @@ def test_any_first_command_gets_its_own_answer(line: Any) -> None:
                 assert conn.autocommit is False
 
 
+def test_bytes_that_are_no_answer_to_anything_are_looked_at_before_a_connection_is_lent(
+    line: Any, until: Any
+) -> None:
+    server, _ = line
+    with warm(line) as pool:
+        with pool.connection() as conn:
+            conn.execute("LISTEN unasked")
+        with pool.connection() as conn:
+            read(conn)  # whose answer came with that to the COMMIT before
+        entry = pool._state.kernel.idle[-1]
+        pool._state.driver.take_answer(entry.conn, 5.0)  # type: ignore[attr-defined]
+        assert entry.due is not None
+        server.admin("NOTIFY unasked, 'here'")
+        until(lambda: entry.poll(0))
+        entry.due = entry.last_used = time.monotonic()
+        pings = pool.stats().pings
+        with pool.connection() as conn:
+            assert pool.stats().pings == pings + 1
+            assert [each.payload for each in conn.notifies(timeout=0)] == ["here"]
+
+
 def test_a_notice_and_a_notification_before_the_answer_reach_their_handlers(line: Any) -> None:
     server, _ = line
     with warm(line) as pool:

@@ -315,10 +315,12 @@ class Driver(Ahead, Blocking):
         """Whether that answer was not read yet."""
         return conn._seen_due is not None
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it."""
-        if conn._seen_due is not None:
-            self._bounded(conn, timeout, lambda: trips.take(conn))
+    def take_answer(self, conn: Connection, timeout: float) -> bool:
+        """Read it, if it was not read yet. Gives whether that was so."""
+        if conn._seen_due is None:
+            return False
+        self._bounded(conn, timeout, lambda: trips.take(conn))
+        return True
 
     def may_leave(self, conn: Connection) -> bool:
         """Whether a transaction is open, and its end is all that is needed."""

@@ -151,12 +151,15 @@ class Driver(Blocking, Base):
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         trips.send_end(conn, sql)
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it."""
+    def take_answer(self, conn: Connection, timeout: float) -> bool:
+        """Read it, if it was not read yet. Gives whether that was so."""
+        if conn._unbroken_due is None:
+            return False
         left = trips.take_free(conn)
         if left is not None:
             with conn.lock:
                 drive(self._check_usable(conn), left, timeout, self._timed_out)
+        return True
 
     def try_flight(self, conn: Connection, timeout: float) -> bool | None:
         """Send three statements in one flight: whether each got its own answer. None: that cannot

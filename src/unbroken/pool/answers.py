@@ -75,7 +75,8 @@ def take_at_once(state: Any, entry: Entry, now: float) -> bool:
         return False
     conn = entry.conn
     try:
-        state.driver.take_answer(conn, state.settings.ping_timeout)
+        if not state.driver.take_answer(conn, state.settings.ping_timeout):
+            return False  # it was read before: nobody asked for what stands on the socket
     except Exception as exc:
         fault = state.classify(exc)
         entry.condemn(fault.cause or Cause.LOST, fault.text)
