@@ -56,6 +56,7 @@ def servers() -> Iterator[Callable[[type[Server]], Server]]:
                     "INSERT INTO stock VALUES (1), (2), (3)",
                     "CREATE TABLE sold (n INT) ENGINE=InnoDB",
                     "CREATE PROCEDURE two() BEGIN SELECT 1; SELECT 2; END",
+                    "CREATE PROCEDURE ends(how INT) SET SESSION completion_type = how",
                 ):
                     made[kind].admin(sql)
             return made[kind]

@@ -91,14 +91,19 @@ def heard(state: Any, entry: Entry) -> bool:
     """The answer has come: whether *entry* is fit for its next user.
 
     Where it is not, a ROLLBACK does something else here than was thought (the server's
-    ``completion_type`` may say so): from now on each one is waited for.
+    ``completion_type`` may say so): from now on each one is waited for. A routine that its user ran
+    may have done that to this session alone.
     """
     entry.due = None
     conn = entry.conn
     fit = bool(state.is_settled(entry, conn) and state.is_good(entry, conn))
     if fit:
-        entry.end_seen = True
-    elif state.driver.fileno(conn) is not None:  # a connection that has ended tells nothing
+        if not entry.end_seen:
+            entry.end_seen = True
+            if state.ran_code(conn):
+                state.driver.end_seen(conn)
+    elif state.driver.fileno(conn) is not None and not state.ran_code(conn):
+        # (a connection that has ended tells nothing)
         state.defers = state.pipelines = False
     return fit
 
