@@ -304,6 +304,11 @@ class Status(Awaited):
         layer = conn._protocol
         return isinstance(layer, Layer) and layer.may_leave()
 
+    def was_unsent(self, conn: Connection) -> bool:
+        """Whether *conn* was lost at a BEGIN that went alone."""
+        layer = getattr(conn, "_protocol", None)
+        return isinstance(layer, Layer) and layer.was_unsent
+
     def texts(self, conn: Connection) -> Sequence[str | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
         texts: Sequence[str | None] = conn._protocol.texts()

@@ -59,7 +59,7 @@ class Trips(Wire):
 
     __slots__ = (
         "_begin", "_is_weak", "_texts", "alone", "flies", "is_torn", "leaves", "may_be_busy",
-        "may_have_ended",
+        "may_have_ended", "was_unsent",
     )  # fmt: skip
 
     def __init__(self, transport: Any) -> None:
@@ -73,6 +73,7 @@ class Trips(Wire):
         #: whether nobody waits for the answer to the COMMIT or ROLLBACK that comes next
         self.leaves = False
         self._begin: str | None = None  #: the BEGIN that waits
+        self.was_unsent = False  #: whether it failed before its statement was sent
         #: whether something of the pool's own is being sent, or was with an operation that has not
         #: ended: an exception that strikes then leaves it so
         self.is_torn = False
@@ -204,7 +205,7 @@ class Trips(Wire):
         if self._begin is not None:
             self._begin = None
             return tag
-        self._refused = False
+        self._refused = self.was_unsent = False
         self._known = None
         return None if self.real.is_in_transaction() else "ROLLBACK"
 
@@ -286,10 +287,11 @@ class Trips(Wire):
 
     async def _begin_now(self) -> None:
         begin, self._begin = self._begin, None
-        self._refused = True  # until it is known that it was not
+        # until it is known that it was not refused, nor lost
+        self._refused = self.was_unsent = True
         self.may_be_busy = True
         await self.real.query(begin, None)
-        self._refused = False
+        self._refused = self.was_unsent = False
         self._known = None
 
     async def _tell_asyncpg(self) -> None:

@@ -309,6 +309,10 @@ class Base(_Inherited):
         wanted: bytes | None = conn._unbroken_wants
         return None if wanted is None else wanted.decode()
 
+    def was_unsent(self, conn: Connection) -> bool:
+        """Whether *conn* was lost before anything of the last statement was sent."""
+        return getattr(conn, "_unbroken_unsent", False)
+
     def autocommits(self, conn: Connection) -> bool:
         """Whether autocommit is on."""
         return bool(conn._autocommit)

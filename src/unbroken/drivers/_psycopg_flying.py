@@ -28,9 +28,13 @@ from unbroken.drivers._psycopg_trips import (
 def land_alone(conn: Any) -> Generator[Any, Any, None]:
     """As :func:`land`, of BEGIN alone."""
     try:
-        yield from land(conn)
-    except NotAskedError:
-        yield from begin_again(conn)
+        try:
+            yield from land(conn)
+        except NotAskedError:
+            yield from begin_again(conn)
+    except Exception:
+        conn._unbroken_unsent = True
+        raise
 
 
 class _NoPipeline:

@@ -70,6 +70,7 @@ def noting(base: Any) -> Any:
         _unbroken_due: Any = None  #: the answers that are due
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
         _unbroken_wants: bytes | None = None  #: what goes out with the next statement
+        _unbroken_unsent = False  #: whether the last statement failed before it was sent
         _unbroken_turn: int | None = (
             None  #: the one hold on the lock that the pipeline is for; None: for any
         )
@@ -106,12 +107,18 @@ def noting(base: Any) -> Any:
             said = self.__dict__.pop("_unbroken_said", None)
             if said is None or said[0] != getattr(self.lock, "turns", None):
                 said = (None, None, False)
+            if self._unbroken_unsent:
+                self._unbroken_unsent = False
             if said[2]:
                 yield from trips.start(self)
             else:
-                yield from self._unbroken_ready()
-                yield from trips.begin_now(self)
-                yield from super()._start_query()
+                try:
+                    yield from self._unbroken_ready()
+                    yield from trips.begin_now(self)
+                    yield from super()._start_query()
+                except Exception:
+                    self._unbroken_unsent = True
+                    raise
             note_text(self, said[1])
 
         def _exec_command(

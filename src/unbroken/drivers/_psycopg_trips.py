@@ -44,7 +44,6 @@ _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 #: A property that the application reads waits so many seconds for an answer that is due.
 ANSWER_WITHIN = 1.0
 OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
-
 _ASK_LEVEL = b"SHOW transaction_isolation"
 
 

@@ -326,6 +326,10 @@ class Driver(Ahead, Blocking):
         """Whether a transaction is open, and its end is all that is needed."""
         return self.is_in_transaction(conn) is True and conn._xid is None
 
+    def was_unsent(self, conn: Connection) -> bool:
+        """Whether *conn* was lost at a BEGIN that went alone."""
+        return bool(conn._seen_unbegun == conn._seen_sent > 0)
+
     def texts(self, conn: Connection) -> Sequence[str | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
         return trips.texts(conn)

@@ -269,14 +269,14 @@ class Driver(Ahead, Blocking):
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:
         """Read it, if it was not read yet. Gives whether that was so."""
-        if not self.owes_answer(conn):
-            return False
+        was_due = self.owes_answer(conn)
         kept, conn._read_timeout = conn._read_timeout, timeout
         try:
-            conn._seen_take()
+            if was_due:
+                conn._seen_take()
         finally:
             conn._read_timeout = kept
-        return True
+        return was_due
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""

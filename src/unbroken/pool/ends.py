@@ -172,6 +172,13 @@ class Ends(Holding):
         wanted: str | None = None if ask is None else ask(self.conn)
         return wanted
 
+    def was_unsent(self) -> bool:
+        """Whether the statement that lost the connection was never sent, as what begins its
+        transaction was sent before it, and not answered.
+        """
+        ask = getattr(self.state.driver, "was_unsent", None)
+        return self.wanted() is not None or bool(ask is not None and ask(self.conn))
+
     def _may_begin(self) -> bool:
         state, entry, conn = self.state, self.entry, self.conn
         return bool(
