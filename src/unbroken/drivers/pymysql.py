@@ -269,14 +269,13 @@ class Driver(Ahead, Blocking):
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:
         """Read it, if it was not read yet. Gives whether that was so."""
-        was_due = self.owes_answer(conn)
+        if not self.owes_answer(conn):
+            return False
         kept, conn._read_timeout = conn._read_timeout, timeout
         try:
-            if was_due:
-                conn._seen_take()
+            return conn._seen_take() is None
         finally:
             conn._read_timeout = kept
-        return was_due
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
