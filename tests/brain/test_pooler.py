@@ -134,3 +134,21 @@ def test_a_statement_that_a_session_does_not_know_is_a_proof_unless_no_pooler_st
     assert not behind.met_stranger()  # no news any more
     assert not direct.met_stranger()  # its holder had it forget
     assert (direct.stands, direct.shares) == (False, False)
+
+
+def test_answers_that_are_not_their_own_prove_it_at_once() -> None:
+    pooler, now = Pooler(), 1000.0
+    assert pooler.lost_in_flight(now, born=now - 1.0, is_proven=True)
+    assert pooler.pipelines is False
+    assert not pooler.wants_flight(now + TRY_AGAIN - 1.0)
+    assert pooler.wants_flight(now + TRY_AGAIN)
+    assert not pooler.lost_in_flight(now + TRY_AGAIN, born=now + TRY_AGAIN, is_proven=True)
+    assert not pooler.wants_flight(now + 2 * TRY_AGAIN)
+
+
+def test_nothing_is_tried_where_a_pooler_stands() -> None:
+    pooler = Pooler()
+    pooler.hear(MADE_UP[0], 4711)
+    assert not pooler.wants_flight(0.0)
+    pooler.hear(4712, 4712)  # the name leads to the server itself now
+    assert pooler.wants_flight(0.0)

@@ -45,6 +45,7 @@ class PostgreSQL(Subject):  # type: ignore[misc] # its module is found at run ti
         """As a pool opens it: known not to lead through a pooler."""
         conn = await super().connect()
         self.driver.share(conn, False)
+        self.driver.let_fly(conn, True)
         return conn
 
     async def prepare(self) -> None:

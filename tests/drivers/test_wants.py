@@ -36,6 +36,7 @@ class Bench:
         conn = self.driver.connect(5.0)
         if self.is_psycopg:
             self.driver.share(conn, False)
+            self.driver.let_fly(conn, True)
         else:
             self.do(conn, "SELECT 1")  # from the first answer on, the server's status is known
             self.driver.let_fly(conn, True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.test import RequestFactory
 
 from unbroken.django import replayable
@@ -42,6 +42,10 @@ def far(request: Any, make: Any) -> Any:  # noqa: F811
     site.run("DROP TABLE IF EXISTS trips")
     site.run("CREATE TABLE trips (n INT)")
     site.run("INSERT INTO trips VALUES (1), (2)")
+    site.run("DROP PROCEDURE IF EXISTS sell")
+    body = "" if request.param == "mysql" else " LANGUAGE SQL AS '"
+    end = "" if request.param == "mysql" else "'"
+    site.run(f"CREATE PROCEDURE sell(){body} INSERT INTO trips VALUES (77){end}")
     site.connection.close()
     site.connection.close_pool()
     with FaultProxy((site.server.host, site.server.port), protocol=request.param) as proxy:
@@ -225,17 +229,62 @@ def test_a_connection_that_is_lost_behind_a_commit_that_nobody_waits_for_is_nobo
     assert far.session() != session
 
 
-@pytest.mark.parametrize("first", [READ, WRITE, "SAVEPOINT here"])
+def _calls(far: Any) -> None:
+    with transaction.atomic(using=far.alias), far.connection.cursor() as cursor:
+        cursor.callproc("sell") if far.kind == "mysql" else cursor.execute("CALL sell()")
+
+
+def _does(far: Any) -> None:
+    """A statement of which nobody knows what it does."""
+    block(far, "DO 1" if far.kind == "mysql" else "DO $$BEGIN PERFORM 1; END$$")
+
+
+#: What a block sends first.
+FIRST: dict[str, Callable[[Any], None]] = {
+    "read": lambda far: block(far, READ), "write": lambda far: block(far, WRITE),
+    "savepoint": lambda far: block(far, "SAVEPOINT here"),
+    "CALL": lambda far: block(far, "CALL sell()"), "callproc": _calls, "unknown": _does,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", FIRST)
 def test_a_connection_that_is_lost_at_the_beginning_of_a_block_is_replaced(
     first: str, far: Any
 ) -> None:
     block(far, WRITE)
     cut = far.proxy.cut_at("SET autocommit = 0" if far.kind == "mysql" else "BEGIN", before=True)
-    if far.kind == "postgresql" and first.startswith("SAVEPOINT"):
-        return  # psycopg's error does not say at which of the two it was lost
-    block(far, first)
+    FIRST[first](far)
     assert cut.hits == 1
     assert far.pool.stats().healed == 1
+    assert far.ask("SELECT count(*) FROM trips WHERE n = 77") == (first in ("CALL", "callproc"))
+
+
+@pytest.mark.parametrize("first", ["CALL", "callproc", "unknown"])
+def test_a_connection_that_hung_up_before_a_block_is_replaced(
+    first: str, far: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has noted it yet when the statement is sent."""
+    block(far, WRITE)
+    session = far.session()
+    held = far.connection._held
+    monkeypatch.setattr(type(held), "is_dead", property(lambda self: self.entry.cause is not None))
+    far.server.admin(
+        f"KILL {session}" if far.kind == "mysql" else f"SELECT pg_terminate_backend({session})"
+    )
+    wait_until(lambda: held.entry.poll(0))
+    FIRST[first](far)
+    assert far.connection._held is not held
+    assert far.ask("SELECT count(*) FROM trips WHERE n = 77") == (first != "unknown")
+
+
+@pytest.mark.parametrize("first", ["CALL", "callproc"])
+def test_a_call_that_may_have_run_is_not_run_again(first: str, far: Any) -> None:
+    block(far, WRITE)
+    cut = far.proxy.cut_at("CALL", before=False)
+    with pytest.raises(OperationalError):
+        FIRST[first](far)
+    assert cut.hits == 1
+    assert far.pool.stats().healed == 0
 
 
 def test_a_write_whose_commit_is_lost_is_in_doubt(far: Any) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
-from unbroken.ledger.heal import MOST_TEXTS, Lost, Past, Ruling, may_forget_commit, may_run_again
+from unbroken.ledger.heal import (
+    MOST_TEXTS,
+    Lost,
+    Past,
+    Ruling,
+    may_forget_commit,
+    may_run_again,
+    runs_once,
+)  # fmt: skip
 from unbroken.ledger.questions import Question
 
 HIDDEN, KEPT = Question.HIDDEN_WRITES, Question.KEPT_WRITES
@@ -64,6 +72,42 @@ def test_the_first_statement_of_a_transaction_is_run_again(
     ruling = first(sql)
     assert ruling.heals
     assert ruling.asks == asks
+
+
+UNSENT = "nothing of it has reached the server"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["CALL take(1)", "SAVEPOINT here", "SELECT dblink('')", "LOCK TABLES t READ", None, INSERT],
+)
+@pytest.mark.parametrize("autocommit", [True, False, None])
+def test_what_was_never_sent_goes_to_another_connection_whatever_it_is(
+    sql: Any, autocommit: bool | None
+) -> None:
+    assert first(sql, autocommit=autocommit, unsent=True) == Ruling(True, UNSENT)
+    assert sql == INSERT or not first(sql, autocommit=autocommit).heals
+    assert runs_once(sql) is (sql != INSERT)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [(SELECT, True), (SELECT, True)],  # a transaction was open
+        [("SET @x = 1", False), ("CALL take(1)", False)],
+        [("CALL give(1)", False), ("CALL take(1)", False)],
+        [(None, False), ("CALL take(1)", False)],
+        [(SELECT, False), ("SELECT LAST_INSERT_ID()", False)],
+    ],
+)
+def test_what_was_never_sent_may_still_need_the_session_that_was_lost(before: Any) -> None:
+    it = lost(before[-1][0], backend="mysql", unsent=True)
+    assert not may_run_again(past(*before), it).heals
+
+
+def test_what_was_never_sent_is_lost_where_its_end_was_wanted_or_time_is_up() -> None:
+    for more in ({"in_time": False}, {"cause": Cause.DEADLINE}, {"losses": 2}):
+        assert not first("CALL take(1)", unsent=True, **more).heals
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 
 from .every_driver import url_of
 
-ASYNC = ("aiomysql", "asyncmy", "mysqlconnector_async")
+ASYNC = ("aiomysql", "asyncmy", "mysqlconnector_async", "psycopg_async", "asyncpg")
+#: PostgreSQL's drivers that can leave an answer for later.
+POSTGRESQL = ["psycopg", "psycopg_async", "asyncpg", "pg8000"]
 #: Each driver that can leave an answer for later.
 DRIVERS = [
     "pymysql", "mysqldb", "mariadbconnector", "mysqlconnector", "aiomysql", "asyncmy",
@@ -54,6 +56,7 @@ def servers() -> Iterator[Callable[[type[Server]], Server]]:
                     "INSERT INTO stock VALUES (1), (2), (3)",
                     "CREATE TABLE sold (n INT) ENGINE=InnoDB",
                     "CREATE PROCEDURE two() BEGIN SELECT 1; SELECT 2; END",
+                    "CREATE PROCEDURE ends(how INT) SET SESSION completion_type = how",
                 ):
                     made[kind].admin(sql)
             return made[kind]
@@ -138,6 +141,8 @@ class Bench:
         return (await made) if inspect.isawaitable(made) else made
 
     async def _do(self, conn: Any, sql: str) -> Any:
+        if self.name == "asyncpg":
+            return [tuple(row) for row in await conn.fetch(sql)]
         async with await self.cursor(conn) as cursor:
             await cursor.execute(sql)
             return list(await cursor.fetchall()) if cursor.description else []

@@ -185,6 +185,7 @@ def test_a_strange_answer_ends_the_connection(server: PostgreSQL, end: str, paus
                 conn = await pool.acquire()
             state = pool._current()
             state.defers = state.pipelines = True
+            state.driver.let_fly(conn, True)
             await conn.transaction().start()
             if end == "ROLLBACK":
                 await conn.execute(f"INSERT INTO {TABLE} VALUES (1)")

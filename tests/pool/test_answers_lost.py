@@ -139,6 +139,30 @@ def test_a_session_on_which_each_end_chains_or_releases_is_left_to_nobody(
         assert bench.sold() == stored
 
 
+@pytest.mark.parametrize("kind", [1, 2])
+def test_a_routine_that_has_each_end_chain_or_release_harms_nobody_else(
+    bench: Bench, kind: int
+) -> None:
+    """No text on the wire names ``completion_type``."""
+    if bench.is_postgresql:
+        pytest.skip("completion_type is MySQL's")
+    pool = bench.pool()
+    for texts in (
+        ["CALL ends({})"], ["/* why */ call ends({})", "SELECT n FROM stock"],
+        ["PREPARE p FROM 'CALL ends({})'", "SELECT n FROM stock", "EXECUTE p"],
+    ):  # fmt: skip
+        bench.due(pool)
+        bench.rest(0.02)
+        conn = bench.take(pool)
+        for sql in texts:
+            bench.do(conn, sql.format(kind))
+        bench.give(pool, conn)
+        stored, failed = _sell(bench, pool, 2)  # the first of them right behind it
+        if kind == 1 or not (bench.has_tls or bench.is_mariadb):
+            assert failed == 0
+        assert bench.sold() == stored
+
+
 def test_with_autocommit_on_nothing_is_due(bench: Bench) -> None:
     pool = bench.pool(bench.url(autocommit="true"))
     session = bench.use(pool)

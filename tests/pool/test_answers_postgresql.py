@@ -388,6 +388,23 @@ async def _in_two_phases(conn: Any) -> None:
     await conn.tpc_rollback()
 
 
+async def _notified(conn: Any) -> None:
+    assert [each async for each in conn.notifies(timeout=0.0)] == []
+
+
+async def _shown(conn: Any) -> None:
+    cursor, info = conn.cursor(), conn.info
+    idle, begun = psycopg.pq.TransactionStatus.IDLE, psycopg.pq.TransactionStatus.INTRANS
+    assert (info.transaction_status, info.pipeline_status) == (idle, psycopg.pq.PipelineStatus.OFF)
+    assert "[IDLE]" in repr(conn)
+    assert "[IDLE]" in repr(cursor)
+    text = psycopg.sql.SQL("SELECT {} AS {}").format("a'b", psycopg.sql.Identifier("a b"))
+    assert text.as_string(conn) == """SELECT 'a''b' AS "a b\""""
+    await cursor.execute("SELECT 7")
+    assert info.transaction_status == begun
+    assert "[INTRANS]" in repr(conn)
+
+
 #: What looks at libpq before it waits for anything.
 LOOKING: dict[str, Callable[[Any], Any]] = {
     "autocommit": _in_autocommit,
@@ -398,6 +415,8 @@ LOOKING: dict[str, Callable[[Any], Any]] = {
     "level": lambda conn: conn.set_isolation_level(None),
     "many": lambda conn: conn.cursor().executemany("SELECT %s::int", [(1,), (2,)]),
     "server's cursor": lambda conn: conn.cursor("named").execute("SELECT 7"),
+    "notifies": _notified,
+    "shown": _shown,
 }
 
 
@@ -451,6 +470,27 @@ def test_any_first_command_gets_its_own_answer(line: Any) -> None:
             with pool.connection() as conn:
                 assert conn.execute("SELECT %s::int", (number,)).fetchone() == (number,)
                 assert conn.autocommit is False
+
+
+def test_bytes_that_are_no_answer_to_anything_are_looked_at_before_a_connection_is_lent(
+    line: Any, until: Any
+) -> None:
+    server, _ = line
+    with warm(line) as pool:
+        with pool.connection() as conn:
+            conn.execute("LISTEN unasked")
+        with pool.connection() as conn:
+            read(conn)  # whose answer came with that to the COMMIT before
+        entry = pool._state.kernel.idle[-1]
+        pool._state.driver.take_answer(entry.conn, 5.0)  # type: ignore[attr-defined]
+        assert entry.due is not None
+        server.admin("NOTIFY unasked, 'here'")
+        until(lambda: entry.poll(0))
+        entry.due = entry.last_used = time.monotonic()
+        pings = pool.stats().pings
+        with pool.connection() as conn:
+            assert pool.stats().pings == pings + 1
+            assert [each.payload for each in conn.notifies(timeout=0)] == ["here"]
 
 
 def test_a_notice_and_a_notification_before_the_answer_reach_their_handlers(line: Any) -> None:

@@ -461,9 +461,11 @@ class Driver(FakeDriver):
         assert isinstance(conn, Connection)
         return conn.owes
 
-    def take_answer(self, conn: FakeConnection, timeout: float) -> None:
+    def take_answer(self, conn: FakeConnection, timeout: float) -> bool:
         assert isinstance(conn, Connection)
+        was_due = conn.owes
         conn.take(self.world.clock.now + timeout)
+        return was_due
 
     def texts(self, conn: FakeConnection) -> list[str | None]:
         assert isinstance(conn, Connection)

@@ -7,9 +7,10 @@ choice. So the number that a client was told at its login is not the one that th
 itself. A made-up number is nearly always larger than any that an operating system gives a process:
 such a connection is recognised without a question.
 
-MySQL's protocol lets a client send a statement before it has read the last answer, and the server
-answers them in turn. ProxySQL closes such a connection ("Unexpected packet from client,
-disconnecting the client"). So this is tried on a new connection that nobody has yet.
+Both protocols let a client send a statement before it has read the last answer, and the servers
+answer them in turn. Not every proxy does: ProxySQL closes such a connection ("Unexpected packet
+from client, disconnecting the client"). So this is tried on a new connection that nobody has yet,
+unless a pooler is known to stand there, behind which no driver does it.
 """
 
 from __future__ import annotations
@@ -54,13 +55,18 @@ class Pooler:
         self._losses, self._lost_at = 0, -math.inf
         self._again_at, self._rest = math.inf, TRY_AGAIN
 
-    def lost_in_flight(self, now: float, born: float) -> bool:
+    def lost_in_flight(self, now: float, born: float, *, is_proven: bool = False) -> bool:
         """A connection that was opened at *born* was lost at *now*, with a statement behind one
         that was not answered. True: that was once too often, which is news.
+
+        *is_proven*: it was not lost. Its answers came in another order, or were others, or one of
+        them did not come.
         """
-        if born <= self._lost_at:
+        if born <= self._lost_at and not is_proven:
             return False  # by the same cause as others
         self._losses = self._losses + 1 if now - self._lost_at <= LOST_WITHIN else 1
+        if is_proven:
+            self._losses = LOST_FLIGHTS
         self._lost_at = now
         was = self.pipelines
         self.pipelines = False if was is False or self._losses >= LOST_FLIGHTS else None
@@ -71,6 +77,8 @@ class Pooler:
 
     def wants_flight(self, now: float) -> bool:
         """Whether a connection that is opened at *now* is to try it."""
+        if self.stands:
+            return False
         return self.pipelines is None or (self.pipelines is False and now >= self._again_at)
 
     def judge(self, number: int | None) -> bool | None:

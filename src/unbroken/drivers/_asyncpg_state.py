@@ -44,6 +44,10 @@ _REFUSED = _Refused()
 _PROBE = _NotEncodable()
 
 
+def _late(timeout: float) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, f"the server did not answer within {timeout} s")
+
+
 class Status(Awaited):
     """The part of asyncpg's driver that knows how far a connection is, and what was left on it."""
 
@@ -75,7 +79,7 @@ class Status(Awaited):
         try:
             if isinstance(conn._protocol, Layer):
                 conn._protocol.shared = shared
-                conn._protocol.alone = not shared and self._can_fly(conn)
+                self._decide(conn)
             size = conn._config.statement_cache_size
             if size == 0:
                 return None
@@ -88,10 +92,45 @@ class Status(Awaited):
             pass
         return None
 
+    def let_fly(self, conn: Connection, may: bool) -> None:
+        """Whether a statement may be sent on *conn* before the last one was answered, where its
+        session is its own. It may not, until that was tried (:meth:`try_flight`).
+        """
+        if isinstance(getattr(conn, "_protocol", None), Layer):
+            conn._protocol.flies = may
+            self._decide(conn)
+
+    def _decide(self, conn: Connection) -> None:
+        layer = conn._protocol
+        layer.alone = layer.flies and self._can_fly(conn)
+
     def _can_fly(self, conn: Connection) -> bool:
         """Whether several commands can be sent on *conn* before an answer has come."""
+        layer = getattr(conn, "_protocol", None)
+        if not (self.is_known and self.blindness is None and isinstance(layer, Layer)):
+            return False
         is_plain = "replication" not in (conn._params.server_settings or ())
-        return self.is_known and self.blindness is None and is_plain
+        return is_plain and not layer.shared
+
+    async def try_flight(self, conn: Connection, timeout: float) -> bool | None:
+        """Send three statements in one flight: whether each got its own answer. None: that cannot
+        be tried on *conn*. Nothing is open afterwards, unless the answer is False.
+
+        Raises what a lost connection raises, also where not even the first was answered within
+        *timeout* seconds.
+        """
+        if not self._can_fly(conn):
+            return None
+        self._check_ready(conn)
+        try:
+            went_well: bool = await conn._protocol.try_ahead(timeout)
+        except TimeoutError as error:
+            raise _late(timeout) from error
+        return went_well
+
+    def is_unread(self, conn: Connection) -> bool:
+        """Whether the answer that is due was never read, also where *conn* has ended."""
+        return self.owes_answer(conn)
 
     def _usual_cache(self) -> int:
         usual: int = signature(self._asyncpg.connect).parameters["statement_cache_size"].default
@@ -253,9 +292,7 @@ class Status(Awaited):
             async with asyncio.timeout(timeout):
                 await layer.take()
         except TimeoutError as error:
-            raise TimeoutError(
-                errno.ETIMEDOUT, f"the server did not answer within {timeout} s"
-            ) from error
+            raise _late(timeout) from error
 
     def owes_answer(self, conn: Connection) -> bool:
         """Whether that answer was not read yet."""
@@ -266,6 +303,11 @@ class Status(Awaited):
         """Whether a transaction is open of which the server knows."""
         layer = conn._protocol
         return isinstance(layer, Layer) and layer.may_leave()
+
+    def was_unsent(self, conn: Connection) -> bool:
+        """Whether *conn* was lost at a BEGIN that went alone."""
+        layer = getattr(conn, "_protocol", None)
+        return isinstance(layer, Layer) and layer.was_unsent
 
     def texts(self, conn: Connection) -> Sequence[str | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""

@@ -58,8 +58,8 @@ class Trips(Wire):
     """The operations of an asyncpg protocol, and when they are sent."""
 
     __slots__ = (
-        "_begin", "_is_weak", "_texts", "alone", "is_torn", "leaves", "may_be_busy",
-        "may_have_ended",
+        "_begin", "_is_weak", "_texts", "alone", "flies", "is_torn", "leaves", "may_be_busy",
+        "may_have_ended", "was_unsent",
     )  # fmt: skip
 
     def __init__(self, transport: Any) -> None:
@@ -69,9 +69,11 @@ class Trips(Wire):
         self.may_have_ended = False  #: whether the last that came is the server's goodbye
         #: whether the session is known to be nobody else's: several commands can be sent at once
         self.alone = False
+        self.flies = False  #: … if that was tried with what answers at the address
         #: whether nobody waits for the answer to the COMMIT or ROLLBACK that comes next
         self.leaves = False
         self._begin: str | None = None  #: the BEGIN that waits
+        self.was_unsent = False  #: whether it failed before its statement was sent
         #: whether something of the pool's own is being sent, or was with an operation that has not
         #: ended: an exception that strikes then leaves it so
         self.is_torn = False
@@ -132,6 +134,20 @@ class Trips(Wire):
         if self._expected:
             raise out_of_step()
 
+    async def try_ahead(self, timeout: float) -> bool:
+        """As :meth:`try_flight`. Raises what a lost connection raises, too."""
+        if self.is_torn or self._expected or self.broken or not self.real.is_connected():
+            raise out_of_step()
+        self.is_torn = True  # out of step from here, until all is read
+        self.may_be_busy = False
+        went_well = await self.try_flight(timeout)
+        if self.may_have_ended:
+            raise self._ended()
+        if self._expected and not self.broken and not self.real.is_connected():
+            raise out_of_step()
+        self.is_torn = not went_well
+        return went_well
+
     def _ended(self) -> Exception:
         raise NotImplementedError
 
@@ -189,7 +205,7 @@ class Trips(Wire):
         if self._begin is not None:
             self._begin = None
             return tag
-        self._refused = False
+        self._refused = self.was_unsent = False
         self._known = None
         return None if self.real.is_in_transaction() else "ROLLBACK"
 
@@ -271,10 +287,11 @@ class Trips(Wire):
 
     async def _begin_now(self) -> None:
         begin, self._begin = self._begin, None
-        self._refused = True  # until it is known that it was not
+        # until it is known that it was not refused, nor lost
+        self._refused = self.was_unsent = True
         self.may_be_busy = True
         await self.real.query(begin, None)
-        self._refused = False
+        self._refused = self.was_unsent = False
         self._known = None
 
     async def _tell_asyncpg(self) -> None:

@@ -15,15 +15,20 @@ from collections import deque
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from unbroken.drivers import _postgresql_flight as flight
+from unbroken.drivers._postgresql_flight import BOUND as _BOUND
+from unbroken.drivers._postgresql_flight import COMPLETE as _COMPLETE
+from unbroken.drivers._postgresql_flight import ERROR as _ERROR
+from unbroken.drivers._postgresql_flight import PARSED as _PARSED
+from unbroken.drivers._postgresql_flight import READY as _READY
+from unbroken.drivers._postgresql_flight import ROW as _ROW
 from unbroken.drivers._psycopg_texts import LEVEL_HOLDS
 from unbroken.drivers._shared import lost
 
-#: Whose answer it is: a COMMIT's or ROLLBACK's that was sent at release, a BEGIN's, or that to the
-#: question for the isolation level.
-_DUE, _BEGIN, _LEVEL = range(3)
+#: Whose answer it is: a COMMIT's or ROLLBACK's that was sent at release, a BEGIN's, that to the
+#: question for the isolation level, or one of a trial's, to its first statement or to the others.
+_DUE, _BEGIN, _LEVEL, _FIRST, _OTHERS = range(5)
 
-_COMPLETE, _READY, _ERROR, _ROW = b"CZED"
-_PARSED, _BOUND = b"12"
 _GOODBYES = tuple(b"\0%c%s\0" % (field, each) for field in b"SV" for each in (b"FATAL", b"PANIC"))
 _ASIDE = b"NSA"  # notices, parameters and notifications may come between any two answers
 
@@ -56,18 +61,8 @@ _TOLD = (
 )
 
 
-def _message(kind: bytes, body: bytes) -> bytes:
-    return kind + (len(body) + 4).to_bytes(4) + body
-
-
-@lru_cache(maxsize=100)
-def _without_sync(sql: str) -> bytes:
-    """*sql* in the extended protocol, for a statement that follows at once."""
-    return (
-        _message(b"P", b"\0" + sql.encode() + b"\0\0\0")
-        + _message(b"B", b"\0\0\0\0\0\0\0\0")
-        + _message(b"E", b"\0\0\0\0\0")
-    )
+#: *sql* in the extended protocol, for a statement that follows at once.
+_without_sync = lru_cache(maxsize=100)(flight.without_sync)
 
 
 #: Classes of SQLSTATE that say that a command is not known or not supported.
@@ -126,10 +121,9 @@ class Wire:
         return bool(self._expected)
 
     def _send_end(self, sql: str) -> None:
-        text = sql.encode() + b"\0"
-        self._expected.append(Answer(_COMPLETE, text, _DUE))
+        self._expected.append(Answer(_COMPLETE, sql.encode() + b"\0", _DUE))
         self._expected.append(Answer(_READY, b"I", _DUE))
-        self._transport.write(_message(b"Q", text))
+        self._transport.write(flight.simple(sql))
         self._known = False
 
     def _send_begin(self, sql: str, *, wants_sync: bool) -> None:
@@ -142,6 +136,26 @@ class Wire:
             self._expected.extend(_BEGUN)
             self._transport.write(_without_sync(sql))
         self._known = True
+
+    async def try_flight(self, timeout: float) -> bool:
+        """Send a trial's statements: whether each got its own answer within *timeout* seconds.
+
+        Raises TimeoutError where not even the first has come.
+        """
+        mark = flight.new_mark()
+        others = flight.others(mark)
+        self._expected.extend(Answer(*each, _FIRST) for each in flight.FIRST)
+        self._expected.extend(Answer(*each, _OTHERS) for each in others)
+        self._transport.write(flight.requests(mark))
+        soon, later = flight.limits(timeout)
+        async with asyncio.timeout(soon):
+            await self._come(len(others))
+        try:
+            async with asyncio.timeout(later):
+                await self._come()
+        except TimeoutError:
+            return False
+        return not self.broken
 
     # -- what comes --------------------------------------------------------------------------------
 
@@ -171,7 +185,7 @@ class Wire:
         self._rest = data[start:] if expects else b""
         self._behind = self._behind and expects
         self._is_sifting = False
-        if not expects:
+        if self._takers:
             self.wake()
         return b"" if expects or self.broken else data[start:]
 
@@ -190,7 +204,11 @@ class Wire:
             return False
         if expected.to == _DUE:
             return self._is_odd(kind)
-        if kind != _ERROR:
+        if expected.to == _FIRST and kind == _ERROR and expected.kind != _READY:
+            while self._expected[0].kind != _READY:
+                self._expected.popleft()
+            return True
+        if kind != _ERROR or expected.to in (_FIRST, _OTHERS):
             self._break()
             return True
         self._expected.clear()
@@ -224,9 +242,11 @@ class Wire:
 
     # -- callers that wait -------------------------------------------------------------------------
 
-    async def _come(self) -> None:
-        """Wait until all that is expected has come, or never will."""
-        while self._expected and not self.broken and self.real.is_connected():
+    async def _come(self, left: int = 0) -> None:
+        """Wait until all that is expected has come, but for so many messages that may be *left*, or
+        never will.
+        """
+        while len(self._expected) > left and not self.broken and self.real.is_connected():
             taker = asyncio.get_running_loop().create_future()
             self._takers.append(taker)
             await taker

@@ -217,7 +217,9 @@ def note(conn: Any, sql: Any) -> None:
         texts.clear()
     known = isinstance(sql, str | bytes) and len(sql) <= LONGEST_TEXT
     texts.append(sql if known else None)
-    if known and _mysql.changes_ends(sql):
+    if not known:
+        _mysql.unknown_text(sql if isinstance(sql, str | bytes) else None, conn)
+    elif _mysql.changes_ends(sql, conn):
         _mysql.note_chains(conn)
         _mysql.note_move(conn, _mysql.ANOTHER_USER)
 

@@ -4,6 +4,7 @@ read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -176,6 +177,12 @@ _SETS_NOTHING: frozenset[str | bytes] = frozenset(
 )
 
 
+#: What runs a routine, or a text that is not known.
+_RUNS = r"\b(?:CALL|EXECUTE|DO|ATOMIC)\b"
+_RUNS_CODE = re.compile(_RUNS, re.IGNORECASE)
+_RUNS_CODE_BYTES = re.compile(_RUNS.encode(), re.IGNORECASE)
+
+
 def note_chains(conn: Any) -> None:
     """What was sent on *conn* may have changed what a COMMIT or ROLLBACK does there."""
     conn.__dict__["_seen_chains"] = True
@@ -186,15 +193,33 @@ def may_chain(conn: Any) -> bool:
     return bool(conn.__dict__.get("_seen_chains"))
 
 
-def changes_ends(sql: str | bytes) -> bool:
-    """Whether *sql*, a text or its bytes, may change what a COMMIT or ROLLBACK does on its
-    session.
+def changes_ends(sql: str | bytes, conn: Any) -> bool:
+    """Whether *sql*, a text or its bytes that goes out on *conn*, changes what a COMMIT or ROLLBACK
+    does on its session, by its words.
+
+    A routine that it calls by name may do so unseen: see :func:`ran_code`.
     """
     text: Any = sql
     several, name = (";", "completion_type") if isinstance(sql, str) else (b";", b"completion_type")
     if text[:3] in _SETS_NOTHING and several not in text:
         return False
+    runs = _RUNS_CODE if isinstance(sql, str) else _RUNS_CODE_BYTES
+    if runs.search(text) is not None:
+        conn.__dict__["_seen_code"] = True
     return name in text.lower()
+
+
+def unknown_text(sql: Any, conn: Any) -> None:
+    """What goes out on *conn* is too long to be looked at, or no text at all (None)."""
+    if sql is None or sql[:3] not in _SETS_NOTHING:
+        conn.__dict__["_seen_code"] = True
+
+
+def ran_code(conn: Any) -> bool:
+    """Whether a routine was run on *conn*, which may have changed what a COMMIT or ROLLBACK does
+    there, since such an end was seen last.
+    """
+    return bool(conn.__dict__.get("_seen_code"))
 
 
 #: What was reported last on a connection, and is not answered yet: what :func:`answered` is told

@@ -25,6 +25,18 @@ class Ahead:
         is_open: Any = self.is_in_transaction  # type: ignore[attr-defined] # each driver's own
         return is_open(conn) is True and not _mysql.may_chain(conn)
 
+    def ran_code(self, conn: Connection) -> bool:
+        """Whether a routine was run on *conn*, which may have changed what a COMMIT or ROLLBACK
+        does there, since such an end was seen last.
+        """
+        return _mysql.ran_code(conn)
+
+    def end_seen(self, conn: Connection) -> None:
+        """A COMMIT or ROLLBACK that was sent after that was answered as expected, or will be read
+        before anything else is sent.
+        """
+        conn.__dict__.pop("_seen_code", None)
+
     def is_unread(self, conn: Connection) -> bool:
         """Whether the answer that is due was never read, also where *conn* has ended."""
         due = getattr(conn, "_seen_due", None)  # for some, a number of the server's

@@ -135,7 +135,10 @@ def note(conn: Followed, command: int, sql: Any) -> None:
     known = command == _mysql.COM_QUERY and len(sql) <= LONGEST_TEXT
     text = bytes(sql) if known and isinstance(sql, bytearray) else sql  # executemany's
     conn._seen_texts.append(text if known else None)
-    if known and _mysql.changes_ends(text):
+    if not known:
+        if command not in UNREPORTED:
+            _mysql.unknown_text(sql if command == _mysql.COM_QUERY else None, conn)
+    elif _mysql.changes_ends(text, conn):
         _mysql.note_chains(conn)
         touch(conn, OTHERS)
 

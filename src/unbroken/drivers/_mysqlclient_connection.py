@@ -111,7 +111,7 @@ def deduced(base: Any) -> Any:
             if state.get("_seen_due") and not flies:
                 self._seen_take()
             self._seen_refuse()
-            if _mysql.changes_ends(sql):
+            if _mysql.changes_ends(sql, self):
                 state["_seen_chains"] = True
             _note(state, sql)
             before = state.get("_seen_open")

@@ -74,11 +74,12 @@ def note(conn: Any, command: int, args: tuple[Any, ...]) -> None:
     sent = args[0] if command in (QUERY, PREPARE) and args else None
     if not isinstance(sent, bytes | bytearray) or len(sent) > LONGEST_TEXT:
         texts.append(None)
+        _mysql.unknown_text(None, conn)
         return
     head, sent = _head(conn) if command == QUERY else b"", bytes(sent)
     text = sent[len(head) :] if sent.startswith(head) else None
     texts.append(text if command == QUERY else None)
-    if _mysql.changes_ends(sent if text is None else text):
+    if _mysql.changes_ends(sent if text is None else text, conn):
         _mysql.note_chains(conn)
         _mysql.note_move(conn, _mysql.ANOTHER_USER)
 

@@ -54,9 +54,11 @@ def exact(base: Any) -> Any:
         _knows = True
         _transaction_status: bytes | None
         _seen_sent = _seen_answered = 0
+        _seen_unbegun = 0  #: which statement was a BEGIN that failed
         _seen_closed = False
         _seen_shared = False  #: whether a pooler may change the session after each transaction
-        _seen_alone = False  #: whether it is certain that none does
+        _seen_flies = False  #: whether it was tried what two statements in one flight do
+        _seen_alone = False  #: … went well, and it is certain that no pooler does
         #: how the server answers the pool's own COMMIT or ROLLBACK; None: no answer is due
         _seen_due: bytes | None = None
         _seen_asks = True  #: whether the server tells the isolation level
@@ -136,6 +138,8 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...], text: in
         except BaseException as error:
             if error is self._seen_error and self._seen_answers in in_step:
                 self._seen_answered = self._seen_sent
+            if name == "execute_simple" and args[:1] == (trips.BEGIN,):
+                self._seen_unbegun = self._seen_sent
             raise
         self._seen_answered = self._seen_sent
         return result

@@ -139,7 +139,8 @@ class Base(_Inherited):
 
     def share(self, conn: Connection, shared: bool) -> str | None:
         """psycopg prepares by itself what is sent for the fifth time: not on a shared session."""
-        conn.__dict__["_unbroken_alone"] = not shared and self._can_fly(conn)
+        conn.__dict__["_unbroken_shared"] = shared
+        self._decide(conn)
         try:
             usual = self._psycopg._preparing.PrepareManager.prepare_threshold
             given = conn.__dict__.setdefault("_unbroken_threshold", conn.prepare_threshold)
@@ -151,6 +152,21 @@ class Base(_Inherited):
         except Exception:  # another make of connection
             pass
         return None
+
+    def let_fly(self, conn: Connection, may: bool) -> None:
+        """Whether a statement may be sent on *conn* before the last one was answered, where its
+        session is its own. It may not, until that was tried (:meth:`try_flight`).
+        """
+        conn.__dict__["_unbroken_flies"] = may
+        self._decide(conn)
+
+    def _decide(self, conn: Connection) -> None:
+        state = conn.__dict__
+        state["_unbroken_alone"] = bool(state.get("_unbroken_flies") and self._can_fly(conn))
+
+    def is_unread(self, conn: Connection) -> bool:
+        """Whether the answer that is due was never read, also where *conn* has ended."""
+        return trips.is_due(conn) or conn.__dict__.get("_unbroken_unread", False)
 
     def traits(self, conn: Connection) -> Traits | None:
         """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a
@@ -276,6 +292,7 @@ class Base(_Inherited):
             self.is_known
             and self.blindness is None
             and "_unbroken_texts" in conn.__dict__
+            and conn.__dict__.get("_unbroken_shared") is False
             and "replication" not in self._arguments
             and self._psycopg.capabilities.has_pipeline()
         )
@@ -291,6 +308,10 @@ class Base(_Inherited):
         """What goes out so."""
         wanted: bytes | None = conn._unbroken_wants
         return None if wanted is None else wanted.decode()
+
+    def was_unsent(self, conn: Connection) -> bool:
+        """Whether *conn* was lost before anything of the last statement was sent."""
+        return getattr(conn, "_unbroken_unsent", False)
 
     def autocommits(self, conn: Connection) -> bool:
         """Whether autocommit is on."""

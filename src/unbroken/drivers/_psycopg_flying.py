@@ -9,6 +9,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
+from unbroken.drivers._psycopg_look import Shown, showing
 from unbroken.drivers._psycopg_texts import is_one
 from unbroken.drivers._psycopg_trips import (
     _FATAL,
@@ -27,9 +28,13 @@ from unbroken.drivers._psycopg_trips import (
 def land_alone(conn: Any) -> Generator[Any, Any, None]:
     """As :func:`land`, of BEGIN alone."""
     try:
-        yield from land(conn)
-    except NotAskedError:
-        yield from begin_again(conn)
+        try:
+            yield from land(conn)
+        except NotAskedError:
+            yield from begin_again(conn)
+    except Exception:
+        conn._unbroken_unsent = True
+        raise
 
 
 class _NoPipeline:
@@ -88,8 +93,11 @@ def flying(base: Any) -> Any:
         @property
         def _pgconn(self) -> Any:
             if is_due(self._conn):
-                if sys._getframe(1).f_code in _only_ask():
+                caller = sys._getframe(1).f_code
+                if caller in _only_ask():
                     return _NO_PIPELINE
+                if caller in showing():
+                    return Shown(self._conn)
                 settle(self._conn)
             return pgconn_of(self)
 

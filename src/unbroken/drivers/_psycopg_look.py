@@ -9,8 +9,14 @@ from typing import Any
 
 from unbroken.drivers._psycopg_trips import is_owed, settle
 
+_OK, _IDLE, _IN_TRANSACTION = 0, 0, 2  # PQstatus; PQtransactionStatus
+
 #: How the names of the modules begin that send nothing by libpq which is not noted.
 FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken", "peewee"})
+
+
+#: psycopg's modules that want to know nothing but the encoding of texts.
+_WRITERS = frozenset({"psycopg.sql", "psycopg.adapt", "psycopg._encodings"})
 
 
 @cache
@@ -26,13 +32,58 @@ def _harmless() -> frozenset[CodeType]:
         psycopg.Connection.wait, psycopg.AsyncConnection.wait,
         psycopg.Connection.close, psycopg.AsyncConnection.close,
         BaseTransaction.__init__,  # it keeps it for later
+        BaseConnection._notice_handler, BaseConnection._notify_handler,  # while an answer is read
+        *(getattr(BaseConnection, each, None) for each in ("cancel", "_cancel_gen")),
+    ]  # fmt: skip
+    return frozenset(each.__code__ for each in functions if each is not None)
+
+
+@cache
+def showing() -> frozenset[CodeType]:
+    """psycopg's functions that only show what libpq knows: see :class:`Shown`."""
+    from psycopg._connection_base import BaseConnection
+    from psycopg._cursor_base import BaseCursor
+
+    functions: list[Any] = [
+        BaseConnection.__repr__, vars(BaseConnection)["info"].fget, BaseCursor.__repr__,
     ]  # fmt: skip
     return frozenset(each.__code__ for each in functions)
+
+
+class Shown:
+    """libpq's connection as it will be once the answers that are due have come, and what is wanted
+    was sent: for what only shows it, and need not wait for that.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, conn: Any) -> None:
+        self._state = conn.__dict__
+
+    @property
+    def transaction_status(self) -> Any:
+        """Of the end whose answer is due: that nothing is open. A BEGIN that is wanted counts."""
+        state = self._state
+        status = state["pgconn"].transaction_status
+        is_wanted = state.get("_unbroken_wants") is not None
+        if state["pgconn"].status != _OK or not (is_wanted or state.get("_unbroken_due")):
+            return status
+        return type(status)(_IN_TRANSACTION if is_wanted else _IDLE)
+
+    @property
+    def pipeline_status(self) -> Any:
+        """That which the application knows of."""
+        status = self._state["pgconn"].pipeline_status
+        return type(status)(0) if self._state.get("_unbroken_due") else status
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state["pgconn"], name)
 
 
 def get_ready() -> None:
     """Look up what :func:`look` needs. At the end of the interpreter nothing can be imported."""
     _harmless()
+    showing()
     _making()
 
 
@@ -54,9 +105,17 @@ def look(conn: Any) -> Any:
             state["_unbroken_shown"] = True  # and it may be kept
         if is_owed(state):
             settle(conn)
-    elif is_owed(state) and not _is_harmless(frame):
+    elif frame.f_code in showing():
+        return Shown(conn)
+    elif is_owed(state) and not (_is_harmless(frame) or _keeps_texts(state, frame)):
         settle(conn)
     return state["pgconn"]
+
+
+def _keeps_texts(state: dict[str, Any], frame: FrameType) -> bool:
+    """Whether the caller wants to know the encoding, which the answer that is due leaves."""
+    due = state.get("_unbroken_due")
+    return frame.f_globals["__name__"] in _WRITERS and (due is None or due.in_pipeline)
 
 
 def _is_harmless(frame: FrameType) -> bool:

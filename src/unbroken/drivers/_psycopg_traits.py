@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from functools import cache
 from inspect import isasyncgenfunction, iscoroutinefunction, unwrap
 from typing import Any, NamedTuple
@@ -70,6 +70,7 @@ def noting(base: Any) -> Any:
         _unbroken_due: Any = None  #: the answers that are due
         _unbroken_inside = 0  #: how many blocks of pipeline() are entered
         _unbroken_wants: bytes | None = None  #: what goes out with the next statement
+        _unbroken_unsent = False  #: whether the last statement failed before it was sent
         _unbroken_turn: int | None = (
             None  #: the one hold on the lock that the pipeline is for; None: for any
         )
@@ -106,12 +107,18 @@ def noting(base: Any) -> Any:
             said = self.__dict__.pop("_unbroken_said", None)
             if said is None or said[0] != getattr(self.lock, "turns", None):
                 said = (None, None, False)
+            if self._unbroken_unsent:
+                self._unbroken_unsent = False
             if said[2]:
                 yield from trips.start(self)
             else:
-                yield from self._unbroken_ready()
-                yield from trips.begin_now(self)
-                yield from super()._start_query()
+                try:
+                    yield from self._unbroken_ready()
+                    yield from trips.begin_now(self)
+                    yield from super()._start_query()
+                except Exception:
+                    self._unbroken_unsent = True
+                    raise
             note_text(self, said[1])
 
         def _exec_command(
@@ -146,6 +153,8 @@ def noting(base: Any) -> Any:
     Connection.wait = _waiting(base.wait)
     if iscoroutinefunction(unwrap(base.close)):
         Connection.close = _closing(base.close)
+    if isasyncgenfunction(unwrap(base.notifies)):
+        Connection.notifies = _notifying(base.notifies)
     for name in ("pipeline", "_pipeline_nolock"):
         if hasattr(base, name):
             setattr(Connection, name, _counted(name, getattr(base, name)))
@@ -200,6 +209,21 @@ def _closing(plain: Any) -> Any:
 
     close.__doc__ = plain.__doc__
     return close
+
+
+def _notifying(plain: Any) -> Any:
+    """psycopg's ``notifies()`` of asyncio, which looks at libpq before it waits for anything."""
+
+    async def notifies(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+        if trips.is_owed(self.__dict__):
+            async with self.lock:
+                await self.wait(trips.take_and_begin(self))
+        async with aclosing(plain(self, *args, **kwargs)) as heard:
+            async for each in heard:
+                yield each
+
+    notifies.__doc__ = plain.__doc__
+    return notifies
 
 
 def _counted(name: str, plain: Any) -> Any:

@@ -44,7 +44,6 @@ _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 #: A property that the application reads waits so many seconds for an answer that is due.
 ANSWER_WITHIN = 1.0
 OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
-
 _ASK_LEVEL = b"SHOW transaction_isolation"
 
 
@@ -376,7 +375,11 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     if pgconn.flush():
         yield from _psycopg().generators.send(pgconn)
     if flight.due is not None:
-        yield from _read_due(pgconn, flight.due)
+        try:
+            yield from _read_due(pgconn, flight.due)
+        except BaseException as error:
+            state["_unbroken_unread"] = getattr(error, "sqlstate", None) is None
+            raise
     begun = (yield from _one(pgconn)) if flight.begins else None
     level = (yield from _one(pgconn)) if flight.asks_level else None
     answers: list[list[Any]] = []

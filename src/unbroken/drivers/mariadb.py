@@ -188,10 +188,12 @@ class Driver(Ahead, Blocking):
         """Whether that answer was not read yet."""
         return conn._seen_due is not None and self.fileno(conn) is not None
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as for ping
-        """Read it, if it was not read yet."""
-        if self.owes_answer(conn):
-            conn._seen_settle()
+    def take_answer(self, conn: Connection, timeout: float) -> bool:  # noqa: ARG002 - as for ping
+        """Read it, if it was not read yet. Gives whether that was so."""
+        if not self.owes_answer(conn):
+            return False
+        conn._seen_settle()
+        return True
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""

@@ -54,6 +54,7 @@ _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 
 # completion_type=CHAIN makes a COMMIT open the next transaction at once; only asking tells
 _ASK = "SELECT @@SESSION.wait_timeout, @@SESSION.completion_type"
+_ASK_COMPLETION = "SELECT @@SESSION.completion_type"
 
 _CONNECTION = "MySQLdb.connections:Connection"
 _SEAMS = (  # for the most part written in C
@@ -180,7 +181,12 @@ class Driver(Ahead, Blocking):
         """Whether the answer to a COMMIT or ROLLBACK that is sent now says nothing that is not
         known, so that it can be read later.
         """
-        return self.is_in_transaction(conn) is not False and not conn.__dict__.get("_seen_chains")
+        state = conn.__dict__
+        knows_end = not (state.get("_seen_chains") or state.get("_seen_code"))
+        return knows_end and self.is_in_transaction(conn) is not False
+
+    def end_seen(self, conn: Connection) -> None:
+        """The library does not tell the server's status, so an answer says nothing of it."""
 
     def send_end(self, conn: Connection, sql: str) -> None:
         """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`: :meth:`take_answer` reads the
@@ -218,10 +224,12 @@ class Driver(Ahead, Blocking):
         """Whether that answer was not read yet."""
         return bool(conn.__dict__.get("_seen_due")) and self.fileno(conn) is not None
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as for ping
-        """Read it, if it was not read yet."""
-        if self.owes_answer(conn):
-            conn._seen_take()
+    def take_answer(self, conn: Connection, timeout: float) -> bool:  # noqa: ARG002 - as for ping
+        """Read it, if it was not read yet. Gives whether that was so."""
+        if not self.owes_answer(conn):
+            return False
+        conn._seen_take()
+        return True
 
     def begin(self, conn: Connection) -> None:
         """Not needed: MySQL opens a transaction by itself while autocommit is off."""
@@ -239,12 +247,20 @@ class Driver(Ahead, Blocking):
         held = self.is_in_transaction(conn)
         conn.query(_ASK)
         limit, completion = conn.store_result().fetch_row()[0]
-        completion = completion.decode() if isinstance(completion, bytes) else str(completion)
-        if completion not in ("NO_CHAIN", "0"):
-            self._chains = conn._seen_chains = True
+        if self._hear_completion(conn, completion):
+            self._chains = True
         if not held:
             conn.rollback()
         return float(limit)
+
+    @staticmethod
+    def _hear_completion(conn: Connection, completion: Any) -> bool:
+        """Whether, by the server's word, a COMMIT does something else on *conn* than usual."""
+        told = completion.decode() if isinstance(completion, bytes) else str(completion)
+        if told in ("NO_CHAIN", "0"):
+            return False
+        conn._seen_chains = True
+        return True
 
     def remember(self, conn: Connection) -> str | None:
         """The statement that sets again what was set when *conn* was opened."""
@@ -343,6 +359,7 @@ class Driver(Ahead, Blocking):
             state.get("_seen_open") is not False
             or state.get("_seen_busy", True)
             or state.get("_seen_chains")
+            or state.get("_seen_code")
             or state.get("_seen_wants")
         ):
             return False
@@ -352,8 +369,16 @@ class Driver(Ahead, Blocking):
             return False
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit, the character set, or the database."""
+        """Attributes, then autocommit, the character set, or the database.
+
+        After a routine was run, the server is asked what a COMMIT does on this session.
+        """
         conn._seen_want(None, bool)
+        if _mysql.ran_code(conn):
+            conn.query(_ASK_COMPLETION)
+            self._hear_completion(conn, conn.store_result().fetch_row()[0][0])
+            conn.__dict__.pop("_seen_code", None)
+            conn.__dict__["_seen_open"] = False  # that question begins nothing
         now = self.traits(conn)
         if (
             now is None

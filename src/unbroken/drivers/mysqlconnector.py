@@ -118,15 +118,16 @@ class Driver(Base, Blocking):
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         conn._seen_leave(sql)
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it, if it was not read yet."""
+    def take_answer(self, conn: Connection, timeout: float) -> bool:
+        """Read it, if it was not read yet. Gives whether that was so."""
         if not self.owes_answer(conn):
-            return
+            return False
         kept, conn._read_timeout = conn._read_timeout, timeout
         try:
             due.take(conn)
         finally:
             conn._read_timeout = kept
+        return True
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
         """As all, and autocommit."""

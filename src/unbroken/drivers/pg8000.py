@@ -20,6 +20,7 @@ from unbroken.drivers import _pg8000_trips as trips
 from unbroken.drivers import _postgresql
 from unbroken.drivers._base import Blocking
 from unbroken.drivers._login import target_of
+from unbroken.drivers._pg8000_ahead import Ahead
 from unbroken.drivers._pg8000_connection import (
     MISSING,
     exact,
@@ -107,7 +108,7 @@ _SEAMS = (
 _REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, True))
 
 
-class Driver(Blocking):
+class Driver(Ahead, Blocking):
     """See :class:`unbroken.abc.Driver`.
 
     Connections are pg8000's, of a subclass that knows whether an answer is outstanding.
@@ -306,17 +307,6 @@ class Driver(Blocking):
         """Whether ``close()`` said goodbye while nothing was under way."""
         return bool(conn._usock is None and getattr(conn, "_seen_closed", False))
 
-    def share(self, conn: Connection, shared: bool) -> str | None:
-        """On a shared session nothing is sent before all answers have come, and the three requests
-        of a COPY with a stream stay in one session.
-        """
-        conn._seen_shared = shared
-        conn._seen_alone = not shared and self.is_known and self.blindness is None
-        return None
-
-    #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
-    pipelines = True
-
     def send_end(self, conn: Connection, sql: str) -> None:
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         trips.send_end(conn, sql)
@@ -325,14 +315,20 @@ class Driver(Blocking):
         """Whether that answer was not read yet."""
         return conn._seen_due is not None
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it."""
-        if conn._seen_due is not None:
-            self._bounded(conn, timeout, lambda: trips.take(conn))
+    def take_answer(self, conn: Connection, timeout: float) -> bool:
+        """Read it, if it was not read yet. Gives whether that was so."""
+        if conn._seen_due is None:
+            return False
+        self._bounded(conn, timeout, lambda: trips.take(conn))
+        return True
 
     def may_leave(self, conn: Connection) -> bool:
         """Whether a transaction is open, and its end is all that is needed."""
         return self.is_in_transaction(conn) is True and conn._xid is None
+
+    def was_unsent(self, conn: Connection) -> bool:
+        """Whether *conn* was lost at a BEGIN that went alone."""
+        return bool(conn._seen_unbegun == conn._seen_sent > 0)
 
     def texts(self, conn: Connection) -> Sequence[str | None]:
         """What was sent in the transaction that is open; None stands for what is not known."""
@@ -378,7 +374,7 @@ class Driver(Blocking):
         """No round trip: pg8000 sends none of it to the server."""
         if self.is_in_transaction(conn) is not False or conn._xid is not None:
             raise trips.out_of_step()
-        autocommit, registered, _, _, limit = traits
+        autocommit, registered, notices, notifications, limit = traits
         conn._usock.settimeout(limit)
         if autocommit is not None:
             conn.autocommit = autocommit
@@ -389,8 +385,9 @@ class Driver(Blocking):
             else:
                 types[key] = before
             conn._seen_registered.pop()
-        conn.notices.clear()
-        conn.notifications.clear()
+        for unasked, before in ((conn.notices, notices), (conn.notifications, notifications)):
+            while len(unasked) > before:
+                unasked.pop()
 
     def classify(self, exc: BaseException) -> Fault:
         """By SQLSTATE; by the system's error where there is none."""

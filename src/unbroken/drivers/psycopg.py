@@ -12,8 +12,10 @@ from typing import Any
 
 from unbroken.abc import Connection, Login
 from unbroken.drivers import _postgresql
+from unbroken.drivers import _psycopg_trial as trial
 from unbroken.drivers import _psycopg_trips as trips
 from unbroken.drivers._base import Awaited, Blocking
+from unbroken.drivers._postgresql_flight import limits, new_mark
 from unbroken.drivers._psycopg_base import Base
 from unbroken.drivers._psycopg_dial import bounded, drive, open_bounded, within
 from unbroken.drivers._psycopg_traits import (
@@ -149,12 +151,34 @@ class Driver(Blocking, Base):
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
         trips.send_end(conn, sql)
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it."""
+    def take_answer(self, conn: Connection, timeout: float) -> bool:
+        """Read it, if it was not read yet. Gives whether that was so."""
+        if conn._unbroken_due is None:
+            return False
         left = trips.take_free(conn)
         if left is not None:
             with conn.lock:
                 drive(self._check_usable(conn), left, timeout, self._timed_out)
+        return True
+
+    def try_flight(self, conn: Connection, timeout: float) -> bool | None:
+        """Send three statements in one flight: whether each got its own answer. None: that cannot
+        be tried on *conn*. Nothing is open afterwards, unless the answer is False.
+
+        Raises what a lost connection raises, also where not even the first was answered within
+        *timeout* seconds.
+        """
+        if not self._can_fly(conn):
+            return None
+        mark, (soon, later) = new_mark(), limits(timeout)
+        with conn.lock:
+            pgconn = self._check_usable(conn)
+            try:
+                drive(pgconn, trial.first(conn, mark), soon, self._timed_out)
+                drive(pgconn, trial.others(conn, mark), later, trial.OtherAnswerError)
+            except trial.OtherAnswerError:
+                return False
+        return True
 
 
 class AsyncDriver(Awaited, Base):
@@ -274,11 +298,14 @@ class AsyncDriver(Awaited, Base):
             pgconn = self._check_usable(conn)
             return await self._drive(conn, self._exchange(conn, pgconn, query), timeout)
 
-    async def _drive(self, conn: Connection, exchange: Any, timeout: float) -> Any:
-        note_wait(conn.__dict__, work := self._driven(real_pgconn(conn), exchange, timeout))
+    async def _drive(
+        self, conn: Connection, exchange: Any, timeout: float, late: Any = None
+    ) -> Any:
+        work = self._driven(real_pgconn(conn), exchange, timeout, late)
+        note_wait(conn.__dict__, work)
         return await work
 
-    async def _driven(self, pgconn: Any, exchange: Any, timeout: float) -> Any:
+    async def _driven(self, pgconn: Any, exchange: Any, timeout: float, late: Any) -> Any:
         try:
             want = next(exchange)
             want = exchange.send(want)  # what it waits for has come already, most often
@@ -288,7 +315,7 @@ class AsyncDriver(Awaited, Base):
         except StopIteration as done:
             return done.value
         except TimeoutError:
-            raise self._timed_out() from None
+            raise (late or self._timed_out)() from None
 
     async def send_end(self, conn: Connection, sql: str) -> None:
         """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
@@ -301,6 +328,20 @@ class AsyncDriver(Awaited, Base):
             async with conn.lock:
                 self._check_usable(conn)
                 await self._drive(conn, left, timeout)
+
+    async def try_flight(self, conn: Connection, timeout: float) -> bool | None:
+        """As the blocking driver's."""
+        if not self._can_fly(conn):
+            return None
+        mark, (soon, later) = new_mark(), limits(timeout)
+        async with conn.lock:
+            self._check_usable(conn)
+            try:
+                await self._drive(conn, trial.first(conn, mark), soon)
+                await self._drive(conn, trial.others(conn, mark), later, trial.OtherAnswerError)
+            except trial.OtherAnswerError:
+                return False
+        return True
 
 
 _REPORTS = (("BEGIN", False), (PROBE, False), "committing", "committed", (PROBE, True))

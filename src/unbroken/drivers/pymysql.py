@@ -267,13 +267,13 @@ class Driver(Ahead, Blocking):
         """Whether that answer was not read yet."""
         return conn._sock is not None and bool(conn._seen_due)
 
-    def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it, if it was not read yet."""
+    def take_answer(self, conn: Connection, timeout: float) -> bool:
+        """Read it, if it was not read yet. Gives whether that was so."""
         if not self.owes_answer(conn):
-            return
+            return False
         kept, conn._read_timeout = conn._read_timeout, timeout
         try:
-            conn._seen_take()
+            return conn._seen_take() is None
         finally:
             conn._read_timeout = kept
 

@@ -168,7 +168,9 @@ class Lost:
     that was opened before the first of them was lost may have ended with it, and does not count.
     ``in_time``: whether the caller has time left. ``handed_over``: whether the application has got
     something of the result. ``in_parts``: whether it was sent as more than one statement, each of
-    which is committed by itself in autocommit.
+    which is committed by itself in autocommit. ``unsent``: nothing of it can have reached the
+    server: the other end had hung up before it was to be sent, or what begins its transaction was
+    lost.
     """
 
     sql: str | bytes | None
@@ -180,6 +182,7 @@ class Lost:
     in_time: bool = True
     handed_over: bool = False
     in_parts: bool = False
+    unsent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +205,12 @@ def may_run_again(past: Past, lost: Lost) -> Ruling:
     against = _never(past, lost) or _of_the_past(past, lost)
     if against is not None:
         return Ruling(False, against)
+    if lost.unsent:
+        return Ruling(True, "nothing of it has reached the server")
+    against = _of_the_text(lost.sql)
+    if against is not None:
+        return Ruling(False, against)
     what = kind(lost.sql)
-    if what not in (Kind.READ, Kind.WRITE, Kind.BEGIN) or _is_savepoint(lost.sql):
-        return Ruling(False, f"{verb(lost.sql)} may do more than its transaction undoes")
-    if _OUTSIDE.search(_text(lost.sql)):
-        return Ruling(False, f"{verb(lost.sql)} calls a function whose effects no ROLLBACK undoes")
     if lost.autocommit is False:
         return Ruling(True, "nothing of its transaction was answered before", _asks(what, lost))
     if what is Kind.WRITE and lost.in_parts:
@@ -218,6 +222,20 @@ def may_run_again(past: Past, lost: Lost) -> Ruling:
         return Ruling(True, "the server refused it", (Question.KEPT_WRITES,))
     hides = what is Kind.READ and may_hide_a_write(lost.sql)
     return Ruling(True, "it only reads", (Question.HIDDEN_WRITES,) if hides else ())
+
+
+def runs_once(sql: str | bytes | None) -> bool:
+    """Whether *sql* is never run again once it may have reached the server."""
+    return _of_the_text(sql) is not None
+
+
+def _of_the_text(sql: str | bytes | None) -> str | None:
+    """What forbids it whatever became of its transaction."""
+    if kind(sql) not in (Kind.READ, Kind.WRITE, Kind.BEGIN) or _is_savepoint(sql):
+        return f"{verb(sql)} may do more than its transaction undoes"
+    if _OUTSIDE.search(_text(sql)):
+        return f"{verb(sql)} calls a function whose effects no ROLLBACK undoes"
+    return None
 
 
 def _asks(what: Kind, lost: Lost) -> tuple[Question, ...]:

@@ -47,9 +47,12 @@ def is_soon(state: Any, entry: Entry, now: float) -> bool:
 
 
 def may_fly(state: Any) -> bool:
-    """Whether the driver may send a statement now before it has read the answer that is due."""
+    """Whether the driver may be left to read the answer that is due, with that to the next
+    statement. Behind a pooler it reads the first one before it sends the second.
+    """
     if state.tries_flights:
-        return bool(state.pipelines and state.server.pooler.pipelines)
+        pooler = state.server.pooler
+        return bool(state.pipelines and (pooler.pipelines or pooler.stands))
     return bool(state.pipelines)
 
 
@@ -72,7 +75,8 @@ def take_at_once(state: Any, entry: Entry, now: float) -> bool:
         return False
     conn = entry.conn
     try:
-        state.driver.take_answer(conn, state.settings.ping_timeout)
+        if not state.driver.take_answer(conn, state.settings.ping_timeout):
+            return False  # it was read before: nobody asked for what stands on the socket
     except Exception as exc:
         fault = state.classify(exc)
         entry.condemn(fault.cause or Cause.LOST, fault.text)
@@ -87,14 +91,19 @@ def heard(state: Any, entry: Entry) -> bool:
     """The answer has come: whether *entry* is fit for its next user.
 
     Where it is not, a ROLLBACK does something else here than was thought (the server's
-    ``completion_type`` may say so): from now on each one is waited for.
+    ``completion_type`` may say so): from now on each one is waited for. A routine that its user ran
+    may have done that to this session alone.
     """
     entry.due = None
     conn = entry.conn
     fit = bool(state.is_settled(entry, conn) and state.is_good(entry, conn))
     if fit:
-        entry.end_seen = True
-    elif state.driver.fileno(conn) is not None:  # a connection that has ended tells nothing
+        if not entry.end_seen:
+            entry.end_seen = True
+            if state.ran_code(conn):
+                state.driver.end_seen(conn)
+    elif state.driver.fileno(conn) is not None and not state.ran_code(conn):
+        # (a connection that has ended tells nothing)
         state.defers = state.pipelines = False
     return fit
 
@@ -107,16 +116,22 @@ def lost_in_flight(state: Any, entry: Entry, conn: Connection) -> None:
         flight_failed(state, entry.born)
 
 
-def flight_failed(state: Any, born: float) -> None:
-    """A connection opened at *born* was lost with a statement behind one that was not answered."""
+def flight_failed(state: Any, born: float, *, is_proven: bool = False) -> None:
+    """A connection opened at *born* was lost with a statement behind one that was not answered; or
+    *is_proven*: two statements got other answers than theirs.
+    """
     with state.server.lock:
-        is_news = state.server.pooler.lost_in_flight(state.clock(), born)
+        is_news = state.server.pooler.lost_in_flight(state.clock(), born, is_proven=is_proven)
     if is_news:
+        does = (
+            "does not answer two statements in turn"
+            if is_proven
+            else "closes a connection on which a statement comes before the last one was answered"
+        )
         log.info(
             "no statement ahead",
-            f"{state.name}: what answers at {state.driver.target.server} closes a connection on"
-            " which a statement comes before the last one was answered: from now on each answer is"
-            " read first",
+            f"{state.name}: what answers at {state.driver.target.server} {does}: from now on each"
+            " answer is read first",
             pool=state.name,
             server=state.driver.target.server,
         )

@@ -27,7 +27,8 @@ def limits_of(settings: Settings) -> Mapping[str, float]:
         ("begin", "rollback", "restore", "drain", "reset", "reset_session"), settings.reset_timeout
     )
     asking = dict.fromkeys(
-        ("ping", "take_answer", "idle_limit", "probe", "remember", "ask"), settings.ping_timeout
+        ("ping", "take_answer", "idle_limit", "probe", "remember", "ask", "try_flight"),
+        settings.ping_timeout,
     )
     # to send some bytes on a connection on which everything was answered never blocks
     return {**own, **asking, "commit": settings.commit_timeout, "send_end": math.inf}

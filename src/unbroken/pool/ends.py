@@ -105,6 +105,7 @@ class Ends(Holding):
         return bool(
             state.defers
             and self.entry.end_seen
+            and not state.ran_code(self.conn)
             and may_fly(state)
             and self._may_leave_answer()
             and self._only_read()
@@ -142,7 +143,7 @@ class Ends(Holding):
             self._want(AUTOCOMMIT_OFF)
         elif driver.wants(conn):
             driver.want(conn, None, _waits)  # nothing was sent since
-        elif not (state.defers and entry.end_seen):
+        elif not (state.defers and entry.end_seen) or state.ran_code(conn):
             return False
         else:
             yield from self._send_end(AUTOCOMMIT_ON, None)
@@ -170,6 +171,13 @@ class Ends(Holding):
         ask = getattr(self.state.driver, "wants", None)
         wanted: str | None = None if ask is None else ask(self.conn)
         return wanted
+
+    def was_unsent(self) -> bool:
+        """Whether the statement that lost the connection was never sent, as what begins its
+        transaction was sent before it, and not answered.
+        """
+        ask = getattr(self.state.driver, "was_unsent", None)
+        return self.wanted() is not None or bool(ask is not None and ask(self.conn))
 
     def _may_begin(self) -> bool:
         state, entry, conn = self.state, self.entry, self.conn
@@ -239,11 +247,17 @@ class Ends(Holding):
     def _left(self) -> None:
         driver: Any = self.state.driver
         if driver.owes_answer(self.conn):  # else the transaction was not the framework's
-            self.entry.due = self.state.clock()
+            self._sent_end()
 
     def _send_end(self, sql: str, timeout: float | None) -> Flow[None]:
         yield Call("send_end", self.conn, self.entry, timeout, (sql,))
-        self.entry.due = self.state.clock()
+        self._sent_end()
+
+    def _sent_end(self) -> None:
+        state, entry = self.state, self.entry
+        entry.due = state.clock()
+        if state.ran_code(self.conn):  # its answer may be another one than those that were seen
+            entry.end_seen = False
 
     def _send_rollback(self, timeout: float | None) -> Flow[None]:
         state, entry = self.state, self.entry

@@ -95,6 +95,8 @@ class Finishing(Ends):
         state.note_settled(entry, self.conn)
         if state.defers and state.is_settled(entry, self.conn):
             entry.end_seen = True
+            if state.ran_code(self.conn):
+                state.driver.end_seen(self.conn)
 
     def commit_and_go_on(self, send: Call | None = None) -> Flow[None]:
         """As :meth:`commit`, in the middle of a use.

@@ -85,19 +85,19 @@ def ask_uptime(
 
 def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[bool]:
     """Have the driver send a statement before it has read the answer to another one, where it is
-    not known yet whether that goes well. False: *conn* was lost.
+    not known yet whether that goes well. False: *conn* was lost, or cannot be used any more.
 
     The first statement takes its time, so that the second one meets what still waits for an answer.
     """
     if not (state.tries_flights and state.pipelines):
         return True
     driver: Any = state.driver
-    if state.server.pooler.wants_flight(state.clock()) and driver.is_in_transaction(conn) is False:
+    pooler = state.server.pooler
+    if pooler.wants_flight(state.clock()) and driver.is_in_transaction(conn) is False:
         driver.let_fly(conn, True)
         began = state.clock()
         try:
-            yield Call("send_end", conn, args=("DO SLEEP(0.01)",))
-            yield Call("ask", conn, None, _within(state, until), ("SELECT 1",))
+            went_well = yield from _fly(driver, conn, _within(state, until))
         except Exception as exc:
             fault = state.classify(exc)
             if not fault.is_lost and driver.is_quiet(conn) and not driver.owes_answer(conn):
@@ -105,9 +105,25 @@ def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> F
                 return True  # it was refused: the next one tries again
             flight_failed(state, began)
             return False
+        if went_well is False:
+            flight_failed(state, began, is_proven=True)
+            return False
+        if went_well is None:  # it could not be tried
+            driver.let_fly(conn, False)
+            return True
         with state.server.lock:
-            state.server.pooler.pipelines = True
-    driver.let_fly(conn, state.server.pooler.pipelines is True)
+            pooler.pipelines = True
+    driver.let_fly(conn, pooler.pipelines is True)
+    return True
+
+
+def _fly(driver: Any, conn: Connection, within: float) -> Flow[bool | None]:
+    """Two statements in one flight: whether each of them got its own answer."""
+    if hasattr(driver, "try_flight"):
+        went_well: bool | None = yield Call("try_flight", conn, None, within)
+        return went_well
+    yield Call("send_end", conn, args=("DO SLEEP(0.01)",))
+    yield Call("ask", conn, None, within, ("SELECT 1",))
     return True
 
 

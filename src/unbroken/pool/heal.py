@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
-from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling
+from unbroken.ledger.heal import CURABLE, Lost, Past, Ruling, runs_once
 from unbroken.ledger.questions import Question
 from unbroken.ledger.scope import current, current_token
 from unbroken.ledger.statements import verb
 from unbroken.ledger.subjects import subjects
 from unbroken.logs import Part
 from unbroken.messages.units import NO_BUDGET, STATEMENT_NOT_REPEATED
+from unbroken.net.liveness import Liveness, judge
 from unbroken.pool.budget import NO_REPLAY, may_repeat
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
@@ -93,7 +95,7 @@ class Losses:
         self._tries = 1
         self.count = 0
 
-    def add(self, loan: Loan, past: Past, *, was_dead: bool = False) -> int:
+    def add(self, loan: Loan, past: Past, *, was_dead: int = False) -> int:
         """The connection of *loan* was lost. *was_dead*: before anything was sent. Gives the
         count.
         """
@@ -166,7 +168,7 @@ def refuse(exc: BaseException, why: object, loan: Loan, ending: Any = None) -> N
     )
 
 
-def curable(loan: Loan, fault: Fault, *, was_dead: bool) -> Fault | None:
+def curable(loan: Loan, fault: Fault, *, was_dead: int) -> Fault | None:
     """*fault*, if another connection might cure it. *was_dead*: before anything was sent.
 
     Where the server says that it serves nobody, and was not asked yet whether that is so, the fault
@@ -195,14 +197,36 @@ def _is_suspect(loan: Loan, fault: Fault) -> bool:
     return suspect is not None and suspect[1].text == fault.text
 
 
+class Before(IntEnum):
+    """What was known of a connection when a statement was to be sent on it."""
+
+    WELL = 0
+    CONDEMNED = 1  #: it must not be used again, and may not have ended
+    GONE = 2  #: the other end had hung up: nothing that is sent now can be executed
+
+
+def before(loan: Loan, past: Past, sql: Any) -> Before:
+    """What is known of the connection of *loan*, on which *sql* is about to be sent.
+
+    The socket is looked at only where that decides what becomes of *sql*: a connection that has
+    just ended may not be known as such yet.
+    """
+    entry = loan.entry
+    if entry.cause is None and (past.count or not runs_once(sql)):
+        return Before.WELL
+    if judge(entry.poll(0)) is Liveness.DEAD:
+        return Before.GONE
+    return Before.WELL if entry.cause is None else Before.CONDEMNED
+
+
 def lost_at(
-    loan: Loan, sql: Any, fault: Fault, losses: int, *, in_transaction: bool, until: float
-) -> Lost:
+    loan: Loan, sql: Any, fault: Fault, losses: int, *, in_transaction: bool, until: float,
+    was: int = Before.WELL,
+) -> Lost:  # fmt: skip
     """What :mod:`unbroken.ledger.heal` wants to know of *sql*, which lost the connection of *loan*.
     The caller has time until *until*. Outside of a transaction it may have been in autocommit.
+    *was*: what :func:`before` said.
     """
-    if loan.wanted() is not None:
-        sql, in_transaction = "BEGIN", True  # which was not answered, so nothing went behind it
     return Lost(
         sql=sql,
         fault=fault,
@@ -211,6 +235,7 @@ def lost_at(
         cause=loan.entry.cause,
         losses=losses,
         in_time=loan.state.clock() < until,
+        unsent=was == Before.GONE or loan.was_unsent(),
     )
 
 

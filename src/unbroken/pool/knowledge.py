@@ -196,6 +196,8 @@ class Knowledge(Guarded):
         self.may_leave = may_leave(driver)
         #: … as long as all else is as it was opened
         self.has_traits = has_traits(driver)
+        #: … and is that of a session on which nothing ran that may have changed what it will be
+        self.ran_code: Callable[[Connection], bool] = getattr(driver, "ran_code", _not_known)
         #: … and a statement be sent before that answer has come
         self.pipelines = getattr(driver, "pipelines", False)
         #: … once that was tried with what answers at the server's address

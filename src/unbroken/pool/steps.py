@@ -87,7 +87,7 @@ class Attempt:
 
 
 #: Methods of a driver that are told how long they may take.
-TIMED = frozenset({"ping", "take_answer"})
+TIMED = frozenset({"ping", "take_answer", "try_flight"})
 
 Step: TypeAlias = Connect | Consult | Call | Reset | Wait | Attempt
 Flow: TypeAlias = Generator[Step, Any, T]

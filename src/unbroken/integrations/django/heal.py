@@ -19,12 +19,13 @@ from unbroken.errors import ConnectionLostError, UnbrokenError
 from unbroken.integrations.django.errors import translated
 from unbroken.integrations.django.held import NOT_COUNTED_ON, Held
 from unbroken.integrations.django.held import is_open as has_cursor
-from unbroken.integrations.django.statements import text_of
+from unbroken.integrations.django.statements import READ_ONCE, text_of
 from unbroken.ledger.heal import Lost, Past, Ruling, may_forget_commit, may_run_again
 from unbroken.ledger.residue import VAGUE
 from unbroken.messages.data import SESSION_LOST
 from unbroken.pool.heal import (
     Losses,
+    before,
     connections,
     curable,
     forget,
@@ -43,6 +44,9 @@ _BLOCK = (
     "in_atomic_block", "savepoint_ids", "atomic_blocks", "needs_rollback", "commit_on_exit",
     "closed_in_transaction", "run_on_commit", "run_commit_hooks_on_set_autocommit_on", "_outer",
 )  # fmt: skip
+
+
+_UNSEEN = "something was sent past Django's cursors, or a procedure was called"
 
 
 class _Refused(Exception):  # noqa: N818 - no error: it says why not
@@ -81,12 +85,14 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         if held is None or held.past is None or not has_cursor(cursor.__dict__["cursor"]):
             return send()
         text = sql if isinstance(sql, (str, bytes)) else text_of(held.conn, sql)
-        losses, healed = Losses(), None
+        losses, healed, leaves = Losses(), None, held.leaves
         while True:
             held = self._held
             if held is None or held.past is None:
                 return send()
-            was_dead = held.entry.cause is not None
+            if healed is not None:
+                held.sends(leaves)
+            was_dead = before(held, held.past, text)
             _tell(self, held, held.past, text)
             self._met = None
             try:
@@ -97,10 +103,13 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                     tell_on(exc, held.entry.ending)
                     raise
                 count = losses.add(held, held.past, was_dead=was_dead)
+                lost = self._lost(held, text, fault, count, was_dead)
                 try:
-                    if against:
+                    if against and (against is READ_ONCE or not lost.unsent):
                         raise _Refused(against) from None
-                    self._move(cursor, held, losses, self._lost(held, text, fault, count))
+                    if not (lost.unsent or leaves.isdisjoint(VAGUE)):
+                        raise _Refused(_UNSEEN) from None
+                    self._move(cursor, held, losses, lost)
                 except _OwnAffair:
                     raise exc from exc.__cause__
                 except (_Refused, Error, UnbrokenError) as why:
@@ -115,7 +124,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
                 note(held.state, text, held.entry.place, healed)
             return result
 
-    def _fault_of(self, exc: Error, held: Held, was_dead: bool) -> Fault | None:
+    def _fault_of(self, exc: Error, held: Held, was_dead: int) -> Fault | None:
         """What *exc* means, if another connection might cure it."""
         met = self._met
         if (
@@ -127,10 +136,11 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             return None
         return curable(held, met[1], was_dead=was_dead)
 
-    def _lost(self, held: Held, sql: str | bytes | None, fault: Fault, losses: int) -> Lost:
-        return lost_at(
-            held, sql, fault, losses, in_transaction=not self.autocommit, until=held.until
-        )
+    def _lost(
+        self, held: Held, sql: str | bytes | None, fault: Fault, losses: int, was: int = 0
+    ) -> Lost:
+        begun = not self.autocommit
+        return lost_at(held, sql, fault, losses, in_transaction=begun, until=held.until, was=was)
 
     # -- another connection ------------------------------------------------------------------------
 
@@ -267,8 +277,8 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
 
 def _tell(db: Any, held: Held, past: Past, sql: str | bytes | None) -> None:
     """*sql* is about to be sent. Raises ConnectionLostError for what only a lost session knew."""
-    if not held.left_behind.isdisjoint(VAGUE):
-        past.unseen("something was sent past Django's cursors, or a procedure was called")
+    if not held.left_before.isdisjoint(VAGUE):
+        past.unseen(_UNSEEN)
     if past.forgot and past.misses(sql):
         raise translated(
             held.state.error(

@@ -41,8 +41,21 @@ class Held(Kept):
     remedy = "mark its function @unbroken.django.replayable"
 
     __slots__ = (
-        "_rested_at", "_wrapper", "cursors", "is_resting", "left_behind", "lost", "past", "pool",
-        "seen_by", "source", "taken_at", "until", "used_at",
+        "_rested_at",
+        "_wrapper",
+        "cursors",
+        "is_resting",
+        "leaves",
+        "left_before",
+        "left_behind",
+        "lost",
+        "past",
+        "pool",
+        "seen_by",
+        "source",
+        "taken_at",
+        "until",
+        "used_at",
     )  # fmt: skip
 
     def __init__(self, source: Source, wrapper: Any) -> None:
@@ -57,6 +70,8 @@ class Held(Kept):
         self._mark_place()
         self.taken_at = self.used_at = self.entry.taken_at
         self.left_behind = NOTHING  #: what the next user must not find
+        self.leaves = NOTHING  #: what the statement that is sent now may leave there
+        self.left_before = NOTHING  #: what was left before that
         self.cursors: list[Any] = []  #: weak references to those that may be open
         self.lost = False  #: an error said that it is lost
         unit = current() if current_token() is not None else None
@@ -80,6 +95,12 @@ class Held(Kept):
         self.until = other.until
         self.arm(self.until)
         self.entry.code, self.entry.lasti = other.entry.code, other.entry.lasti
+
+    def sends(self, leaves: frozenset[Left]) -> None:
+        """A statement is about to be sent that may leave so much behind."""
+        self.left_before, self.leaves = self.left_behind, leaves
+        if leaves:
+            self.left_behind |= leaves
 
     # -- while it is held --------------------------------------------------------------------------
 

@@ -45,6 +45,10 @@ def text_of(connection: Any, sql: Any) -> str | None:
         return None
 
 
+#: Why a statement is not sent again, wherever it was lost.
+READ_ONCE = "its parameters can be read only once"
+
+
 class Noticing:
     """Mixed in before one of Django's cursor wrappers: notes on the database wrapper what a
     statement leaves behind.
@@ -64,7 +68,7 @@ class Noticing:
         if self.db.autocommit:
             against = "executemany in autocommit may have been stored in part"
         elif not isinstance(param_list, (list, tuple)):
-            against = "its parameters can be read only once"
+            against = READ_ONCE
         return self.db.unbroken_send(
             self, sql, lambda: execute(sql, param_list, *rest), against=against
         )
@@ -78,8 +82,12 @@ class Noticing:
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         """Django's. What a procedure leaves is not known."""
-        self._leave(frozenset({Left.UNKNOWN}))
-        return super().callproc(*args, **kwargs)  # type: ignore[misc] # Django's
+        held = self.db._held
+        if held is not None:
+            held.sends(frozenset({Left.UNKNOWN}))
+        call = super().callproc  # type: ignore[misc] # Django's
+        name = args[0] if args else kwargs.get("procname")
+        return self.db.unbroken_send(self, f"CALL {name}", lambda: call(*args, **kwargs))
 
     @property
     def cursor(self) -> Any:
@@ -100,9 +108,7 @@ class Noticing:
     def _notice(self, sql: Any) -> None:
         db = self.db
         if db._held is not None:
-            left = left_on(db._held.conn, sql, db.vendor)
-            if left:
-                self._leave(left)
+            db._held.sends(left_on(db._held.conn, sql, db.vendor))
 
     def _leave(self, left: frozenset[Left]) -> None:
         held = self.db._held

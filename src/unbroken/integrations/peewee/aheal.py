@@ -18,6 +18,7 @@ from unbroken.integrations.peewee.upkeep import log
 from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.pool.heal import (
     ATTEMPTS,
+    Before,
     Losses,
     connections,
     curable,
@@ -91,7 +92,9 @@ class AsyncHealing:
         assert past is not None  # it was told
         count = losses.add(held.loan, past, was_dead=held.was_dead)
         begun = held.is_begun and past.begun
-        lost = lost_at(held.loan, sql, fault, count, in_transaction=begun, until=held.until)
+        lost = lost_at(
+            held.loan, sql, fault, count, in_transaction=begun, until=held.until, was=held.was_dead
+        )
         try:
             ruling = may_run_again(past, lost)
             own = is_own_affair(held.loan, fault)
@@ -211,7 +214,7 @@ def _lost_by(held: Held | None, exc: Exception, sql: Any) -> Fault | None:
     if held is not None and held.past is not None and exc is held.unsent and not is_replayed():
         held.unsent = None
         held.tell(sql)  # it was found to be lost before anything was sent
-        held.was_dead = True
+        held.was_dead = Before.GONE
         return Fault(FaultKind.LOST, held.entry.cause, text=str(exc))
     if (
         held is None

@@ -18,7 +18,9 @@ from unbroken.integrations.peewee.slot import Slot, Taken
 from unbroken.ledger.heal import Past, Ruling, may_forget_commit, may_run_again
 from unbroken.messages.data import SESSION_LOST
 from unbroken.pool.heal import (
+    Before,
     Losses,
+    before,
     connections,
     curable,
     forget,
@@ -54,7 +56,7 @@ def tell(slot: Slot, sql: Any) -> None:
     if loan is None or loan.past is None:
         return
     past, slot.told = loan.past, loan
-    slot.was_dead = loan.entry.cause is not None
+    slot.was_dead = before(loan, past, sql)
     if slot.raw:
         past.unseen("the application has the driver's connection, or a cursor of it")
     if past.forgot and past.misses(sql):
@@ -104,8 +106,9 @@ class Healing:
                 count = losses.add(loan, past, was_dead=slot.was_dead)
                 in_transaction = slot.begun and past.begun
                 lost = lost_at(
-                    loan, sql, fault, count, in_transaction=in_transaction, until=loan.until
-                )
+                    loan, sql, fault, count, in_transaction=in_transaction, until=loan.until,
+                    was=slot.was_dead,
+                )  # fmt: skip
                 try:
                     ruling = may_run_again(past, lost)
                     if ruling.heals and run(is_own_affair(loan, fault), loan.state.runtime.do):
@@ -131,7 +134,7 @@ class Healing:
         """What *exc* means, if another connection might cure it."""
         if slot.told is None and slot.begun and slot.loan is not None and slot.loan.is_dead:
             tell(slot, sql)  # the driver gave no cursor, so nothing was sent
-            slot.was_dead = True
+            slot.was_dead = Before.GONE
         met, loan = slot.met, slot.told
         if (
             met is None

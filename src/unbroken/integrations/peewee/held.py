@@ -20,7 +20,7 @@ from unbroken.integrations.peewee.heal import missed, past_for
 from unbroken.integrations.peewee.slot import caller
 from unbroken.ledger.scope import current
 from unbroken.messages.data import TRANSACTION_LOST
-from unbroken.pool.heal import is_open
+from unbroken.pool.heal import Before, before, is_open
 from unbroken.pool.steps import run_async
 
 #: Code in these packages knows what it does with the driver's own connection.
@@ -46,7 +46,8 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.by_itself = False
         self.past = past_for(pool)
         self.told: Any = None  #: the statement under way
-        self.was_dead = False  #: whether the connection was known to be lost before it was sent
+        #: whether the connection was known to be lost before it was sent
+        self.was_dead = Before.WELL
         self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning
         self.is_beginning = False  #: a BEGIN of the body's own is being sent
         self.is_begun = False  #: a transaction was begun in a way that can be repeated
@@ -81,7 +82,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         past = self.past
         if past is None or self.is_beginning:
             return
-        self.told, self.was_dead = sql, self.entry.cause is not None
+        self.told, self.was_dead = sql, before(self.loan, past, sql)
         if past.forgot and past.misses(sql):
             raise translated(missed(self.owner))
         past.sent(sql, is_open(self.loan, past, lambda: not self.is_begun))

@@ -23,6 +23,7 @@ from unbroken.abc import Fault
 from unbroken.brain.entry import Place
 from unbroken.integrations._ended import is_left
 from unbroken.ledger.heal import Past
+from unbroken.pool.heal import Before
 from unbroken.pool.holder import outside
 from unbroken.pool.kept import Kept
 from unbroken.pool.steps import run
@@ -83,7 +84,7 @@ class Slot:
         #: what is known of the open transaction, which gets no connection any more
         self.lost: str | None = None
         self.told: Taken | None = None  #: where the statement under way was told of …
-        self.was_dead = False  #: … and whether that connection was known to be lost
+        self.was_dead = Before.WELL  #: … and whether that connection was known to be lost
         self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning
         #: the pool, the entry and what the log is told of work that was lost, if it is not healed
         self.undone: tuple[Any, Any, Any] | None = None

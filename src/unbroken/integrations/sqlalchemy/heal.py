@@ -263,6 +263,7 @@ class HealingConnection(Connection):
             losses=losses,
             in_time=limit is None or owner.clock() < entry.taken_at + limit,
             in_parts=self._running is not None and bool(self._running.executemany),
+            unsent=record.was_dead == common.Before.GONE or loan.was_unsent(),
         )
 
     def _forgets_commit(self, record: Record, loan: Loan, exc: Exception, lost: Lost) -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy.pool.base import _ConnectionRecord
 from unbroken.brain.entry import Entry
 from unbroken.ledger.heal import Past
 from unbroken.messages.integrations import HOLDERS
+from unbroken.pool.heal import Before
 from unbroken.pool.holder import HANDLES
 
 
@@ -83,7 +84,8 @@ class Record(_ConnectionRecord):
         self.used = -1
         self.past = Past()  #: what was sent on it in the use ``past_use``
         self.past_use: tuple[int, int] | None = None
-        self.was_dead = False  #: its connection had ended when the last statement was to be sent
+        #: whether its connection had ended when the last statement was to be sent
+        self.was_dead = Before.WELL
         self.sql: Any = None  #: that statement
         self.failed: int | None = None  #: the ``id`` of the error that its last call raised
         self.sent_bytes: tuple[int | None] | None = None  #: counted while handlers have a cursor

@@ -10,7 +10,7 @@ from unbroken.errors import ConnectionLostError
 from unbroken.integrations.sqlalchemy.record import Record, Slot
 from unbroken.ledger.heal import Past
 from unbroken.messages.data import SESSION_LOST
-from unbroken.pool.heal import is_open
+from unbroken.pool.heal import before, is_open
 from unbroken.pool.loan import Loan
 
 
@@ -34,7 +34,8 @@ def tell(context: Any, sql: Any) -> Record | None:
     if entry is None or entry.conn is None:
         return None
     past = past_of(record, entry)
-    record.was_dead, record.failed, record.sql = entry.cause is not None, None, sql
+    record.was_dead = before(Loan.of(record.owner, entry, entry.conn), past, sql)
+    record.failed, record.sql = None, sql
     opened = record.owner.driver.is_in_transaction(entry.conn)
     if opened is None or (opened and record.was_dead):
         loan = Loan.of(record.owner, entry, entry.conn)
