@@ -391,6 +391,8 @@ class Story:
         if not outage.active or world.last_failure is None or world.interrupts:
             return  # one that is interrupted may begin long after it was decided on
         when, kind = world.last_failure
+        if when < outage.counted:
+            return  # of an outage that has ended: a connection in use was told of another
         gap = world.clock.now - when
         least = {FaultKind.REFUSED: 0.010, FaultKind.NOT_READY: 0.015}.get(kind, 0.050)
         world.demand(
