@@ -5,17 +5,20 @@ BIN := $(VENV)/bin
 ARGS ?=
 PROJECTS := pyproject.toml drill/pyproject.toml
 
-.PHONY: help demo test check bench soak simulate pythons drivers fuzz coverage docs links workflows clean
+.PHONY: help demo test test-fast check bench soak simulate pythons drivers fuzz coverage docs links workflows clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## every fault against a private real server, unbroken beside what people use today
 	@$(BIN)/unbroken drill $(ARGS)
 
 test: $(VENV)/.test ## all tests, on real servers, four at a time (ARGS="-k fork", ARGS="-n 0 --pdb": one after the other)
 	@$(BIN)/python -m pytest -n 4 $(ARGS)
+
+test-fast: $(VENV)/.test ## within 90 s: the tests of all that is pure, and of a pool with one server (tests/fast.txt)
+	@$(BIN)/python -m pytest -n 2 @tests/fast.txt $(ARGS)
 
 check: $(VENV)/.check ## ruff, mypy, pyright and the linter of the English
 	@$(BIN)/ruff check -q .

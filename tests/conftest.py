@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -106,6 +107,24 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
         "test_async_storm.py": "uvloop",
     }  # fmt: skip
     return about.get(collection_path.name) in _MISSING or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Thousands of tests are made and stay until the end: no collection of garbage looks at them,
+    neither now nor while they run. Pools and tests collect often.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """The end of the interpreter is as usual."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

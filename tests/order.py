@@ -38,7 +38,10 @@ WAITING = (
     "tests/pool/test_pooler_faults.py", "tests/pool/test_scouting.py", "tests/pool/test_outage.py",
 )  # fmt: skip
 #: Files whose tests share nothing that takes long to make: their tests need not stay together.
-APART = ("tests/testing/test_servers.py", "tests/testing/test_pytest_plugin.py")
+APART = (
+    "tests/testing/test_servers.py", "tests/testing/test_pytest_plugin.py",
+    "tests/simulated/test_pool_machine.py",
+)  # fmt: skip
 
 
 class Order(LoadScopeScheduling):

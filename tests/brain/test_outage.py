@@ -160,6 +160,17 @@ def test_nobody_is_turned_away_while_nobody_tries() -> None:
     assert not outage.turns_away(106.0, 5.0)
 
 
+def test_the_end_of_an_attempt_that_nobody_answered_says_nothing_of_now() -> None:
+    """It was begun five seconds ago; the server may be back since, and nobody has looked."""
+    outage = Outage()
+    outage.failed(ME, 100.0, 105.0, Fault(FaultKind.UNREACHABLE), Random(1))
+    outage.failed(OTHER, 100.6, 105.6, Fault(FaultKind.UNREACHABLE), Random(1))
+    assert not outage.turns_away(105.7, 5.0, came=105.7)
+    assert outage.turns_away(105.75, 5.0, came=105.7), (
+        "the attempt that was called for did not help"
+    )
+
+
 def test_who_comes_after_a_lull_is_given_the_time_of_one_try() -> None:
     outage = away(at=100.0)
     assert not outage.turns_away(106.0, 5.0, came=106.0)

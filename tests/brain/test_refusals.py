@@ -75,6 +75,17 @@ def test_a_caller_is_told_after_the_wait_and_only_of_what_is_known_to_be_so_stil
     assert refusals.turns_away(60.1, 5.0, 60.0)
 
 
+def test_the_end_of_an_attempt_that_nobody_answered_says_nothing_of_now() -> None:
+    """Who comes then is told after the next attempt, which is made at once."""
+    refusals, silent = Refusals(), Fault(FaultKind.UNREACHABLE, None, 110, "timed out")
+    refusals.failed(100.0, 105.0, silent, ERROR, Random(1))
+    refusals.failed(105.1, 110.1, silent, ERROR, Random(1))
+    assert not refusals.turns_away(110.15, 5.0, came=110.15)
+    assert not refusals.turns_away(110.15, 5.0, came=107.0)
+    assert refusals.turns_away(110.5, 5.0, came=107.0), "the next one is silent, too"
+    assert refusals.turns_away(110.15, 5.0, came=105.2), "that one was made for him"
+
+
 def test_it_is_over_when_an_attempt_ends_otherwise() -> None:
     refusals = Refusals()
     assert refusals.over() is None

@@ -22,6 +22,7 @@ import greenlet
 
 from unbroken import sync
 from unbroken.abc import Capabilities, Cause, Fault, FaultKind, Login
+from unbroken.backends.fault import may_be_own
 from unbroken.brain import entry as entry_module
 from unbroken.brain.outage import AT_ONCE
 from unbroken.ledger import deeds
@@ -146,6 +147,8 @@ class Connection(FakeConnection):
 
         def arrives() -> None:
             world.round_trip(self, math.inf)
+            if world.lingers:
+                world.wait(None, world.clock.now + world.lingers)
             if not session.open or not world.server.answers(session):
                 return
             if sql == "COMMIT":
@@ -388,12 +391,12 @@ class Dialing:
 
     def __init__(self, world: World, limit: float) -> None:
         self.world, self.limit = world, limit
-        self.is_ended = self.is_over = False
+        self.is_ended = self.is_over = self.is_overtaken = False
         self.asks = ""
         self.made: tuple[int, tuple[int, int]] | None = None
 
     def end(self, *, overtaken: bool = False) -> None:
-        self.is_ended = True
+        self.is_ended, self.is_overtaken = True, overtaken
         if self.is_over and self.made is not None:
             self.world.net.abort(*self.made)
 
@@ -431,13 +434,20 @@ class Driver(FakeDriver):
         super().__init__(world.server, knows_status=knows_status)
         self.world = world
         self.rejected_at = -math.inf
+        self.pool: Callable[[], Pool | None] = lambda: None
         self.capabilities = Capabilities(
             fileno=shows_socket, transaction_status=knows_status, watchable=True
         )
 
+    @property
+    def has_served(self) -> bool:
+        """Whether its pool has ever been let in."""
+        pool = self.pool()
+        return pool is not None and pool._state.has_served
+
     def connect(self, timeout: float, login: Login | None = None) -> FakeConnection:
         world = self.world
-        with world.attempt():
+        with world.attempt(self):
             world.dial(world.clock.now + timeout)
             if self.server.mode is Mode.REJECTING:
                 self.rejected_at = world.clock.now
@@ -491,6 +501,75 @@ class Deferring(Driver):
         conn.end_transaction(sql)
 
 
+UNANSWERED = Fault(FaultKind.UNREACHABLE, None, 110, "timed out")
+
+
+class Attempt:
+    """An attempt to connect."""
+
+    def __init__(self, driver: Driver, began: float) -> None:
+        self.driver, self.began = driver, began
+        self.is_doubtful = False  #: it failed, perhaps by its pool's own fault
+
+
+class Attempts:
+    """The attempts of one process to connect, as its server sees them.
+
+    No pool has more than AT_ONCE under way. During an outage one pool probes. Each other pool makes
+    one attempt of its own at most, and only as long as each failure may be the fault of a pool that
+    was never let in.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.under_way: list[Attempt] = []
+        self.failures: list[Attempt] = []  #: those that may have begun the next outage
+        self.outage: float | None = None  #: the beginning of the outage that was seen last
+        self.prober: Driver | None = None  #: the pool that probes
+        self.looked: set[Driver] = set()  #: the pools that have made an attempt of their own
+        self.is_doubtful = False  #: whether each failure since then may be its pool's own fault
+
+    def begin(self, driver: Driver) -> Attempt:
+        world = self.world
+        mine = sum(each.driver is driver for each in self.under_way)
+        world.demand(mine < AT_ONCE, "a pool makes more attempts at the same time than it may")
+        attempt = Attempt(driver, world.clock.now)
+        if self._sees_outage() and driver is not self.prober:
+            if not self.is_doubtful or driver in self.looked:
+                world.demand(
+                    not any(each.driver is self.prober for each in self.under_way)
+                    or world.interrupts > 0,  # it may have been decided on before the outage began
+                    "more probe at the same time than may",
+                )
+                self.prober = driver  # the one before has resigned
+            self.looked.add(driver)
+        self.under_way.append(attempt)
+        return attempt
+
+    def failed(self, attempt: Attempt, fault: Fault) -> None:
+        attempt.is_doubtful = may_be_own(fault) and not attempt.driver.has_served
+        if self._sees_outage():
+            self.is_doubtful = self.is_doubtful and attempt.is_doubtful
+        else:
+            self.failures.append(attempt)
+
+    def end(self, attempt: Attempt) -> None:
+        self.under_way.remove(attempt)
+
+    def _sees_outage(self) -> bool:
+        """Whether there is an outage; of a new one, note which failure has begun it."""
+        outage = self.world.record.outage
+        if outage.active and self.outage != outage.counted:
+            self.outage = outage.counted
+            began = [each for each in self.failures if each.began == self.outage]
+            # none: a connection in use was told
+            self.prober = began[0].driver if began else None
+            self.looked.clear()
+            self.is_doubtful = bool(began) and all(each.is_doubtful for each in began)
+            self.failures.clear()
+        return outage.active
+
+
 class World:
     """Everything there is, and who goes next."""
 
@@ -519,7 +598,9 @@ class World:
         self.latency = self.random.choice((0.0, 0.001, 0.02))
         #: how often an attempt that began while nothing answered stays without an answer for good
         self.stuck = 0.3
-        self.probes = 0  #: attempts under way that were begun during an outage
+        #: how many seconds the server takes for the end of a transaction
+        self.lingers = 0.0
+        self.attempts = Attempts(self)
         self.last_failure: tuple[float, FaultKind] | None = None
         self.on_attempt: Callable[[], None] = lambda: None
         self.collections = 0
@@ -606,7 +687,7 @@ class World:
                 self.rested_until = max(self.rested_until, until)
                 me.is_at_rest = True
                 self.wait(None, until)
-            elif self.able(but=me):
+            elif self.is_any_able(but=me):
                 if me is not None:
                     me.is_held_up = chance < 0.25
                 self.wait(None, self.clock.now)
@@ -680,9 +761,19 @@ class World:
         return [
             t
             for t in self.threads
-            if (t.until <= now or (t.ready is not None and t.ready()) or t.strike is not None)
-            and t is not but
+            if t is not but
+            and (t.until <= now or (t.ready is not None and t.ready()) or t.strike is not None)
         ]
+
+    def is_any_able(self, but: Thread | None) -> bool:
+        """Whether another thread can go on at this moment."""
+        now = self.clock.now
+        for t in self.threads:
+            if t is not but and (
+                t.until <= now or (t.ready is not None and t.ready()) or t.strike is not None
+            ):
+                return True
+        return False
 
     def step(self, thread: Thread) -> None:
         thread.until, thread.ready = math.inf, None
@@ -720,24 +811,25 @@ class World:
         self.net.sent[conn.fd] = self.net.sent.get(conn.fd, 0) + 1
 
     @contextlib.contextmanager
-    def attempt(self) -> Iterator[None]:
+    def attempt(self, driver: Driver) -> Iterator[None]:
         """Around an attempt to connect."""
-        process, probing = self.process, self.record.outage.active
+        attempts = self.attempts
         self.on_attempt()
-        self.demand(
-            not probing or self.probes < AT_ONCE or self.interrupts > 0,
-            "more probe at the same time than may",
-        )
-        self.probes += probing
+        attempt = attempts.begin(driver)
         try:
             yield
         except FakeOperationalError as error:
             if error.fault.kind is not FaultKind.REJECTED:
                 self.last_failure = (self.clock.now, error.fault.kind)
+            attempts.failed(attempt, error.fault)
+            raise
+        except TimeoutError:
+            me = self.me()
+            if me is None or me.dialing is None or not me.dialing.is_overtaken:
+                attempts.failed(attempt, UNANSWERED)
             raise
         finally:
-            if process is self.process:
-                self.probes -= probing
+            attempts.end(attempt)
 
     def collect(self) -> None:
         self.collections += 1
@@ -753,7 +845,7 @@ class World:
         self.process = SimpleNamespace(number=self.process.number + 1)
         self.record = self._new_record()
         self.net.callbacks = {}
-        self.probes, self.last_failure = 0, None
+        self.attempts, self.last_failure = Attempts(self), None
 
     def end(self) -> None:
         """Unwind what is suspended; nothing of that counts."""
@@ -785,6 +877,7 @@ class World:
         driver = kind(self, knows_status=knows_status, shows_socket=shows_socket)
         sync.open_driver = lambda *_args, **_kwargs: driver  # type: ignore[assignment]
         pool = Pool(connect=lambda: None, driver="fake", **settings)
+        driver.pool = weakref.ref(pool)
         self.pools.append(pool)
         return pool
 

@@ -13,7 +13,13 @@ import pytest
 
 from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.brain.entry import Entry
-from unbroken.errors import ConnectRejectedError, OutageError
+from unbroken.errors import (
+    ConnectRejectedError,
+    OutageError,
+    PoolClosedError,
+    PoolTimeoutError,
+    UnbrokenError,
+)
 from unbroken.ledger import questions
 from unbroken.pool.leaks import reclaim
 from unbroken.pool.state import PoolState
@@ -400,3 +406,42 @@ def test_an_error_does_not_keep_alive_what_the_same_worker_opened_before() -> No
     asyncio.run(run_async(flow(), do_later))
     assert len(errors) == 2
     assert [ref() for ref in seen] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [
+        ("reject", ConnectRejectedError),
+        ("down", OutageError),
+        ("", PoolTimeoutError),
+        ("close", PoolClosedError),
+    ],
+)
+def test_an_error_keeps_nothing_of_its_caller_alive_once_it_was_handled(
+    trouble: str, told: type[UnbrokenError], world: World
+) -> None:
+    """Without a collection: the caller may have had a connection that somebody else has now, and
+    forgets.
+    """
+    pool = world.new_pool(max_size=1, acquire_timeout=0.5, outage_wait=0.2)
+    if trouble in ("reject", "down"):
+        getattr(world.server, trouble)()
+    else:
+        hold(world, pool, 10.0)
+    seen: list[weakref.ref[Opened]] = []
+
+    def ask() -> None:
+        mine = Opened()
+        seen.append(weakref.ref(mine))
+        pool.acquire()
+
+    def caller() -> None:
+        with pytest.raises(told):
+            ask()
+
+    world.start(caller, "caller")
+    pass_time(world, 0.1)
+    if trouble == "close":
+        pool.close(timeout=0.0)
+    pass_time(world, 2.0)
+    assert [ref() for ref in seen] == [None]

@@ -56,6 +56,8 @@ PATIENT_ONE = 4
 
 #: Failures that the server itself, or what stands in its place, has put into words.
 ANSWERS = (FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.REFUSED)
+#: Failures that say how it was when the attempt began, however late it ends.
+SILENCES = (FaultKind.REFUSED, FaultKind.UNREACHABLE)
 #: Failures that do not show that the server's name has led anywhere.
 _NAMELESS = (FaultKind.UNKNOWN_NAME, FaultKind.UNREACHABLE)
 
@@ -363,8 +365,8 @@ class Outage:
         elif not alone:
             self.checked = None
         # A refusal takes no time. Where it seems to, this process stood still: it says nothing of
-        # now.
-        seen = min(now, started + SILENT) if fault.kind is FaultKind.REFUSED else now
+        # now. Nor does the end of an attempt that nobody answered: the server may be back since.
+        seen = min(now, started + SILENT) if fault.kind in SILENCES else now
         self.fault, self.last_failure = fault, max(self.last_failure, seen)
         if fault.kind in ANSWERS:
             self.slow_since = now

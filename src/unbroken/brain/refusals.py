@@ -15,6 +15,7 @@ import math
 from random import Random
 
 from unbroken.abc import Fault, FaultKind
+from unbroken.brain.outage import SILENCES, SILENT
 
 #: Seconds between two attempts: the first pause, by how much each is longer than the one before it,
 #: and the longest one while the trouble is young.
@@ -33,7 +34,9 @@ SPREAD = 0.2
 class Refusals:
     """What one pool knows of its refused logins. The caller holds the pool's lock."""
 
-    __slots__ = ("error", "fault", "is_apart", "last_failure", "next_try", "since", "tries")
+    __slots__ = (
+        "error", "fault", "is_apart", "last_failure", "next_try", "seen", "since", "tries",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.since: float | None = None
@@ -42,6 +45,7 @@ class Refusals:
         self.is_apart = False  #: others are let in, and this pool never was
         self.tries = 0
         self.last_failure = -math.inf
+        self.seen = -math.inf  #: what the last failure shows was so then
         self.next_try = -math.inf
 
     @property
@@ -69,6 +73,7 @@ class Refusals:
             return False
         self.tries += 1
         self.fault, self.error, self.last_failure = fault, error, now
+        self.seen = min(now, started + SILENT) if fault.kind in SILENCES else now
         self.next_try = now + self._pause(now, fault) * random.uniform(1.0, 1.0 + SPREAD)
         return is_first
 
@@ -92,6 +97,9 @@ class Refusals:
         """
         if self.since is None or now - self.since < patience:
             return False
+        if self.seen < self.last_failure:  # nobody answered an attempt that began long ago
+            is_next_silent = now >= self.next_try + SILENT
+            return self.seen >= came or (self.last_failure >= came and is_next_silent)
         return self.last_failure >= came or now < self.next_try
 
     def over(self) -> float | None:
@@ -99,5 +107,5 @@ class Refusals:
         since, self.since = self.since, None
         self.is_apart = False
         self.fault = self.error = None
-        self.last_failure = self.next_try = -math.inf
+        self.last_failure = self.seen = self.next_try = -math.inf
         return since

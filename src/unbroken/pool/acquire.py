@@ -211,10 +211,7 @@ def _stand_in_line(state: PoolState, started: float, until: float, *, front: boo
         _give_up(state, ticket, was_cancelled=not isinstance(exc, Exception))
         raise
     if ticket.error is not None:
-        if isinstance(ticket.error, overload.TooLate):
-            now = state.clock()
-            raise overload.overload_error(state, ticket.error.refusal, now - ticket.since)
-        raise ticket.error
+        overload.raise_told(state, ticket)
     entry = ticket.entry
     assert entry is not None
     entry.queued = entry.uses + 1, ticket.since

@@ -8,6 +8,7 @@ callers that have to wait come here.
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 from unbroken.brain.line import Refusal
 from unbroken.brain.ranks import Rank, Ticket
@@ -129,6 +130,23 @@ def pause(state: PoolState, usual: float) -> float:
     if not state.line.moves(state.clock()):
         return usual
     return max(usual, min(EACH * len(state.kernel.waiting), MOST))
+
+
+def raise_told(state: PoolState, ticket: Ticket) -> NoReturn:
+    """Raise the error that *ticket* was given while it waited in the line.
+
+    No frame in the error's traceback refers to the error. Otherwise all that the frames of the
+    caller refer to would live until a collection: for example a connection that the caller has
+    released, and that the pool has lent to another caller since.
+    """
+    error, ticket.error = ticket.error, None
+    assert error is not None
+    try:
+        if isinstance(error, TooLate):
+            error = overload_error(state, error.refusal, state.clock() - ticket.since)
+        raise error
+    finally:
+        del error
 
 
 def overload_error(state: PoolState, refusal: Refusal, waited: float) -> PoolTimeoutError:

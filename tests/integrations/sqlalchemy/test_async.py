@@ -294,7 +294,7 @@ def test_a_crowd_that_waits_does_not_collect_garbage_one_after_the_other(
     run(work())
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.4], ids=["a small process", "a large one"])
+@pytest.mark.parametrize("seconds", [0.0, 0.15], ids=["a small process", "a large one"])
 def test_what_is_forgotten_does_not_fill_the_pool(
     aface: AsyncFace, caplog: Any, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
