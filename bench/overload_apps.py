@@ -14,7 +14,7 @@ from typing import Any
 SIZE = int(os.environ.get("SIZE", "5"))
 APP, URL, UNIT = (os.environ.get(name, "") for name in ("APP", "URL", "UNIT"))
 DSN = URL.replace("postgresql+psycopg://", "postgresql://")
-WORK = f"SELECT pg_sleep({UNIT})::text"
+WORK = f"SELECT SLEEP({UNIT})" if URL.startswith("mysql") else f"SELECT pg_sleep({UNIT})::text"
 
 
 def fastapi_app(pool: Any, use: Any) -> Any:
@@ -39,8 +39,9 @@ def fastapi_app(pool: Any, use: Any) -> Any:
 
 
 async def _by_connection(pool: Any) -> None:
-    async with pool.connection() as conn:
-        await conn.execute(WORK)
+    async with pool.connection() as conn, conn.cursor() as cursor:
+        await cursor.execute(WORK)
+        await cursor.fetchall()
 
 
 async def _by_acquire(pool: Any) -> None:

@@ -2,7 +2,7 @@
 what it can serve up to five times as much. Users leave after a second.
 
 ``python bench/overload_http.py [seconds] [unit of work in seconds] [apps …]``; not a part of
-``make bench``: it takes minutes, and wants a quiet machine.
+``make bench``: it takes minutes, and wants a quiet machine. ``SERVER=mariadb`` for MariaDB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from random import Random
 
 import aiohttp
 
-from unbroken_drill.servers import PostgreSQL
+from unbroken_drill.servers import MariaDB, PostgreSQL
 from unbroken_drill.servers.folders import free_port
 
 BIN, HERE = Path(sys.executable).parent, Path(__file__).parent
@@ -163,9 +163,12 @@ async def measure(app: str, url: str, unit: float, seconds: float) -> None:
 
 def main() -> None:
     seconds, unit, *apps = [*sys.argv[1:], *("8", "0.04")[len(sys.argv[1:3]) :]]
-    with PostgreSQL() as server:
+    is_mariadb = os.environ.get("SERVER") == "mariadb"
+    with (MariaDB if is_mariadb else PostgreSQL)() as server:
         for app in apps or APPS:
-            asyncio.run(measure(app, server.url("psycopg"), float(unit), float(seconds)))
+            driver = "aiomysql" if app.startswith("fastapi") else "pymysql"
+            url = server.url(driver if is_mariadb else "psycopg")
+            asyncio.run(measure(app, url, float(unit), float(seconds)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from unbroken.drivers._psycopg_waits import close_later, is_waited_for, note_wai
 from unbroken.drivers._psycopg_watch import real_pgconn
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
-_getframe = sys._getframe
 
 
 class Traits(NamedTuple):
@@ -62,6 +61,9 @@ def noting(base: Any) -> Any:
     if hasattr(base, "_unbroken_changed"):
         return base
     get_ready()
+    # kept here: at the end of the interpreter, psycopg's __del__ comes after this module's names
+    # are gone
+    frame_of, friends, seen = sys._getframe, FRIENDS, look
 
     class Connection(base):  # type: ignore[misc] # the base is only known here
         __doc__ = base.__doc__
@@ -86,10 +88,10 @@ def noting(base: Any) -> Any:
             if (
                 self._unbroken_due is None
                 and self._unbroken_wants is None
-                and _getframe(1).f_globals.get("__name__", "")[:8] in FRIENDS
+                and frame_of(1).f_globals.get("__name__", "")[:8] in friends
             ):
                 return self.__dict__["pgconn"]
-            return look(self)
+            return seen(self)
 
         @pgconn.setter
         def pgconn(self, value: Any) -> None:
