@@ -78,7 +78,9 @@ class Pooler:
         return self.pipelines is False and was is not False
 
     def wants_flight(self, now: float) -> bool:
-        """Whether a connection that is opened at *now* should test it."""
+        """Whether a connection that is opened at *now* should test sending a statement ahead of an
+        answer.
+        """
         if self.stands:
             return False
         return self.pipelines is None or (self.pipelines is False and now >= self._again_at)

@@ -53,7 +53,7 @@ class Refusals:
         return self.since is not None
 
     def age(self, now: float) -> float:
-        """Seconds since the last successful login became impossible; 0 if all is well."""
+        """Seconds for which no login has succeeded; 0 if all is well."""
         return 0.0 if self.since is None else max(0.0, now - self.since)
 
     def failed(

@@ -30,8 +30,9 @@ from unbroken.net.patched import original
 
 #: Seconds that a fork waits for a connect, counted from the connect's start: an upper bound for the
 #: fork. Loading the CA store takes 20 ms. Four round trips across an ocean with TLS take 0.6 s. On
-#: a machine ten times slower under load, both together take more than a second. A longer connect
-#: waits for a server that does not answer, and then it sleeps in poll, where it holds no lock.
+#: a machine so busy that everything takes ten times as long, a connect takes more than a second. A
+#: longer connect waits for a server that does not answer, and then it sleeps in poll, where it
+#: holds no lock.
 PATIENCE = 3.0
 
 _TICK = 0.001  #: seconds between two checks; a fork takes about as long

@@ -159,8 +159,7 @@ class Slots:
         """The number of other members that show *flag*, counted up to *most*."""
         return self._count(flag, flag + _MEMBERS, most)
 
-    # -- the server's limit
-    # -------------------------------------------------------------------------
+    # -- the server's limit ------------------------------------------------------------------------
 
     @property
     def limit(self) -> int | None:
@@ -192,8 +191,8 @@ class Slots:
             self.leave_behind()
             return
         with contextlib.suppress(OSError):
-            # While this lock is held, no other process has one, and no process that opens the file
-            # can join.
+            # While this lock is held, no other member has one, and none that opens the file can
+            # join.
             if self.is_current and self._lock(0, _END):
                 os.unlink(self._path)
         self.leave_behind()
@@ -232,7 +231,7 @@ class Slots:
         self._call("F_OFD_SETLK", "F_UNLCK", start, 1)
 
     def _is_locked(self, start: int, end: int) -> tuple[int, int] | None:
-        """The byte range of one lock that another process holds between *start* and *end*."""
+        """The byte range of one lock that another member holds between *start* and *end*."""
         if start >= end:
             return None
         kind, _, first, length, _ = _FLOCK.unpack(
