@@ -3,7 +3,7 @@ connections in use may report that it cannot.
 
 A server that accepts a login may still be unable to serve: it was demoted, its node has lost the
 cluster, or the pooler in front of it cannot reach it. New connections and those in use begin the
-same outage of the server, in :mod:`unbroken.brain.outage`. All pools close their connections,
+same outage of the server, in :mod:`unbroken.brain.outage`. All pools drain their connections,
 callers and replays wait, and one attempt at a time asks whether the server can serve again.
 """
 
@@ -149,7 +149,7 @@ def refused(state: Any, entry: Entry, fault: Fault) -> bool:
 def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
     """The server reported to *entry*, a connection in use, that it cannot serve: *fault*.
 
-    Unless that is known already, an outage begins, and all pools of the server close their
+    Unless that is known already, an outage begins, and all pools of the server drain their
     connections to it. Return False if new connections have shown for ``outage_wait`` that it can
     serve: then there is nothing to wait for.
     """
@@ -172,6 +172,6 @@ def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
 
 
 def _leave(state: Any) -> None:
-    """Close the connections to a server that cannot serve, and start one attempt."""
+    """Drain the connections to a server that cannot serve, and start one attempt."""
     state.drain()
     state.probe()

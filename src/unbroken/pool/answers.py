@@ -116,8 +116,8 @@ def heard(state: Any, entry: Entry) -> bool:
 
 
 def lost_in_flight(state: Any, entry: Entry, conn: Connection) -> None:
-    """*conn* of *entry*, which was due when it was acquired, is lost. A cause may be a statement
-    that was sent before that answer had come. The next connection tests that again.
+    """*conn* of *entry*, which was due when it was acquired, is lost. A possible cause is a
+    statement that was sent before that answer had come. The next connection tests that again.
     """
     if state.tries_flights and state.driver.is_unread(conn):
         flight_failed(state, entry.born)
