@@ -65,7 +65,7 @@ class Ends(Holding):
         that the pool does not have to wait for the answer.
 
         Writes of a unit of work are rolled back before its end is reported. Where a rollback takes
-        as long as the work itself, no other caller may have to wait for it behind this connection.
+        as long as the work itself, no other caller must wait for it behind this connection.
         """
         state = self.state
         return bool(

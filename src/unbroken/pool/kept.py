@@ -26,9 +26,9 @@ class _Giver:
 class Kept(Loan):
     """A loan that its body still knows until the connection is returned.
 
-    The first call that begins to return the connection completes that. If an exception interrupts
-    it, the next call resumes it: from the same thread, or from a caller that waits for a
-    connection, on any thread.
+    The call that begins first returns the connection. If an exception interrupts it, the next call
+    resumes the return: from the same thread, or from a caller that waits for a connection, on any
+    thread.
     """
 
     __slots__ = ("__weakref__", "_giver", "_lock", "uses")
