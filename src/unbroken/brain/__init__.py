@@ -1,3 +1,3 @@
-"""The decisions of a pool: who owns each connection, which caller is next, whether the server is
-away. No I/O, no clock, no threads.
+"""A pool's decisions: which caller owns each connection, which caller is next, whether the server
+is down. No I/O, no clock, no threads.
 """

@@ -1,67 +1,73 @@
-"""How much lost work may one process send to one server again?
+"""Limit how much lost work one process may send to one server again.
 
-A replay is useful for its caller and a burden for a server in trouble. Where a server loses every
-second connection, replays without a bound make its load half as large again, in the very minute in
-which it can bear it least. So replays are paid for, as gRPC's retry throttling, Finagle's and
-Linkerd's ``RetryBudget`` and Envoy's ``retry_budget`` do it.
+A replay is useful for its caller and a burden for a server in trouble. If a server loses every
+second connection, replays without a bound raise its load by half, at the very time when it can bear
+least. So replays need a budget, as in gRPC's retry throttling, Finagle's and Linkerd's
+``RetryBudget`` and Envoy's ``retry_budget``.
 
-The rule: lost work is run again as often as **a part of the work that succeeds** (a fifth), or as
-**a trickle**, whichever allows more. A **bank** holds what was not used, up to a bound.
+The rule: the replays allowed are **a fraction of the work that succeeds** (a fifth) or **a constant
+rate**, the trickle, whichever is more. A **bank** saves the unused ones, up to a bound.
 
-- The part: 0.2 is Finagle's, Linkerd's and Envoy's default; gRPC and Google's "Site Reliability
-  Engineering" (chapter 21) have 0.1. Whatever part of the attempts a server loses, at most 1.2
-  attempts are made for each request, besides the bank and the trickle.
-- The bank: one event of a server (a restart, a failover) loses each connection once, so it costs
-  one replay for each connection at the most. Three such events in a row are free. So no restart
-  meets the budget, whatever the size of the pool.
-- The trickle: a fifth of the connections each second, so that an event every five seconds is free,
-  whatever the load is. So long callers wait for a server by default. It follows the number of
-  connections, which a server bounds. Finagle's ten a second follow the number of processes, which
-  nobody bounds.
-- No less than for ten connections, the default of ``max_size``: a process with few connections and
-  few requests heals as it would without a budget.
+- The fraction: 0.2 is the default of Finagle, Linkerd and Envoy; gRPC and Google's "Site
+  Reliability Engineering" (chapter 21) use 0.1. Whatever fraction of the attempts a server loses,
+  there are at most 1.2 attempts for each request, plus the bank and the trickle.
 
-One object for each process and server: an incident of one server must not spend what another one's
-needs. Nothing here does I/O or knows the clock.
+- The bank: one event of a server (a restart, a failover) loses each connection once. So it costs
+  at most one replay for each connection. Three such events in a row are free. So no restart
+  reaches the limit, for any size of the pool.
+
+- The trickle: a fifth of the connections each second, so that an event every five seconds is free
+  under any load. By default, callers wait for a server for that long. The trickle follows the
+  number of connections, which a server bounds. Finagle's ten a second follow the number of
+  processes, which has no bound.
+
+- At least the values for ten connections, the default of ``max_size``: a process with few
+  connections and few requests works as it would without a budget.
+
+There is one object for each process and server: an incident at one server must not spend the budget
+of another. This module does no I/O and does not know the clock.
 """
 
 from __future__ import annotations
 
 import math
 
-#: So many times each connection may be lost before the bank is empty.
+#: Number of times that each connection can be lost before the bank is empty.
 EVENTS = 3.0
-#: Seconds in which the trickle brings as many replays as there are connections.
+#: Seconds in which the trickle allows as many replays as there are connections.
 EVENT_EVERY = 5.0
-#: So many connections count at the least.
+#: Minimum number of connections in the formulas.
 LEAST = 10
-#: An incident in which replays were refused is over once so much of the bank is full.
+#: An incident with refused replays is over when this fraction of the bank is full.
 OVER = 0.5
-#: Seconds between two lines about the same incident.
+#: Seconds between two log lines about the same incident.
 EVERY = 60.0
-#: Where connections end before anybody has used them, each takes the place of another one for the
-#: same caller. Once the bank is empty, so many seconds pass before the next is opened.
+#: If connections end before first use, each one replaces another for the same caller. Once the bank
+#: is empty, this many seconds pass before the next connect.
 REST = 0.05
-#: Sums of fractions are not exact.
+#: Tolerance: sums of fractions are not exact.
 _NEARLY = 1e-9
 
 
 def bank_of(connections: int) -> float:
-    """How many replays the bank holds, where the pools have had so many *connections* at a time."""
+    """Capacity of the bank in replays, where *connections* is the most that the pools have had open
+    at a time.
+    """
     return EVENTS * max(LEAST, connections)
 
 
 def trickle_of(connections: int) -> float:
-    """How many replays a second there are without any success."""
+    """Replays allowed per second without any success."""
     return max(LEAST, connections) / EVENT_EVERY
 
 
 class Budget:
-    """The replays of one process at one server. The caller holds the lock of the server's record.
+    """The replay budget of one process at one server. The caller holds the lock of the server's
+    record.
 
-    Two debts are kept. Each replay adds 1 to both; time pays the one, success pays the other.
-    Neither is ever more than the bank, and a replay is allowed while either is less: so the better
-    of the two incomes counts, not their sum.
+    It keeps two debts. Each replay adds 1 to both; time pays off one of them, success the other.
+    Neither debt ever exceeds the bank, and a replay is allowed while either is below it. So the
+    larger of the two incomes counts, not their sum.
     """
 
     __slots__ = (
@@ -71,23 +77,25 @@ class Budget:
     def __init__(self) -> None:
         self.by_time = 0.0
         self.by_success = 0.0
-        self.since = -math.inf  #: when time was last counted
-        self.refused = 0  #: replays that were refused, in this incident
-        self.is_spent = False  #: some were refused, and the bank has not recovered
-        self.told_at = -math.inf  #: when a line was last logged about it
-        self.rest_until = 0.0  #: no connection is opened before
+        self.since = -math.inf  #: when time was last credited
+        self.refused = 0  #: replays refused in this incident
+        self.is_spent = False  #: replays were refused, and the bank has not recovered
+        self.told_at = -math.inf  #: when a line about it was last logged
+        self.rest_until = 0.0  #: no connection is opened before this time
 
     def left(self, now: float, connections: int, earned: float = 0.0) -> float:
-        """How many replays are left at *now*. Pure.
+        """Return the number of replays left at *now*. Pure.
 
-        *connections*: how many the pools have had at a time. *earned*: what success has brought
-        since the last :meth:`take`, in replays.
+        *connections*: the most that the pools have had open at a time. *earned*: the replays that
+        successes have earned since the last :meth:`take`.
         """
         by_time, by_success = self._paid(now, connections, earned)
         return bank_of(connections) - min(by_time, by_success)
 
     def take(self, now: float, connections: int, earned: float) -> bool:
-        """Whether one replay may be made at *now*; it is paid for then. See :meth:`left`."""
+        """Whether one replay may be made at *now*. If so, it is charged. For the arguments, see
+        :meth:`left`.
+        """
         bank = bank_of(connections)
         self.by_time, self.by_success = self._paid(now, connections, earned)
         self.since = max(self.since, now)
@@ -102,7 +110,7 @@ class Budget:
         return True
 
     def is_news(self, now: float) -> bool:
-        """Whether a refusal at *now* is to be logged: the first of an incident, and then one in
+        """Whether to log a refusal at *now*: the first of an incident, and then one every
         :data:`EVERY` seconds.
         """
         if self.refused > 1 and now - self.told_at < EVERY:
@@ -111,7 +119,7 @@ class Budget:
         return True
 
     def _paid(self, now: float, connections: int, earned: float) -> tuple[float, float]:
-        """Both debts, after what time and success have paid."""
+        """Both debts, reduced by time and success."""
         bank = bank_of(connections)
         paid = trickle_of(connections) * max(0.0, now - self.since)
         return (

@@ -1,5 +1,5 @@
-"""What a connection needs before it may be lent, or while it is idle: nothing, a ping, or
-retirement (and why).
+"""Decide what a connection needs before use, or while it is idle: nothing, a ping, or retirement
+(with its cause).
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from unbroken.abc import Capabilities, Cause
 from unbroken.brain.entry import Entry
 from unbroken.settings import Settings
 
-#: A connection idle for this part of the server's limit is pinged before it is lent: the server
-#: could be closing it at this very moment, and a look at the socket cannot see what is still on its
-#: way.
+#: A connection that was idle for this fraction of the server's limit is pinged before use. The
+#: server could be closing it at this moment, and a check of the socket does not see a FIN that is
+#: still on its way.
 CLOSE_TO_LIMIT = 0.9
 
-#: The last part of max_age over which retirements are spread (HikariCP: 25 % since 6.1.0).
+#: The last fraction of max_age, over which retirements are spread (HikariCP: 25 % since 6.1.0).
 AGE_JITTER = 0.25
 
-#: Keepalive probes that must go unanswered before a connection counts as lost.
+#: Number of unanswered keepalive probes after which a connection counts as lost.
 PROBES = 3
 
-#: The first keepalive probe where nothing else bounds it: below the shortest common NAT's memory,
-#: 60 s.
+#: Seconds to the first keepalive probe, if no other setting bounds it. Less than the shortest
+#: common NAT timeout, 60 s.
 KEEPALIVE = 30.0
 
 
 class Need(Enum):
-    """What has to happen before a connection is lent."""
+    """The step that a connection needs before use."""
 
     NOTHING = "nothing"
     PING = "ping"
@@ -38,7 +38,7 @@ class Need(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings with every automatic value decided. Seconds; ``math.inf`` is never."""
+    """The settings with every automatic value resolved. Seconds; ``math.inf`` means never."""
 
     max_age: float
     max_idle: float
@@ -56,7 +56,9 @@ class Policy:
         is_tcp: bool = True,
         idle_limit: float | None = None,
     ) -> Policy:
-        """Fill in what was left automatic. *idle_limit* is what is known of the server's."""
+        """Resolve the automatic values. *idle_limit*: the server's limit as far as it is known, in
+        seconds.
+        """
         return cls(
             max_age=_default(settings.max_age, 3600.0),
             max_idle=_default(settings.max_idle, 600.0),
@@ -68,7 +70,9 @@ class Policy:
 
     @property
     def probe_every(self) -> float:
-        """Seconds between keepalive probes: PROBES of them are lost when send_timeout is over."""
+        """Seconds between keepalive probes: PROBES of them fit into the time until send_timeout is
+        over.
+        """
         left = (
             self.keepalive if self.send_timeout == math.inf else self.send_timeout - self.keepalive
         )
@@ -76,7 +80,9 @@ class Policy:
 
     @property
     def fresh_for(self) -> float:
-        """How long after its last use a look at the socket is enough to lend a connection."""
+        """Seconds since its last use during which a check of the socket is enough to reuse a
+        connection.
+        """
         return min(self.ping_after, self.idle_limit * CLOSE_TO_LIMIT)
 
     def retire_at(self, born: float, jitter: float) -> float:
@@ -84,14 +90,14 @@ class Policy:
         return born + self.max_age * (1.0 - AGE_JITTER * jitter)
 
     def need(self, entry: Entry, now: float) -> Need:
-        """What *entry* needs before it is lent at *now*."""
+        """The step that *entry* needs before it is used at *now*."""
         if now >= entry.retire_at:
             return Need.RETIRE
         return Need.PING if now - entry.last_used >= self.fresh_for else Need.NOTHING
 
     def overdue(self, entry: Entry, now: float, *, spare: bool) -> Cause | None:
-        """Why an idle *entry* should be closed now; None if it may stay. *spare*: the pool keeps
-        enough without it.
+        """Why an idle *entry* should be closed now. None if it may stay. *spare*: the pool keeps
+        enough connections without it.
         """
         if now >= entry.retire_at:
             return Cause.MAX_AGE
@@ -101,20 +107,18 @@ class Policy:
         return None
 
     def wants_exercise(self, entry: Entry, now: float) -> bool:
-        """Whether an idle *entry* that is to be kept should be pinged, so that the server does not
+        """Whether to ping an idle *entry* that the pool keeps, so that the server does not
         drop it.
         """
         return now - entry.last_used >= self.idle_limit * (CLOSE_TO_LIMIT / 2)
 
     @property
     def tick(self) -> float:
-        """How often idle and lent connections are looked through.
+        """Seconds between two checks of idle and used connections.
 
-        Short limits need a closer eye; 1 s is enough else.
+        Short limits need more frequent checks; otherwise 1 s is enough.
         """
-        part = (
-            1 - CLOSE_TO_LIMIT
-        ) / 2  # often enough to act between "close to the limit" and the limit itself
+        part = (1 - CLOSE_TO_LIMIT) / 2  # checks happen between "close to the limit" and the limit
         return max(
             0.05,
             min(
@@ -132,14 +136,14 @@ def _ping_after(capabilities: Capabilities, is_tcp: bool) -> float:
         return math.inf
     if not capabilities.fileno:
         return 1.0
-    # on a unix socket nothing gets lost without the kernel knowing
+    # The kernel sees every loss of a connection on a unix socket.
     return 60.0 if is_tcp else math.inf
 
 
 def _keepalive(given: float | None, send_timeout: float) -> float:
-    """When the first probe is sent.
+    """Seconds of silence before the first probe.
 
-    Once send_timeout is over, the kernel takes a single lost probe for the end (tcp(7)).
+    After send_timeout, the kernel ends the connection on a single lost probe (tcp(7)).
     """
     half = send_timeout / 2
     return given if given == math.inf else min(half, _default(given, KEEPALIVE))

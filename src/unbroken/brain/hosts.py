@@ -1,8 +1,9 @@
-"""A cluster of several hosts: which of them does the next attempt to connect go to?
+"""Choose the host of a cluster for the next attempt to connect.
 
-One object per cluster, role and process. The pools of a cluster are at one host at a time, its
-*place*: attempts go there for as long as it lets us in. A host that fails, refuses or is silent is
-left for the next one at once. After a full round the pace of the outage begins.
+There is one object per cluster, role and process. The pools of a cluster use one host at a time,
+its *place*. Attempts go to the place for as long as it accepts logins. If a host fails, refuses or
+is silent, the next attempt goes to another host without delay. After a full round the pace of the
+outage begins.
 """
 
 from __future__ import annotations
@@ -14,30 +15,31 @@ from enum import Enum, auto
 from unbroken.abc import OUTAGE_KINDS, Address, Fault, FaultKind, address
 from unbroken.brain.tries import Try
 
-#: A host that turned us down for good (a wrong password, say) is not asked again for so long while
-#: others can be asked.
+#: Seconds for which a host that rejected us permanently (a wrong password, for example) is not
+#: tried again while other hosts can be tried.
 REJECTED_FOR = 1.0
-#: Where standbys are preferred and one did not answer, it is asked again this much later.
+#: If standbys are preferred and one did not answer, it is tried again after this many seconds.
 LOOK_AGAIN = 10.0
-#: A place where an attempt has been silent for so long, while another host lets us in, is left.
+#: If an attempt at the place is silent for this many seconds and another host accepts logins, the
+#: pools leave the place.
 LEAVE_AFTER = 1.0
-#: Longest reason that an error gives for one host.
+#: Maximum length of one host's reason in an error, in characters.
 _MOST = 120
 
 
 class After(Enum):
-    """What follows a failed attempt."""
+    """The next step after a failed attempt."""
 
-    ELSEWHERE = auto()  #: another attempt, at once: it goes to another host
-    AWAY = auto()  #: all hosts failed, or are silent: this is an outage
-    REJECTED = auto()  #: all hosts turned us down for good
-    NOTHING = auto()  #: connections have come about since it began: it says nothing
+    ELSEWHERE = auto()  #: another attempt, without delay: it goes to another host
+    AWAY = auto()  #: all hosts failed or are silent: this is an outage
+    REJECTED = auto()  #: all hosts rejected us permanently
+    NOTHING = auto()  #: connections were opened since it began, so it proves nothing
 
 
 class Hosts:
-    """What is known of the hosts of one cluster. The caller holds the lock of the record.
+    """The state of the hosts of one cluster. The caller holds the lock of the record.
 
-    *silent*, in all methods: the attempts under way that nobody can count on any more.
+    *silent*, in all methods: attempts in progress that callers cannot count on any more.
     """
 
     __slots__ = (
@@ -60,24 +62,24 @@ class Hosts:
         self.addresses = addresses
         self.prefers_standby = prefers_standby
         self.place: Address | None = None
-        self.succeeded_at = -math.inf  #: when a connection came about there last
-        #: a host that let us in while the place was silent
+        self.succeeded_at = -math.inf  #: when a connection to it was last opened
+        #: A host that accepted a login while the place was silent.
         self.beside: Address | None = None
-        self.moves = 0  #: how often connections elsewhere than at the place became unwanted
-        self.failed_at: dict[Address, float] = {}  #: when each host failed last …
+        self.moves = 0  #: how often connections to hosts other than the place became unwanted
+        self.failed_at: dict[Address, float] = {}  #: when each host last failed …
         self.faults: dict[Address, Fault] = {}  #: … and why
         self.round: set[Address] = set()  #: hosts that failed in this round
         self.since = 0.0  #: when the first attempt of this round began
-        #: hosts that take writes, as far as they were asked
+        #: Hosts that accept writes, among those that were asked.
         self.takes_writes: set[Address] = set()
 
     @property
     def are_several(self) -> bool:
-        """Whether there is a choice at all."""
+        """Whether there is more than one host."""
         return len(self.addresses) > 1
 
     def next(self, now: float, silent: Sequence[Try]) -> Address | None:
-        """Where the next attempt goes; None: where the URL says."""
+        """The host for the next attempt. None: the URL's host."""
         if not self.are_several:
             return None
         waiting = [each.address for each in silent]
@@ -94,7 +96,7 @@ class Hosts:
         return min(self.addresses, key=rank)
 
     def _preference(self, host: Address, now: float) -> int:
-        """The lower, the better is *host* where standbys are preferred."""
+        """Preference of *host* where standbys are preferred; lower is better."""
         if not self.prefers_standby:
             return 0
         return 2 if self._has_failed(host, now, LOOK_AGAIN) else int(host in self.takes_writes)
@@ -110,7 +112,7 @@ class Hosts:
     # -- how attempts end --------------------------------------------------------------------------
 
     def failed(self, attempt: Try, now: float, fault: Fault, silent: Sequence[Try]) -> After:
-        """*attempt* failed with *fault*."""
+        """*attempt* failed with *fault*. Return the next step."""
         host = attempt.address
         if host is None:
             return After.AWAY if fault.kind in OUTAGE_KINDS else After.REJECTED
@@ -134,7 +136,7 @@ class Hosts:
         return After.REJECTED if is_final else After.AWAY
 
     def _is_one_left(self, now: float, silent: Sequence[Try]) -> bool:
-        """Whether a host is left to ask in this round."""
+        """Whether this round has a host that was not tried yet."""
         waiting = {each.address for each in silent}
         return any(
             each not in self.round and each not in waiting and not self._is_rejected(each, now)
@@ -142,8 +144,8 @@ class Hosts:
         )
 
     def passes_over(self, attempt: Try, now: float, silent: Sequence[Try]) -> bool:
-        """The host of *attempt* takes writes: whether another host, which may be a standby, is
-        asked first.
+        """The host of *attempt* accepts writes. Return whether another host, which may be a
+        standby, must be tried first.
         """
         self.saw(attempt.address, True)
         if attempt.address is None or not self.prefers_standby:
@@ -158,8 +160,8 @@ class Hosts:
         return attempt.is_passed_over
 
     def succeeded(self, attempt: Try, now: float, silent: Sequence[Try]) -> bool:
-        """*attempt* came about. False: its connection is unwanted, since others have come about
-        elsewhere since it began.
+        """*attempt* opened a connection. Return False if the connection is unwanted, because others
+        were opened elsewhere since the attempt began.
         """
         host = attempt.address
         if host is None:
@@ -179,7 +181,7 @@ class Hosts:
         return True
 
     def _is_better(self, host: Address) -> bool:
-        """Whether the place was a makeshift for one such as *host*."""
+        """Whether *host* is preferred to the current place."""
         return (
             self.prefers_standby
             and self.place in self.takes_writes
@@ -187,7 +189,7 @@ class Hosts:
         )
 
     def leave(self, now: float, silent: Sequence[Try]) -> None:
-        """Leave the place where it is no good any more and another host lets us in."""
+        """Leave the place if it has failed or is silent, and another host accepts logins."""
         if self.beside is None or self.place is None:
             return
         has_failed = self.failed_at.get(self.place, -math.inf) > self.succeeded_at
@@ -200,28 +202,28 @@ class Hosts:
             self.round.clear()
 
     def saw(self, host: Address | None, takes_writes: bool) -> None:
-        """*host* was asked for its role."""
+        """The server at *host* reported its role."""
         if host is not None and takes_writes:
             self.takes_writes.add(host)
         else:
             self.takes_writes -= {host}
 
     def is_move(self, attempt: Try) -> bool:
-        """Whether *attempt* goes elsewhere than the last connections did."""
+        """Whether *attempt* goes to another host than the last connections did."""
         return attempt.address not in (None, self.place)
 
     def take(self, host: Address, now: float, *, takes_writes: bool) -> None:
-        """Leave the place for *host*, which was seen to let us in."""
+        """Move to *host*, which has accepted a login."""
         self.saw(host, takes_writes)
         self.moves += self.place != host
         self.place, self.beside, self.succeeded_at = host, None, now
         self.round.clear()
 
-    # -- in words ----------------------------------------------------------------------------------
+    # -- texts -------------------------------------------------------------------------------------
 
     def why_away(self, fault: Fault, silent: Sequence[Try]) -> Fault:
-        """What makes the outage, where *fault* was the last to be told: a reason that waiting may
-        cure, in the words of all hosts.
+        """The fault that describes the outage; *fault* is the last one. Its kind is one that
+        waiting may cure, and its text names the reasons of all hosts.
         """
         if not self.are_several:
             return fault
@@ -231,8 +233,8 @@ class Hosts:
         return Fault(kind, text=self.told(self.since, silent))
 
     def told(self, since: float, silent: Sequence[Try]) -> str:
-        """Why no host has let us in since *since*, each host with its own reason; "" where there is
-        one host only.
+        """Why no host has accepted a login since *since*, with each host's own reason. "" if there
+        is only one host.
         """
         if not self.are_several:
             return ""

@@ -1,14 +1,16 @@
-"""How long this server (or a NAT or balancer before it) lets a connection idle: told by the server,
-or learned.
+"""The idle limit of a server (or of a NAT or balancer before it): reported by the server, or
+learned.
 
-Learning takes facts, not guesses. A death without a word counts only where nothing else explains
-it: no other connection ended at that moment otherwise than it, no connect failed before the next
-one worked, and the server, asked for its uptime on that next connection, was up all the time that
-the dead one was open. Three such deaths at about the same idle time, at different moments, of
-connections of different ages, make a limit, unless a connection was seen alive for longer since.
+Learning uses facts, not guesses. An unexplained end of an idle connection counts only if nothing
+else explains it. That means: no other connection ended at that moment in another way, and no
+connect failed before the next one succeeded. Also, the server, asked for its uptime on that next
+connection, was up for the whole life of the lost one.
 
-A learned limit is taken back by a connection that outlives it. It is also dropped after a while,
-for no connection can show any more that it does not hold; one death then brings it back.
+Three such ends make a limit. They must come after about the same idle time, at different moments,
+from connections of different ages. No connection may have been alive for a longer idle time since.
+
+A connection that outlives a learned limit cancels it. The limit is also dropped after a while,
+because no connection can disprove it any more. One more such end then restores it.
 """
 
 from __future__ import annotations
@@ -16,38 +18,40 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Two idle times that differ by less than this part (or by ROUGHLY seconds) are "about the same".
+#: Two idle times are "about the same" if they differ by less than this fraction, or by less than
+#: ROUGHLY seconds.
 AGREEMENT = 0.1
 ROUGHLY = 0.1
-#: Ends of connections closer together than this, in seconds, count as one event.
+#: Connections that end within this many seconds count as one event.
 SAME_MOMENT = 0.5
-#: Shorter idle times than this teach nothing: a kill just after use looks the same.
+#: Shorter idle times, in seconds, are ignored: a kill just after use looks the same.
 SHORTEST = 0.5
-#: So many deaths make a limit.
+#: Number of unexplained ends that make a limit.
 ENOUGH = 3
-#: A learned limit is believed for so many seconds.
+#: Seconds for which a learned limit is trusted.
 KEPT = 600.0
-#: A server that is up for less than a second longer than a connection was open may have restarted.
+#: If the uptime exceeds the age of a connection by less than this many seconds, the server may have
+#: restarted.
 MARGIN = 1.0
 _REMEMBERED = 16
 
 
 @dataclass(slots=True)
 class Death:
-    """Connections that ended without a word at one moment, after *idle* seconds each."""
+    """Connections that ended without a message at one moment, each after *idle* seconds."""
 
     when: float
     idle: float
     born: float  #: when the oldest of them was opened
-    place: object = None  #: the host that they led to, where the cluster has several
-    is_spoiled: bool = False  #: something else ended at that moment too: a restart
+    place: object = None  #: their host, if the cluster has several
+    is_spoiled: bool = False  #: another connection ended then too: a restart
     until: float = 0.0  #: when the last of them ended
 
 
 class IdleLimit:
-    """What is known of one server's idle limit.
+    """The state of one server's idle limit.
 
-    ``asked`` says whether the server's own word is in.
+    ``asked`` is true once the server has been asked for its own limit.
     """
 
     __slots__ = (
@@ -66,33 +70,33 @@ class IdleLimit:
         self.asked = False
         self.told: float | None = None
         self.learned: float | None = None
-        self.learned_from = ""  #: the facts, for people
+        self.learned_from = ""  #: the facts, as text
         self._learned_at = -math.inf
-        self._former: float | None = None  # a limit that was believed for long enough
-        self._pending: list[Death] = []  # which the server was not asked about yet
-        self._facts: list[Death] = []  # which nothing else explains, newest last
+        self._former: float | None = None  # a limit that was trusted until it expired
+        self._pending: list[Death] = []  # not checked with the server yet
+        self._facts: list[Death] = []  # not explained by anything else; newest last
         self._broke_at = -math.inf
 
     @property
     def limit(self) -> float:
-        """The lower of what was told and what was learned, in seconds; ``math.inf`` when
+        """The lower of the reported and the learned limit, in seconds. ``math.inf`` if there is
         neither.
         """
         return min(self.told or math.inf, self.learned or math.inf)
 
     def tell(self, limit: float | None) -> None:
-        """The server's own word; None: it has no limit, or may not be asked."""
+        """Set the server's own limit. None: it has no limit, or must not be asked."""
         self.asked, self.told = True, limit
 
     def explains(self, idle: float) -> bool:
-        """Whether a death without a word after *idle* seconds is most likely this limit's doing."""
+        """Whether this limit most likely explains an end without a message after *idle* seconds."""
         return idle >= self.limit * (1 - AGREEMENT / 2)
 
     # -- deaths ------------------------------------------------------------------------------------
 
     def died(self, now: float, idle: float, born: float, place: object = None) -> None:
-        """An idle connection, open since *born*, was found ended by the other side without a word
-        after *idle* seconds. *place*: its host.
+        """The other side ended an idle connection without a message, after *idle* seconds. The
+        connection was open since *born*. *place*: its host.
         """
         last = self._pending[-1] if self._pending else None
         if last is not None and now - last.until < SAME_MOMENT:
@@ -106,8 +110,8 @@ class IdleLimit:
         del self._pending[:-_REMEMBERED]
 
     def broke(self, now: float) -> None:
-        """A connection ended that was in use, or with words that tell of no idle limit: what ends
-        at this moment does not end because it is idle.
+        """A connection ended while in use, or with a message about something other than an idle
+        limit. Connections that end at this moment do not end because they are idle.
         """
         self._broke_at = now
         if self._pending and now - self._pending[-1].until < SAME_MOMENT:
@@ -115,11 +119,13 @@ class IdleLimit:
 
     @property
     def wants_uptime(self) -> bool:
-        """Whether the server is to be asked how long it is up, on the next connection."""
+        """Whether the next connection must ask the server for its uptime."""
         return any(not death.is_spoiled for death in self._pending)
 
     def take_pending(self) -> list[Death]:
-        """The deaths that the server is asked about now; nobody else asks about them."""
+        """Return the ends that the caller now checks with the server. No other caller checks
+        them.
+        """
         pending, self._pending = self._pending, []
         return [death for death in pending if not death.is_spoiled]
 
@@ -132,10 +138,10 @@ class IdleLimit:
         was_away: bool,
         place: object = None,
     ) -> bool:
-        """The server at *place*, asked after *deaths*, is up for *uptime* seconds (None: it does
-        not say). *was_away*: connects failed before this one.
+        """The server at *place*, asked because of *deaths*, reports *uptime* seconds (None: it
+        reports none). *was_away*: connects failed before this one.
 
-        True: a limit was learned.
+        Return whether a limit was learned.
         """
         if uptime is None or was_away:
             return False
@@ -169,13 +175,13 @@ class IdleLimit:
 
     @property
     def is_watching(self) -> bool:
-        """Whether :meth:`alive` matters now."""
+        """Whether :meth:`alive` has an effect now."""
         return bool(self.learned or self._former or self._facts or self._pending)
 
     def alive(self, now: float, idle: float) -> bool:
         """A connection is alive after *idle* seconds without use.
 
-        True: that, or the time that has passed, took a learned limit back.
+        Return True if that, or the passage of time, cancelled a learned limit.
         """
         self._facts = [each for each in self._facts if idle <= _above(each.idle)]
         for death in self._pending:

@@ -1,23 +1,23 @@
-"""★ The heart: who has a connection, who waits for one, who is granted one.
+"""★ The core: which caller has a connection, which callers wait, and which one gets the next.
 
-Every change of ownership stands in this file. Nothing here does I/O, knows the clock or takes a
+All changes of ownership are in this file. It does no I/O, does not know the clock and takes no
 lock.
 
 **The lock rule.** Two moves are lock-free, because each is one atomic operation on a deque or dict:
 taking an idle entry (``idle.pop()``) and putting one back (``idle.append(entry)``). The bodies do
 these inline, in this order:
 
-* a taker looks at ``waiting`` first and pops only when nobody waits: it never overtakes the line;
-  then it notes the entry in ``in_use``;
-* a giver takes the entry out of ``in_use``, appends *first* and looks at ``waiting`` (and at the
-  generation) *afterwards*; a waiter joins ``waiting`` first and looks at ``idle`` afterwards
-  (``enter``). Whichever comes second sees the other, so no wake-up is lost.
+* A taker checks ``waiting`` first and pops only when no caller waits: it never overtakes the line.
+  Then it records the entry in ``in_use``.
+* A giver removes the entry from ``in_use``. It appends *first* and checks ``waiting`` (and the
+  generation) *afterwards*. A waiter joins ``waiting`` first and checks ``idle`` afterwards
+  (``enter``). Of two concurrent sides the later one sees the other, so no wake-up is lost.
 
-``tests/brain/test_moves.py`` lists where they stand: it finds each line in the sources that changes
-an owner.
+``tests/brain/test_moves.py`` lists their places: it finds each line in the sources that changes an
+owner.
 
-Everything else is a method below, and the caller must hold the body's lock. Methods return what is
-to be done (tickets to wake, entries to close); the caller does it after letting go of the lock.
+Everything else is a method below, and the caller must hold the body's lock. Methods return the
+remaining work (tickets to wake, entries to close). The caller does it after releasing the lock.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from unbroken.brain.ranks import Rank, Ticket, Turns
 
 
 class Kernel:
-    """The state of one pool in one process. See the module for the lock rule."""
+    """The state of one pool in one process. The lock rule is in the module's docstring."""
 
     __slots__ = (
         "closed", "entries", "generation", "granted", "idle", "in_use", "keep", "max_size",
@@ -45,69 +45,68 @@ class Kernel:
     def __init__(self, max_size: int, min_size: int = 0) -> None:
         self.max_size = max_size
         self.min_size = min_size
-        self.granted = sys.maxsize  #: likewise, of those that all pools of the host share
-        self.keep = math.inf  #: idle connections kept at most: those beyond are closed
-        #: lend from the left end of idle instead, which a framework may promise
+        self.granted = sys.maxsize  #: maximum of this pool under the host's shared limit
+        self.keep = math.inf  #: maximum number of idle connections; others are closed
+        #: Use the left end of idle instead, because a framework may promise that.
         self.oldest_first = False
-        #: lent from the right end: the warmest first, the rest may be retired
+        #: Used from the right end: the most recently used first, so the rest can be retired.
         self.idle: deque[Entry] = deque()
         self.in_use: dict[int, Entry] = {}  #: by id of the driver's connection
-        self.resetting: dict[int, Entry] = {}  #: given back, but its reset is still under way
-        self.reclaimed: dict[int, Entry] = {}  #: taken away from a holder who still has the object
+        self.resetting: dict[int, Entry] = {}  #: returned, but the reset is in progress
+        self.reclaimed: dict[int, Entry] = {}  #: taken from a holder that keeps the object
         self.entries: dict[int, Entry] = {}  #: every open one, by key
         self.waiting: deque[Ticket] = deque()
         self.turns: Turns | None = None  #: while several classes wait
-        self.users = 0  #: how many of them the line has a limit for
+        self.users = 0  #: how many waiting tickets count for the line's limit
         self.opening = 0  #: places reserved for connections that are being opened
-        self.silent = 0  #: those of them that nobody can count on
+        self.silent = 0  #: those among them that callers cannot count on
         self.generation = 0
         self.closed = False
 
     @property
     def size(self) -> int:
-        """Connections that are open or being opened."""
+        """Number of connections that are open or being opened."""
         return len(self.entries) + self.opening
 
     @property
     def bound(self) -> int:
-        """How many connections there may be now."""
+        """Maximum number of connections now."""
         return min(self.max_size, self.granted)
 
     # -- the line ----------------------------------------------------------------------------------
 
     def enter(self, ticket: Ticket, *, front: bool = False) -> list[Ticket]:
-        """Give *ticket* an idle entry, or a place in the line: tickets to wake, maybe this one too.
+        """Give *ticket* an idle entry, or a place in the line. Return the tickets to wake.
 
-        *front*: for one who was granted an entry that proved dead: it does not start again at the
-        end.
+        *front*: the caller was granted a dead entry before, so it does not go to the end again.
         """
         if ticket.rank is not Rank.NORMAL and self.turns is None:
             self.turns = Turns()
         if not self.waiting:
-            self.users = 0  # an exception may have struck between a ticket and its number
+            self.users = 0  # an exception may have struck between the two updates below
         (self.waiting.appendleft if front else self.waiting.append)(ticket)
         self.users += ticket.is_users
-        # Only after joining the line: a giver that appends from now on sees it, one that appended
-        # before is seen here.
+        # Only after joining the line: a giver that appends from now on sees this ticket, and an
+        # entry that was appended before is found here.
         return self._grant()
 
     def serve(self) -> tuple[list[Ticket], list[Entry]]:
-        """Grant idle entries to those who wait, in order: (tickets to wake, entries to close)."""
+        """Grant idle entries in order of the line. Return (tickets to wake, entries to close)."""
         stale = self.take_stale()
         granted = self._grant()
         return granted, stale + self._take_spare()
 
     def _grant(self) -> list[Ticket]:
-        """Idle entries to those who wait.
+        """Grant idle entries to waiting callers.
 
-        A ticket leaves the line only once it has something: an exception may strike anywhere.
+        A ticket leaves the line only once it has an entry: an exception may strike anywhere.
         """
         granted: list[Ticket] = []
         while self._next_in_line() is not None:
             entry = self._pop_idle()
             if entry is None:
                 break
-            # again: a finalizer that ran just now may have granted it something
+            # Check again: a finalizer that ran just now may have granted it an entry.
             ticket = self._next_in_line()
             if ticket is None:
                 self.put(entry)
@@ -120,18 +119,18 @@ class Kernel:
         return granted
 
     def _took(self, ticket: Ticket) -> None:
-        """Callers of several classes wait, and *ticket* was granted something."""
+        """*ticket* was granted an entry while callers of several classes wait."""
         turns, line = self.turns, list(self.waiting)
         if turns is not None:
             turns.took(ticket, line)
         if {ticket.rank, *(each.rank for each in line)} == {Rank.NORMAL}:
-            self.turns = None  # nobody was passed over
+            self.turns = None  # no class was passed over
 
     def _next_in_line(self) -> Ticket | None:
         while self.waiting:
             try:
                 ticket = self.waiting[0]
-            except IndexError:  # a finalizer that ran just now
+            except IndexError:  # emptied by a finalizer just now
                 break
             if ticket.entry is None and ticket.error is None:
                 turns = self.turns
@@ -140,14 +139,14 @@ class Kernel:
         return None
 
     def _leave_line(self, ticket: Ticket) -> None:
-        with suppress(ValueError):  # it was failed, or has left before
+        with suppress(ValueError):  # it was failed, or has left already
             self.waiting.remove(ticket)
             self.users -= ticket.is_users
 
     def give_up(self, ticket: Ticket) -> bool:
         """Leave the line.
 
-        True: what was granted in the meantime is idle again; serve those who still wait.
+        Return True if an entry granted meanwhile is idle again: then serve the line.
         """
         entry = self.leave(ticket)
         if entry is not None:
@@ -155,29 +154,29 @@ class Kernel:
         return entry is not None
 
     def leave(self, ticket: Ticket) -> Entry | None:
-        """Give up waiting.
+        """Stop waiting.
 
-        What was granted in the meantime is returned: it is the caller's to use or put back.
+        Return the entry that was granted in the meantime: the caller must use it or put it back.
         """
         self._leave_line(ticket)
         entry, ticket.entry = ticket.entry, None
         return entry
 
     def fail(self, error: Callable[[], BaseException]) -> list[Ticket]:
-        """End the wait of all who stand in the line, each with an error of its own."""
+        """End the wait of all callers in the line, each with its own error."""
         failed: list[Ticket] = []
         while (ticket := self._next_in_line()) is not None:
             failed += self.dismiss([ticket], error())
         return failed
 
     def ahead(self, ticket: Ticket) -> int:
-        """How many are served before *ticket*, the last in the line, if no others come."""
+        """How many callers are served before *ticket*, the last in the line, if no others come."""
         if self.turns is None:
             return len(self.waiting) - 1
         return sum(each.rank <= ticket.rank for each in list(self.waiting)) - 1
 
     def dismiss(self, tickets: Iterable[Ticket], error: BaseException) -> list[Ticket]:
-        """End the wait of *tickets* with *error*: those of them to wake."""
+        """End the wait of *tickets* with *error*. Return those to wake."""
         dismissed = [each for each in tickets if not each.done]
         for ticket in dismissed:
             ticket.error = error
@@ -191,7 +190,7 @@ class Kernel:
             return None
 
     def _take_spare(self) -> list[Entry]:
-        """Remove what came back last beyond the number of idle connections to keep."""
+        """Remove the most recently returned entries beyond ``keep`` idle ones."""
         spare: list[Entry] = []
         while len(self.idle) > self.keep:
             try:
@@ -206,8 +205,8 @@ class Kernel:
     # -- places ------------------------------------------------------------------------------------
 
     def reserve(self, *, spare: bool = False) -> bool:
-        """Reserve a place for one more connection, if somebody needs one (or *spare*: in any case)
-        and there is room.
+        """Reserve a place for one more connection, if a caller needs one (with *spare*: in any
+        case) and there is room. Return whether a place was reserved.
         """
         if not self.wanted and not (spare and not self.closed and self.size < self.bound):
             return False
@@ -216,12 +215,12 @@ class Kernel:
 
     @property
     def wanted(self) -> int:
-        """How many more connections ought to be opened now."""
+        """How many more connections should be opened now."""
         return max(0, min(self.missing, self.bound - self.size))
 
     @property
     def unserved(self) -> int:
-        """How many callers wait for whom no connection is coming."""
+        """Number of waiting callers for which no connection is being opened."""
         return len(self.waiting) - (self.opening - self.silent)
 
     @property
@@ -233,19 +232,19 @@ class Kernel:
         return max(0, min(need, self.max_size - self.size))
 
     def unreserve(self) -> None:
-        """Give a reserved place back: the connect failed, or is not needed any more."""
+        """Release a reserved place: the connect failed, or is not needed any more."""
         self.opening -= 1
 
     def opened(self, entry: Entry) -> tuple[list[Ticket], list[Entry]]:
-        """A reserved place has become a connection: (tickets to wake, entries to close)."""
+        """A reserved place has become a connection. Return (tickets to wake, entries to close)."""
         self.unreserve()
         self.entries[entry.key] = entry
         self.put(entry)
         return self.serve()
 
     def grant_places(self, make: Callable[[], Entry]) -> list[Ticket]:
-        """For a body whose callers connect by themselves: as long as there is room, each in the
-        line gets an entry without a connection, made by *make*. Tickets to wake.
+        """For a body whose callers connect by themselves. While there is room, each caller in the
+        line gets an entry without a connection, which *make* creates. Return the tickets to wake.
         """
         granted: list[Ticket] = []
         while (
@@ -260,9 +259,9 @@ class Kernel:
         return granted
 
     def replace(self, entry: Entry, other: Entry) -> bool:
-        """The holder of a lent *entry* has *other* in its place from now on.
+        """From now on the holder of *entry* has *other* instead.
 
-        False: *entry* is not lent.
+        Return False if *entry* is not in use.
         """
         if self.in_use.pop(entry.key, None) is not entry:
             return False
@@ -271,43 +270,43 @@ class Kernel:
         return True
 
     def drop(self, entry: Entry) -> None:
-        """An entry leaves the pool, also one that a caller is noted to have."""
+        """Remove an entry from the pool, even if a caller has it."""
         if self.in_use.get(entry.key) is entry:
             del self.in_use[entry.key]
         self.forget(entry)
 
     def forget(self, entry: Entry) -> None:
-        """An entry that its owner is about to close leaves the pool.
+        """Remove an entry that its owner is about to close.
 
-        Its owner must not hold it in idle.
+        It must not be in ``idle``.
         """
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
 
-    # -- lending -----------------------------------------------------------------------------------
+    # -- use and return ----------------------------------------------------------------------------
 
     def lend(self, entry: Entry) -> None:
-        """A caller has the entry, which was granted to it, from now on."""
+        """From now on a caller has the entry that it was granted."""
         self.in_use[entry.key] = entry
 
     def put(self, entry: Entry) -> None:
-        """The caller's entry is idle from now on. Afterwards those who wait must be served."""
+        """From now on the caller's entry is idle. The waiting callers must be served afterwards."""
         self.idle.append(entry)
 
     def admit(self, entry: Entry) -> None:
-        """A caller has opened a connection by itself: it is the pool's, and lent to that caller."""
+        """A caller has opened a connection by itself: the pool owns it, and the caller uses it."""
         self.entries[entry.key] = self.in_use[entry.key] = entry
 
     def resets(self, entry: Entry) -> None:
-        """An entry that was just taken out of ``in_use`` is given back, but something has to be
-        sent on it first.
+        """An entry that was just taken out of ``in_use`` is returned, but the pool must send
+        something on it first.
         """
         self.resetting[entry.key] = entry
 
     def is_back(self, entry: Entry) -> bool:
-        """Make an entry that was lent, or is given back, the caller's own.
+        """Make an entry that is in use, or being reset, the caller's own.
 
-        False: it is so no more.
+        Return False if it is neither any more.
         """
         return (
             self.in_use.pop(entry.key, None) is entry
@@ -315,15 +314,15 @@ class Kernel:
         )
 
     def came_back(self, key: int) -> Entry | None:
-        """The reclaimed entry whose holder gives the connection with this key back or drops it;
-        None: there is none.
+        """The reclaimed entry whose holder returns or drops the connection with this key. None if
+        there is none.
         """
         return self.reclaimed.pop(key, None)
 
     def lose(self, entry: Entry) -> bool:
-        """The holder of *entry* is seen to have let it be collected.
+        """The holder of *entry* has let it be garbage-collected.
 
-        In a finalizer, so without the lock. True: it was lent.
+        Called in a finalizer, so without the lock. Return whether the entry was in use.
         """
         if self.in_use.get(entry.key) is entry:
             self.in_use.pop(entry.key, None)
@@ -333,10 +332,10 @@ class Kernel:
         return False
 
     def reclaim(self, entry: Entry) -> bool:
-        """Take a lent entry away from its holder, who still has the object. False: it came back
-        meanwhile.
+        """Take an entry in use away from its holder, which still has the object. Return False if it
+        was returned meanwhile.
 
-        The asker keeps the object alive, so that no other connection can have its key.
+        The caller keeps the object alive, so that no other connection can get its key.
         """
         if self.in_use.pop(entry.key, None) is not entry:
             return False
@@ -344,30 +343,30 @@ class Kernel:
         self.reclaimed[entry.key] = entry
         return True
 
-    # -- what must not stay ------------------------------------------------------------------------
+    # -- entries that must leave -------------------------------------------------------------------
 
     def all_idle(self) -> list[Entry]:
-        """Whatever is idle now, while others go on to take and to give.
+        """All entries that are idle now, while other threads continue to take and return.
 
-        One that does both meanwhile may be in it twice.
+        An entry that is taken and returned meanwhile may appear twice.
         """
         try:
-            # A list, not a tuple: Python 3.11 may collect garbage, and so let other threads in,
-            # between a tuple's first look at a deque and its last.
+            # A list, not a tuple: Python 3.11 may collect garbage while it builds a tuple of a
+            # deque, and so let other threads run.
             return list(self.idle)
         except RuntimeError:
-            # "deque mutated during iteration": an interpreter without a lock of its own lets others
-            # in
+            # "deque mutated during iteration": a free-threaded interpreter runs other threads
+            # meanwhile.
             pass
         found: list[Entry] = []
         with suppress(IndexError):
             while True:
-                # takers and givers work at the other end: what stands before that keeps its number
+                # Takers and givers use the other end, so the entries before it keep their index.
                 found.append(self.idle[len(found)])
         return found
 
     def claim(self, entry: Entry) -> bool:
-        """Make an idle entry the caller's own. False: somebody else took it first."""
+        """Make an idle entry the caller's own. Return False if another thread took it first."""
         try:
             self.idle.remove(entry)
         except ValueError:
@@ -375,7 +374,7 @@ class Kernel:
         return True
 
     def take_stale(self) -> list[Entry]:
-        """Remove what must not be lent again from idle: condemned, of an older generation, of a
+        """Remove idle entries that must not be used again: condemned, of an older generation, of a
         closed pool, or surplus.
         """
         stale = [
@@ -397,8 +396,8 @@ class Kernel:
         return stale
 
     def take(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Remove *entries* from the pool, as far as they are idle still; they are the caller's to
-        close.
+        """Remove those of *entries* that are still idle from the pool. The caller must close
+        them.
         """
         taken = [e for e in entries if self.claim(e)]
         for entry in taken:
@@ -406,10 +405,10 @@ class Kernel:
         return taken
 
     def strays(self) -> list[Entry]:
-        """Entries that nobody owns: an asynchronous exception struck a caller between taking and
-        noting it.
+        """Entries without an owner: an asynchronous exception struck a caller between taking and
+        recording one.
 
-        What a worker owns for a moment looks the same: only what is found again and again is one.
+        A worker's entry looks the same for a moment. Only one that is found repeatedly is a stray.
         """
         owned = {id(e) for e in self.all_idle()} | {id(t.entry) for t in list(self.waiting)}
         return [
@@ -419,30 +418,30 @@ class Kernel:
         ]
 
     def is_out(self, entry: Entry) -> bool:
-        """Whether a caller has *entry*, or is giving it back."""
+        """Whether a caller has *entry* or is returning it."""
         return self.in_use.get(entry.key) is entry or self.resetting.get(entry.key) is entry
 
     def drain(self) -> list[Entry]:
-        """Start a new generation: what is idle is closed now, what is lent when it comes back."""
+        """Start a new generation: idle entries are closed now, used ones when they are returned."""
         self.generation += 1
         return self.take_stale()
 
     def resize(self, max_size: int, min_size: int) -> list[Entry]:
-        """Change the bounds: entries to close now; what is out beyond the new bound is closed when
-        it comes back.
+        """Change the bounds. Return the entries to close now. Used ones beyond the new bound are
+        closed when they are returned.
         """
         self.max_size, self.min_size = max_size, min_size
         stale = self.take_stale()
-        # What is lent is not all that is out: one may be on its way to a taker, or from a giver.
+        # ``in_use`` is not complete: a connection may be on its way to a taker, or from a giver.
         out = {id(e): e for e in [*self.in_use.values(), *self.entries.values()]}.values()
         staying = [e for e in out if e.cause is None]
         for entry in staying[: max(0, self.size - max_size - (len(out) - len(staying)))]:
             entry.condemn(Cause.SURPLUS)
-        # a giver looks after it appends: one that looked just before has appended by now
+        # A giver checks after it appends: one that checked just before has appended by now.
         return stale + self.take_stale()
 
     def close(self) -> list[Entry]:
-        """Lend nothing any more: entries to close now. Who waits must be told with ``fail``."""
+        """Stop granting. Return the entries to close now. ``fail`` must end the wait of callers."""
         self.closed = True
         return self.drain()
 

@@ -1,19 +1,19 @@
-"""A line of callers that knows that it is too long.
+"""The line of waiting callers, which refuses callers while it is too long.
 
-Pure: the time is an argument. One :class:`Line` belongs to one pool. It learns how many seconds
-lie between two grants while callers wait, and so how long a caller at its end will wait.
+Pure: the time is an argument. One :class:`Line` belongs to one pool. It learns the seconds between
+two grants while callers wait. From that it estimates the wait of a caller at its end.
 
-* A caller that would wait much longer than the time that it has is told at once.
+* A caller that would wait much longer than its remaining time is refused immediately.
 * Where a user waits (in a web request), and where ``shed_target`` is set, the line has a limit. A
-  line that was short a moment ago may be long: a burst is served. A line that stands has callers
-  that come faster than they are served: its limit is halved until it is short or few are refused.
+  line that was short a moment ago may be long: a burst is served. In a standing line, callers
+  come faster than they are served. Its limit is halved until it is short or few are refused.
 * Where callers leave before their time (a cancelled task), the line has such a limit too. It is at
-  most half of the time after which they leave, and callers that will leave before they have been
-  served are told.
+  most half of the time after which they leave. Callers that would leave before they are
+  served are refused.
 
-The estimate of a wait from the line's length is PIE's (RFC 8033). A limit for a line that stands,
-and none for a burst, is CoDel's (RFC 8289). ``bench/overload_model.py`` compares the rule with
-others; docs/overload.md has the figures.
+The estimate of a wait from the line's length is PIE's (RFC 8033). A limit for a standing line, and
+none for a burst, is CoDel's (RFC 8289). ``bench/overload_model.py`` compares the rule with others;
+docs/overload.md has the figures.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from dataclasses import dataclass
 
 from unbroken.brain.ranks import Rank, Ticket
 
-#: So many grants must have been seen before the pace is believed, and it is averaged over so many.
-#: (At least 2 and 4 for each connection: those of a large pool may come back in step.)
+#: Number of grants before the pace is trusted, and number of grants that it is averaged over. (At
+#: least 2 and 4 for each connection: the connections of a large pool may be returned in step.)
 ENOUGH, MEMORY = 6, 64
-#: A pace that nobody has seen for so many seconds is learned anew.
+#: Seconds after which an unconfirmed pace is learned again.
 STALE = 300.0
-#: A pause without a grant counts at most as so many units of work: one long unit says little about
-#: the next ones.
+#: A pause without a grant counts as at most this many units of work: one long unit says little
+#: about the next ones.
 OUTLIER = 4.0
-#: A line moves in which the last grant is not older.
+#: The line is moving if the last grant was at most this many seconds ago.
 MOVES = 0.25
-#: A caller is told at once when it would wait for so many times what is left of its time.
+#: A caller is refused immediately if it would wait this many times its remaining time.
 SURE = 1.2
-#: The limit of a line in front of users, in callers: at nine tenths of a pool's capacity one
-#: line in a hundred is as long, whatever the size of the pool (0.9 ** 44 = 0.01).
+#: The limit of a line with waiting users, in callers. At 90 % of a pool's capacity, one line in a
+#: hundred is that long, for any pool size (0.9 ** 44 = 0.01).
 CALLERS = 44
-#: … in seconds: at least, and at most where units of work are short.
+#: … in seconds: the minimum, and the maximum where units of work are short.
 LEAST, MOST = 0.05, 0.5
-#: … and at least so many units of work.
+#: … and at least this many units of work.
 UNITS = 3.0
-#: After so many seconds, or twice as many units, a user is taken to have gone.
+#: After this many seconds, or twice as many units, a user is assumed to have left.
 USERS = 1.0
-#: How long a burst may be, in seconds of waiting.
+#: Maximum length of a burst, in seconds of waiting.
 BURST = 0.5
-#: A line that has stood for so many seconds, or grants, stands because of overload.
+#: A line that has stood for this many seconds, or grants, stands because of overload.
 STANDS, STANDS_GRANTS = 0.25, 80
-#: Where more of the callers are refused than this, or none although the line stands, the limit
-#: is halved at the end of an interval; where fewer than this are, it is doubled.
+#: At the end of an interval the limit is halved if more than MANY of the callers were refused, or
+#: if none were although the line stands. It is doubled if less than FEW were refused.
 MANY, FEW = 0.25, 0.1
-#: So often it is halved at most, and not below so many callers, or one unit of work.
+#: Maximum number of halvings. The limit stays at or above this many callers, or one unit of work.
 STRICTEST, LEAST_CALLERS = 8, 4
-#: This part of the callers must leave early before the time that they had counts.
+#: Fraction of the callers that must leave early before their patience counts.
 LEAVERS = 0.1
-#: How long that time is remembered after it last made a difference.
+#: Seconds for which that patience is kept after it last made a difference …
 REMEMBERED = 10.0
-#: … and after somebody left: then it is learned anew.
+#: … and after a caller left early. Then it is learned again.
 BELIEVED = 60.0
-#: Who leaves sooner than that, or than six units of work, leaves for other reasons.
+#: A caller that leaves sooner than this, or than six units of work, leaves for other reasons.
 LEAST_PATIENCE = 0.2
 
 NO_TIME = "its time would be up before that"
@@ -69,16 +69,16 @@ OVERLOAD = "callers come faster than they are served"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a caller is told at once."""
+    """Why a caller is refused immediately."""
 
     ahead: int  #: callers before it
     expected: float  #: seconds that it would have waited
-    limit: float  #: and that it was ready to wait, or that are allowed
+    limit: float  #: seconds that it would accept, or that are allowed
     why: str
 
 
 class Line:
-    """What one pool knows of its line. Its methods are called under the pool's lock."""
+    """The state of one pool's line. Its methods are called under the pool's lock."""
 
     __slots__ = (
         "_came",
@@ -100,23 +100,23 @@ class Line:
 
     def __init__(self) -> None:
         self.gap = 0.0  #: seconds between two grants while callers wait
-        self._quick = 0.0  #: the same, of the last few
-        self._grants = 0  #: from so many that was learned
+        self._quick = 0.0  #: the same, over the last few
+        self._grants = 0  #: number of grants that this was learned from
         self._knows = False  #: whether these are enough
-        self._since = -math.inf  #: when the last grant was, or the line began; -inf: nobody waits
+        self._since = -math.inf  #: time of the last grant or the line's start; -inf: empty
         self._last = -math.inf  #: when the last grant was
-        self.strictness = 0  #: 0: a burst is welcome; else the limit is halved so often, less one
-        self._until = -math.inf  #: when it is decided on again …
-        self._came, self._refused = 0, 0  #: … by those that have come since, and were refused
+        self.strictness = 0  #: 0: a burst is allowed; else limit / 2 ** (strictness - 1)
+        self._until = -math.inf  #: when it is decided again …
+        self._came, self._refused = 0, 0  #: … by the callers that came since then, and were refused
         self._was_short = False  #: … and by whether the line was short in between
-        self._leavers = 0.0  #: which part of the callers left before their time
-        self._patience = 0.0  #: the time that they had
-        self._left = self._mattered = -math.inf  #: when one left, when that made a difference
+        self._leavers = 0.0  #: fraction of the callers that left before their time
+        self._patience = 0.0  #: seconds that they waited
+        self._left = self._mattered = -math.inf  #: when one left, and when that made a difference
 
-    # -- what happens ------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------
 
     def granted(self, now: float, places: int, *, others: bool) -> None:
-        """A caller who waited has got one of *places* connections; *others* wait still."""
+        """A waiting caller got one of *places* connections. *others*: more callers still wait."""
         self._leavers -= self._leavers / MEMORY
         if self._since > -math.inf:
             took = now - self._since
@@ -133,9 +133,9 @@ class Line:
         self._since = now if others else -math.inf
 
     def left(self, now: float, waited: float, places: int) -> None:
-        """A caller left after *waited* seconds, and its time was not up.
+        """A caller left after *waited* seconds, before its time was up.
 
-        One that was soon to be served did not leave because of the line.
+        A caller that was about to be served did not leave because of the line.
         """
         if waited < max(LEAST_PATIENCE, 2 * UNITS * self.gap * places):
             return
@@ -147,17 +147,17 @@ class Line:
             self._mattered = self._left = now
 
     def interrupted(self) -> None:
-        """Connections are being opened, or the server is away: grants say nothing of the pace."""
+        """Connections are being opened, or the server is down: grants do not show the pace."""
         self._since = -math.inf
 
-    # -- what follows ------------------------------------------------------------------------------
+    # -- conclusions -------------------------------------------------------------------------------
 
     def moves(self, now: float) -> bool:
-        """Whether a caller who waited was served a moment ago."""
+        """Whether a waiting caller was served a moment ago."""
         return now - self._last < min(max(MOVES, 4 * self.gap), 1.0)
 
     def patience(self, now: float) -> float:
-        """How long callers are seen to wait before they leave; inf: they do not leave."""
+        """Seconds that callers wait before they leave; inf: they do not leave."""
         is_known = now - self._mattered <= REMEMBERED and now - self._left <= BELIEVED
         return self._patience if is_known else math.inf
 
@@ -172,12 +172,13 @@ class Line:
         users: int | None = None,
         target: float | None = None,
     ) -> Refusal | None:
-        """A caller of class *rank* has come, who has *left* seconds; *ahead* callers are served
-        before it. Why it is told at once; None: it may wait.
+        """A caller of class *rank* has come with *left* seconds; *ahead* callers are served before
+        it. Return why it is refused immediately. None: it may wait.
 
-        *places*: how many connections the pool has. *users*: where the line has a limit for this
-        caller, how many of those ahead have it too; else None. The limit is *target* seconds; None:
-        the learned one. A line of others, such as a batch job's, counts for no user's limit.
+        *places*: how many connections the pool has. *users*: if the line has a limit for this
+        caller, the number of those ahead with the same limit; else None. The limit is *target*
+        seconds; None: the learned one. Other callers, such as a batch job's, do not count for a
+        user's limit.
         """
         if self._since == -math.inf:
             self._since = now
@@ -192,7 +193,7 @@ class Line:
         if rank is Rank.BACKGROUND or (users is None and patience == math.inf):
             return None
         expected = ((ahead if users is None else users) + 1) * self.gap
-        # one who is served next, or within a unit of work, is never told to go
+        # A caller that is served next, or within a unit of work, is never refused.
         least = max(places, LEAST_CALLERS) * self.gap
         limit = min(self._limit(places, target), max(patience / 2, least))
         if expected <= limit:
@@ -232,9 +233,8 @@ class Line:
         return max(halved, min(base, least))
 
     def late(self, now: float, line: Iterable[Ticket], places: int) -> list[Ticket]:
-        """Those in *line* that will have waited for so long, when they are served, that it is in
-        vain. The pace may not have been known when they came. To be asked when somebody is refused,
-        or where callers leave.
+        """The tickets in *line* whose callers will have waited too long when they are served. The
+        pace was perhaps unknown when they came. Call this after a refusal, or where callers leave.
         """
         patience = self.patience(now)
         users = max(USERS, 2 * UNITS * self.gap * places)

@@ -1,8 +1,8 @@
-"""Where does a name lead, and has it left an address for good?
+"""Follow the addresses of a host name, and decide whether it has moved away from one.
 
-One object per name, fed with the answers of lookups some seconds apart. A name that moved stops
-giving an address. A name that rotates stops giving one too, and gives it again later: connections
-to such an address are left alone. Nothing here does I/O or knows the clock.
+There is one object per name. It is fed with the answers of lookups some seconds apart. A name that
+moved stops giving an address. A name that rotates also stops giving one, but gives it again later,
+so connections to that address are kept. This module does no I/O and does not know the clock.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
-#: So many lookups in a row without an address mean that the name has left it.
+#: Number of consecutive lookups without an address after which the name has left it.
 LOOKS = 2
-#: A name that gave an address again so often within RECENT seconds rotates: nothing is left then.
+#: A name that gave an address again this often within RECENT seconds rotates. Then no address
+#: counts as left.
 RETURNS = 2
 RECENT = 1800.0
-#: Addresses that are remembered; a name that has more rotates anyway.
+#: Maximum number of stored addresses; a name with more of them rotates anyway.
 MOST = 1000
 
 
 class Name:
-    """What the lookups of one name have given."""
+    """The results of one name's lookups."""
 
     __slots__ = ("absent", "answers", "returns", "seen_at")
 
     def __init__(self) -> None:
         self.answers: frozenset[str] = frozenset()  #: of the last lookup
-        #: addresses that it gave before: in how many lookups since then it did not
+        #: For each address that it gave before: the number of lookups without it since then.
         self.absent: dict[str, int] = {}
-        self.seen_at: dict[str, float] = {}  #: when it gave each address last
-        #: when addresses came back, the last ones
+        self.seen_at: dict[str, float] = {}  #: when it last gave each address
+        #: When addresses came back, the last ones.
         self.returns: deque[float] = deque(maxlen=RETURNS)
 
     def look(self, now: float, answers: Iterable[str]) -> None:
-        """A lookup gave *answers*. One that failed, or gave nothing, says nothing: leave it out."""
+        """A lookup gave *answers*. Leave out a lookup that failed or gave nothing: it proves
+        nothing.
+        """
         found = frozenset(answers)
         for address in found - self.answers:
             if now - self.seen_at.get(address, -math.inf) < RECENT:
@@ -50,11 +53,11 @@ class Name:
             self.absent.pop(address, None)
 
     def rotates(self, now: float) -> bool:
-        """Whether it gives different addresses in turn."""
+        """Whether the name gives different addresses in turn."""
         return len(self.returns) == RETURNS and now - self.returns[0] < RECENT
 
     def has_left(self, address: str, now: float) -> bool:
-        """Whether it led to *address*, and does so no more. An address that it never gave is not
-        the name's affair.
+        """Whether the name led to *address* before, and does not any more. False for an address
+        that it never gave.
         """
         return self.absent.get(address, 0) >= LOOKS and not self.rotates(now)

@@ -1,8 +1,8 @@
-"""Is the server away? Who may try to reach it, when next, and when should callers be told at once?
+"""Track whether a server is down, which pool may try it and when, and when callers fail fast.
 
-One object per server and process, shared by all pools there. During an outage one *prober* tries;
-everybody else waits for its result. Its pace depends on what an attempt costs the server and on
-whether somebody waits for the answer.
+There is one object per server and process, shared by all pools there. During an outage one *prober*
+tries; all others wait for its result. Its pace depends on the cost of an attempt for the server and
+on whether a caller waits for the answer.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from unbroken.abc import Fault, FaultKind
 from unbroken.brain.pace import BUSY_PACE, Crowd, Pace
 from unbroken.brain.tries import Try
 
-#: Seconds between attempts when nobody waits; an arriving caller tries at once.
+#: Seconds between attempts when no caller waits; an arriving caller triggers one immediately.
 LONELY_PACE = 1.0
-#: A failure older than this says nothing about now: a caller may not be turned away on its word.
+#: A failure older than this proves nothing about now: it is no reason to turn a caller away.
 FRESH = 10.0
-#: A server that seemed to be back, and says within this time to a connection in use that it cannot
-#: serve, has not been back.
+#: If a connection in use reports an outage again within this many seconds after the server seemed
+#: to be back, it was not back.
 RELAPSE = 2.0
-#: So long after such an outage each new connection still has to prove that its server can serve.
+#: Seconds after such an outage in which each new connection must prove that its server can serve.
 PROOF_FOR = 60.0
-#: What an attempt takes when nobody listens, or somebody does: a caller can wait for that.
+#: Seconds that an attempt takes if the port refuses or accepts it. A caller can wait for that.
 ONE_TRY = 0.04
 
-#: How many attempts one pool has under way at a time.
+#: Maximum number of concurrent attempts of one pool.
 AT_ONCE = 4
-#: For so many seconds after a connect it is known how many connections may be opened at a time.
+#: Seconds after a connect during which the number of parallel connects is known.
 PROVEN_FOR = 1.0
-#: An attempt that takes longer than this, and than USUAL times what connects take, is silent: no
-#: connection is coming that callers could count on, and another attempt begins beside it.
+#: An attempt that takes longer than SILENT seconds, and than USUAL times a usual connect, is
+#: silent. Callers cannot count on it, and another attempt begins beside it.
 SILENT = 0.2
 USUAL = 4.0
-#: The same for a server that is there, and slow: a short while ago it answered that it is not ready
-#: yet, or full, or it is back and has let in nobody quickly yet. More attempts, or other ones for
-#: those that stand in its line, would make it slower.
+#: The same for a server that is up but slow. Either it recently answered that it is full or not
+#: ready yet, or it is back and has accepted no login quickly yet. More attempts, or new ones
+#: instead of those in its queue, would make it slower.
 SLOW = 1.0
 SLOW_FOR = 10.0
-#: How many of the last connects tell what they usually take: the quickest of them, so that one that
-#: waited for the end of an outage says nothing.
+#: Number of recent connects for the usual duration. The quickest of them counts, so that one that
+#: waited for the end of an outage has no effect.
 LAST = 3
-#: Of the attempts that are silent the oldest may go on until its time is up: the server may just be
-#: slow. The others are ended, the oldest first, for a new one to begin every SILENT seconds. After
-#: so many seconds without an answer …
+#: The oldest silent attempt may continue until its time is up: the server may just be slow. The
+#: others are ended, the oldest first, so that a new one begins every SILENT seconds. After this
+#: many seconds without an answer …
 QUICK_FOR = 30.0
-#: … a new one begins less and less often, after a minute twice, after two minutes this much later.
+#: … new ones become rarer: after a minute twice, after two minutes this many seconds apart.
 QUIETEST = 1.0
-#: With room for one attempt only, each but every fourth is ended after that time; every fourth may
-#: take twice as long as the fourth before it.
+#: With room for one attempt only, three in four are ended after that time. Every fourth may take
+#: twice as long as the fourth before it.
 PATIENT_ONE = 4
 
-#: Failures that the server itself, or what stands in its place, has put into words.
+#: Failures that the server itself, or a program in its place, has reported with a message.
 ANSWERS = (FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.REFUSED)
-#: Failures that say how it was when the attempt began, however late it ends.
+#: Failures that show the state at the start of the attempt, however late it ends.
 SILENCES = (FaultKind.REFUSED, FaultKind.UNREACHABLE)
-#: Failures that do not show that the server's name has led anywhere.
+#: Failures that do not show that the server's name has resolved.
 _NAMELESS = (FaultKind.UNKNOWN_NAME, FaultKind.UNREACHABLE)
 
 
 class Outage:
-    """What is known about one server's absence.
+    """The state of one server's outage.
 
     The caller holds the lock of the server's record.
     """
@@ -75,7 +75,7 @@ class Outage:
         "slow_since", "told_at", "tried", "tries", "unheard", "usual",
     )  # fmt: skip
 
-    #: How many connections one pool opens at a time when all is well.
+    #: Maximum number of parallel connects of one pool when all is well.
     PARALLEL = AT_ONCE
 
     def __init__(self) -> None:
@@ -84,92 +84,90 @@ class Outage:
         self.last_failure = 0.0
         self.last_success = -math.inf
         self.failures = 0
-        #: Who has seen for himself, where the one who met it first has never been let in and may
-        #: have met something of his own; None: no need.
+        #: The pools that have checked for themselves. Needed if the first one to meet the outage
+        #: has never logged in, so that its error may concern it alone. None: not needed.
         self.checked: set[int] | None = None
         self.next_try = 0.0  #: while callers wait …
-        self.next_lonely_try = 0.0  #: … and while nobody does, whoever the prober is by then
+        self.next_lonely_try = 0.0  #: … and while none does, whichever pool is the prober then
         self.crowd = Crowd()
         self.pace = Pace(self.crowd)
-        self.next_more = -math.inf  #: when those that have connections may open more
+        self.next_more = -math.inf  #: when pools that have connections may open more
         self.prober: object | None = None
         self.recalled = -math.inf  #: when the first caller came after a while without any
-        #: when a caller of any pool last wanted the server, be it that he was turned away
+        #: When a caller of any pool last wanted the server, even if it was turned away.
         self.called = -math.inf
         self.parallel = self.PARALLEL
-        self.tries: list[Try] = []  #: attempts under way, of all pools, the oldest first
+        self.tries: list[Try] = []  #: attempts in progress, of all pools, the oldest first
         self.tried = 0  #: attempts begun since the server last answered
         self.quiet_since = -math.inf  #: when the first of these began
-        self.unheard = (
-            False  #: one of these was not even acknowledged: the network, or the machine, was away
-        )
-        self.slow_since = -math.inf  #: when the server was last seen to be there, and slow
-        self.usual: deque[float] = deque(maxlen=LAST)  #: what the last connects took
-        self.named = False  #: the server's name has led somewhere in this process
-        self.counted = 0.0  #: since when this outage has not been counted yet
-        #: of the last outage that was told to connections in use: when it began and ended
+        self.unheard = False  #: an attempt was not even acknowledged: the network or host was down
+        self.slow_since = -math.inf  #: when the server was last seen to be up but slow
+        self.usual: deque[float] = deque(maxlen=LAST)  #: durations of the last connects
+        self.named = False  #: the server's name has resolved in this process
+        self.counted = 0.0  #: start of the part of this outage that is not counted yet
+        #: Start and end of the last outage that connections in use reported.
         self.relapse, self.ended = 0.0, -math.inf
         self.told_at = -math.inf  #: when a connection in use began this outage, or the last
-        #: until when a new connection has to prove that its server can serve
+        #: Until this time a new connection must prove that its server can serve.
         self.proof_until = -math.inf
 
     @property
     def active(self) -> bool:
-        """Whether the server cannot serve, as the last attempt to connect or a connection in use
-        was told, and waiting may cure that.
+        """Whether the server cannot serve, and waiting may cure that: the last attempt to connect,
+        or a connection in use, reported it.
         """
         return self.since is not None
 
     @property
     def is_misnamed(self) -> bool:
-        """Whether the name service knows no such name, and has not known it since this process
+        """Whether the name service does not know the name, and has not known it since this process
         began.
         """
         fault = self.fault
         return fault is not None and fault.kind is FaultKind.UNKNOWN_NAME and not self.named
 
     def age(self, now: float) -> float:
-        """How long the server has been away, in seconds; 0 when it is not."""
+        """How long the server has been down, in seconds; 0 when it is up."""
         return 0.0 if self.since is None else max(0.0, now - self.since)
 
     def ask(
         self, who: object, now: float, waiting: int, *, is_served: bool = False
     ) -> float | None:
-        """May *who* try to connect? 0: now; more: ask again in so many seconds; None: no, somebody
-        else is the prober. *is_served*: it has connections, and would like more.
+        """Whether *who* may try to connect. 0: now; more: ask again in this many seconds; None: no,
+        because another pool is the prober. *is_served*: *who* has connections and wants more.
         """
         if self.since is None:
             return max(0.0, min(LONELY_PACE, self.next_more - now)) if is_served else 0.0
         if self.prober is None:
             self.prober = who
-            self.last_failure = -math.inf  # nobody was looking: what was known is old
+            self.last_failure = -math.inf  # no pool was trying, so earlier knowledge is old
         if self.prober is not who and not self.checks(who):
             return None
         wanted = waiting or self.is_called(now)
         when = self.next_try if wanted else self.next_lonely_try
         mine = self.mine(who)
-        if mine:  # beside one that is silent
+        if mine:  # beside a silent one
             when = max(when, mine[-1].started + (self.silent_after(now) if wanted else LONELY_PACE))
         return max(0.0, when - now)
 
     def checks(self, who: object) -> bool:
-        """Whether *who* should see for himself: the one who met the outage may be alone with it."""
+        """Whether *who* must check for itself: the outage may concern only another pool."""
         return self.since is not None and self.checked is not None and id(who) not in self.checked
 
     def call(self, now: float) -> None:
-        """A caller, of whatever pool, waits for a connection."""
+        """A caller of any pool waits for a connection."""
         if not self.is_called(now):
             self.recalled = now
         self.called = now
 
     def is_called(self, now: float) -> bool:
-        """Whether a caller, of whatever pool, has wanted the server a moment ago."""
+        """Whether a caller of any pool has wanted the server a moment ago."""
         return now - self.called < LONELY_PACE
 
     # -- attempts that hang ------------------------------------------------------------------------
 
     def began(self, who: object, now: float) -> Try:
-        """*who* begins an attempt. Say with :meth:`over` when it has ended, however it did."""
+        """*who* begins an attempt. Call :meth:`over` when it has ended, however it ended."""
         if not self.tried:
             self.quiet_since, self.unheard = now, False
         self.tried += 1
@@ -180,36 +178,36 @@ class Outage:
         return attempt
 
     def over(self, attempt: Try) -> None:
-        """It has ended, or does something else than to connect."""
+        """The attempt has ended, or now does something other than connecting."""
         if attempt in self.tries:
             self.tries.remove(attempt)
 
     def goes_on(self, attempt: Try, now: float) -> None:
-        """After it did something else, it turns to the server now."""
+        """The attempt did something else before, and now connects to the server."""
         attempt.started = now
         self.tries.append(attempt)
 
     def mine(self, who: object) -> list[Try]:
-        """The attempts of *who* that are under way, the oldest first."""
+        """The attempts of *who* that are in progress, the oldest first."""
         return [each for each in self.tries if each.who is who]
 
     def seen(self, now: float, connected: Iterable[bool | None]) -> None:
-        """How far silent attempts have come: False where nothing acknowledged even the first
-        packet, True where something did.
+        """Record how far silent attempts have come. False: not even the first packet was
+        acknowledged. True: it was.
         """
         found = set(connected)
         if True in found and all(each.address is None for each in self.tries):
             self.crowd.acknowledged(now)
         if self.unheard and True in found:
-            self.slow_since = now  # what was away is back, and has not got round to us yet
+            self.slow_since = now  # the host is back, and has not answered us yet
         self.unheard = self.unheard or False in found
 
     def is_slow(self, now: float) -> bool:
-        """Whether the server is known to be there, and slow."""
+        """Whether the server is known to be up but slow."""
         return now - self.slow_since < SLOW_FOR
 
     def silent_after(self, now: float) -> float:
-        """How many seconds an attempt may take before another begins beside it."""
+        """Seconds that an attempt may take before another begins beside it."""
         least = SLOW if self.is_slow(now) else SILENT
         if len(self.usual) == LAST:
             least = max(least, USUAL * min(self.usual))
@@ -217,29 +215,29 @@ class Outage:
         return least if quiet < QUICK_FOR else max(least, min(QUIETEST, SILENT * quiet / QUICK_FOR))
 
     def is_silent(self, attempt: Try, now: float) -> bool:
-        """Whether nobody can count on it any more."""
+        """Whether callers cannot count on the attempt any more."""
         return (
             attempt.is_ended or attempt.is_late or now - attempt.started >= self.silent_after(now)
         )
 
     def silent_tries(self, now: float) -> list[Try]:
-        """The attempts of all pools that are silent."""
+        """The silent attempts of all pools."""
         return [each for each in self.tries if self.is_silent(each, now)]
 
     def silent(self, who: object, now: float) -> int:
-        """How many attempts of *who* are silent: they are no connections to come."""
+        """The number of silent attempts of *who*: no connections can be expected from them."""
         return sum(self.is_silent(each, now) for each in self.mine(who))
 
     def room(self, who: object, now: float, workers: int) -> int:
-        """How many more *who*, with so many *workers* already, may set to connecting."""
+        """How many more connects *who* may start, with this many *workers* already."""
         fresh = workers - self.silent(who, now)
         most = 1 if self.crowd.is_in_line(now) else AT_ONCE
         return max(0, min((1 if self.active else self._parallel(now)) - fresh, most - workers))
 
     def _parallel(self, now: float) -> int:
-        """How many connections one pool opens at a time, where the server is not known to be away.
+        """Maximum number of parallel connects of one pool while no outage is known.
 
-        The more processes there are, the fewer each opens before the first has come about.
+        The more processes there are, the fewer each opens before its first one succeeds.
         """
         if now - self.last_success < PROVEN_FOR:
             return self.parallel
@@ -248,26 +246,26 @@ class Outage:
     def to_end(
         self, who: object, now: float, places: int, moving: Iterable[Try] = ()
     ) -> Try | None:
-        """The attempt of *who* that should give way to a new one, for which there are so many
-        *places*. None: none, now.
+        """The attempt of *who* that should be ended for a new one, with this many *places* left.
+        None if no attempt should be ended now.
 
-        *moving*: attempts on which the server has just said something.
+        *moving*: attempts on which the server has just sent something.
         """
         mine = [each for each in self.mine(who) if not each.is_late]
         if self.crowd.is_in_line(now):
-            return None  # it would go to the end of a long line
+            return None  # a new attempt would go to the end of a long queue
         if not mine or (places > 0 and len(mine) < AT_ONCE) or any(each.is_ended for each in mine):
             return None
         if mine[-1].started < self.recalled and now - mine[-1].started >= SILENT:
-            return mine[0]  # the caller who came after a lull is given an attempt of his own
+            return mine[0]  # a caller that came after a lull gets its own attempt
         if now - mine[-1].started < self.silent_after(now) or not all(
             self.is_silent(each, now) for each in mine
         ):
             return None
         if len(mine) > 1:
             if self.is_slow(now) and now - mine[-1].started < 2 * SLOW:
-                return None  # they stand in its line
-            # the oldest at each host of a cluster goes on, too, where there are others to end
+                return None  # they are in the server's queue
+            # With several attempts, the oldest one at each host of a cluster may also continue.
             first = {each.address: each for each in reversed(mine)}
             spare = [each for each in mine[1:] if each not in moving]
             others = [each for each in spare if each is not first[each.address]]
@@ -280,14 +278,14 @@ class Outage:
         )
 
     def _life(self, number: int, now: float) -> float:
-        """How long attempt *number* may take where there is room for one only."""
+        """How long attempt *number* may take if there is room for only one."""
         is_known = len(self.usual) == LAST or any(took < SILENT for took in self.usual)
         base = self.silent_after(now) if is_known else max(SLOW, self.silent_after(now))
         return base if number % PATIENT_ONE else base * 2.0 ** (number // PATIENT_ONE)
 
     def look_again(self, who: object, now: float, waiting: bool) -> float | None:
-        """When the attempts of *who* are to be looked at again, if none of them ends before; None:
-        there are none.
+        """When to check the attempts of *who* again, if none of them ends before. None if there are
+        none.
         """
         mine = self.mine(who)
         if not mine:
@@ -296,13 +294,14 @@ class Outage:
         when = newest + (SILENT if newest < self.recalled else self.silent_after(now))
         return when if when > now else now + (SILENT / 5 if waiting else LONELY_PACE)
 
-    # -- told in use -------------------------------------------------------------------------------
+    # -- outages reported by connections in use ----------------------------------------------------
 
     def cannot_serve(self, now: float, fault: Fault, random: Random) -> bool:
-        """A connection in use was told *fault*: nobody can be served. True: an outage begins.
+        """A connection in use reported that the server cannot serve. Return whether an outage
+        begins.
 
-        The first attempt may follow at once: it may lead to another server. Where the server seemed
-        to be back a moment ago, it has not been: that outage goes on, at its pace.
+        The first attempt may follow immediately, because it may lead to another server. If the
+        server seemed to be back a moment ago, it was not: that outage continues, at its pace.
         """
         if self.since is not None:
             return False
@@ -319,18 +318,19 @@ class Outage:
         return True
 
     def is_contradicted(self, now: float, patience: float) -> bool:
-        """Whether connections in use were told for longer than *patience* that nobody can be
-        served, and each time the next new connection showed that it can: nothing to wait for.
+        """Whether the reports of connections in use are contradicted. For longer than *patience*
+        they reported that the server cannot serve, and each time the next new connection showed
+        that it can. Then there is nothing to wait for.
         """
         is_relapse = self.since is None and now - self.ended < RELAPSE
         return is_relapse and now - self.relapse >= patience
 
     def is_relapse(self, now: float) -> bool:
-        """Whether an outage that is told in use at *now* is the one that seemed to have ended."""
+        """Whether a report of a connection in use at *now* continues the last outage."""
         return now - self.ended < RELAPSE
 
     def needs_proof(self, now: float) -> bool:
-        """Whether a new connection must prove that its server can serve: it was let in only."""
+        """Whether a new connection must prove that its server can serve: a login is no proof."""
         return now < self.proof_until
 
     # -- how attempts end --------------------------------------------------------------------------
@@ -345,16 +345,16 @@ class Outage:
         *,
         alone: bool = False,
     ) -> bool:
-        """An attempt by *who*, begun at *started*, failed at *now*. True: this is the beginning of
-        an outage. *alone*: he may have met something of his own, so others check it, once each.
+        """An attempt by *who*, begun at *started*, failed at *now*. Return whether an outage
+        begins. *alone*: the failure may concern only *who*, so the other pools check it, once each.
 
-        The outage counts from the beginning of the attempt: a frozen server is noticed only when
-        its time is up.
+        The outage counts from the start of the attempt: a frozen server is noticed only when the
+        attempt's time is up.
         """
         began = self.since is None
         self.named = self.named or fault.kind not in _NAMELESS
         if began and started < self.last_success:
-            # it hung until its time was up; others, begun later, have been answered since
+            # It hung until its time was up; later attempts have been answered since.
             self.next_try = max(self.next_try, now + self._pace(now, fault.kind, random))
             return False
         if began:
@@ -364,8 +364,8 @@ class Outage:
             self.checked = {id(who)} if alone else None
         elif not alone:
             self.checked = None
-        # A refusal takes no time. Where it seems to, this process stood still: it says nothing of
-        # now. Nor does the end of an attempt that nobody answered: the server may be back since.
+        # A refusal takes no time. If it seems to, this process was suspended, and it proves nothing
+        # about now. Nor does the end of an unanswered attempt: the server may be back since.
         seen = min(now, started + SILENT) if fault.kind in SILENCES else now
         self.fault, self.last_failure = fault, max(self.last_failure, seen)
         if fault.kind in ANSWERS:
@@ -375,7 +375,7 @@ class Outage:
         self.failures += 1
         self.parallel = 1
         self.next_try = now + self._pace(now, fault.kind, random)
-        # never the sooner of the two
+        # the later of the two
         self.next_lonely_try = max(self.next_try, now + LONELY_PACE)
         return began
 
@@ -385,12 +385,12 @@ class Outage:
     def succeeded(
         self, now: float, took: float | None = None, random: Random | None = None
     ) -> float | None:
-        """An attempt succeeded, in *took* seconds. The length of the outage that this ends, in
-        seconds, or None if there was none, or if the attempt began before a connection in use told
-        that the server cannot serve.
+        """An attempt succeeded, in *took* seconds. Return the length of the outage that this ends,
+        in seconds. Return None if there was none, or if the attempt began before a connection in
+        use reported that the server cannot serve.
 
-        After an outage the number of connections opened at a time starts at one and grows with each
-        success: a thousand processes that all find the server back at once must not knock it over.
+        After an outage the number of parallel connects starts at one and grows with each success. A
+        thousand processes that all find the server back together must not overload it.
         """
         if self.active and took is not None and now - took < self.told_at:
             return None
@@ -415,22 +415,22 @@ class Outage:
         return ended
 
     def hurry(self, now: float) -> None:
-        """The next attempt goes to another host: at once."""
+        """The next attempt goes to another host, without delay."""
         self.next_try = self.next_lonely_try = now
 
     def resign(self, who: object) -> bool:
-        """*who* will not try any more; the next who asks is the prober. False: it was not one."""
+        """*who* stops trying. Return whether an outage lost its prober; the next to ask is it."""
         if self.prober is not who:
             return False
         self.prober = None
         return self.since is not None
 
     def turns_away(self, now: float, patience: float, came: float = -math.inf) -> bool:
-        """Whether a caller should be told at once: away for longer than *patience*, and somebody
-        has just made sure of it.
+        """Whether to turn a caller away now: the server is down for longer than *patience*, and
+        that was confirmed recently.
 
-        A caller who came (at *came*) after a lull is given the time of the attempt that he has
-        called for: the server may be back. That attempt begins later where an older one is silent.
+        A caller that came (at *came*) after a lull waits for the attempt that it caused: the server
+        may be back. That attempt begins later if an older one is silent.
         """
         if self.since is None or self.prober is None or now - self.since < patience:
             return False

@@ -1,10 +1,10 @@
-"""How soon is a server that cannot serve asked again, and how many connections does one process
-open at a time, given how many others there are?
+"""How soon a server that cannot serve is tried again, and how many connects one process makes in
+parallel, given the number of other processes.
 
-A process cannot see the others. A port that nobody listens on refuses a thousand processes as
-quickly as one, so no latency tells them apart. The server counts its sessions while it is well, and
-is asked for that number now and then (:class:`Crowd`). A process that holds one of a thousand
-sessions takes a thousandth of the attempts that all may make together.
+A process cannot see the others. A closed port refuses a thousand processes as quickly as one, so
+latency does not reveal their number. While it is up, the server counts its sessions, and the pool
+asks for that number now and then (:class:`Crowd`). A process that holds one of a thousand sessions
+makes a thousandth of the attempts that all may make together.
 """
 
 from __future__ import annotations
@@ -14,71 +14,73 @@ from random import Random
 
 from unbroken.abc import FaultKind
 
-#: Seconds between attempts (from, to) while callers wait and nothing listens: an attempt costs the
-#: server nothing.
+#: Seconds between attempts (from, to) while callers wait and the port refuses connections: an
+#: attempt costs the server nothing.
 REFUSED_PACE = (0.010, 0.040)
-#: The same when the server answers but is not ready, is full, or nothing answers: from … growing to
-#: …
+#: The same if the server answers but is full or not ready, or if nothing answers: growing from … to
+#: ….
 BUSY_PACE = (0.050, 0.250)
-#: A server that begins to answer but is not ready yet is most often the fraction of a second from
-#: it: its first answers of that kind are followed up sooner, once each, before the pace above
+#: A server that answers but is not ready yet most often needs only a fraction of a second more. Its
+#: first answers of that kind are followed by quicker attempts, once each, before the pace above
 #: begins.
 STARTING_PACE = (0.015, 0.025, 0.040)
-#: Every pace is spread by this part: what thousands of processes lost at one moment they must not
-#: ask for at one moment, again and again.
+#: Every pace is spread by this fraction: thousands of processes that lost the server together must
+#: not retry together, again and again.
 SPREAD = 0.25
-#: How long such a server is asked at the quick end of that pace before it grows: most restarts take
-#: less.
+#: Seconds for which such a server is tried at the quick end of that pace: most restarts take less.
 BUSY_PATIENCE = 2.0
-#: Seconds between attempts at a cluster whose servers let us in and have the wrong role: each
-#: attempt costs them a login.
+#: Seconds between attempts at a cluster whose servers accept the login but have the wrong role:
+#: each attempt costs them a login.
 ROLE_PACE = (0.250, 0.350)
 
-#: Attempts a second that all processes make together where nothing listens: the answer to each is
-#: one packet of the kernel's.
+#: Attempts per second of all processes together while the port refuses: each costs the kernel one
+#: packet.
 REFUSED_RATE = 4000.0
-#: The same where something answers: to say that it is not ready costs PostgreSQL a process.
+#: The same while something answers: PostgreSQL starts a process to report that it is not ready.
 BUSY_RATE = 1000.0
-#: … and the longest pauses that may follow from these.
+#: … and the longest pauses, in seconds, that may follow from these.
 LONGEST = 0.5
 LONGEST_BUSY = 1.0
-#: Where the server never said how many there are, a pause is this part of what the outage takes
-#: longer than so many seconds …
+#: If the server never reported its sessions, a pause is this fraction of the outage's age beyond
+#: this many seconds …
 AGE_PART, YOUNG = 0.01, 30.0
-#: … and never longer than this.
+#: … but never longer than this.
 LONGEST_UNKNOWN = 0.25
-#: Connections that all processes open at a time where the server may be well. A process that has
-#: been let in opens more.
+#: Parallel connects of all processes together while the server may be up. A process that has logged
+#: in makes more.
 TOGETHER = 200.0
-#: More others than these are a crowd: what is slow is so because all of them stand in its line.
+#: More other processes than this are a crowd: slow logins are then explained by their number.
 LARGE = 50.0
-#: In a crowd a login should not take longer than this. A pool that has a connection leaves the line
-#: to others then, for so many times as long …
+#: In a crowd, a login should not take longer than CROWDED seconds. If it does, a pool that has a
+#: connection opens no other for LEFT times the login's duration …
 CROWDED = 0.25
 LEFT = 3.0
-#: … spread by this (from, to). Where logins were not answered in time at all, the line must become
-#: shorter: there each pauses for so long that about so many stand in it.
+#: … spread by this (from, to). If logins were not answered in time at all, the server's queue must
+#: become shorter. Each pool then pauses for so long that about IN_LINE of them are in the queue.
 SPREAD_LEFT = (0.5, 1.5)
 IN_LINE = 60.0
-#: In a crowd a login that is not answered in time is followed by a pause of at most so many
-#: seconds, twice as many each time. (Twice connect_timeout: half of all that tried may try then.)
+#: In a crowd, a login that is not answered in time is followed by a pause of at most this many
+#: seconds, doubled each time. (Twice connect_timeout: then half of all that tried may try again.)
 FIRST_REST = 10.0
-#: The longest that may become: so many attempts a second are always made by all together …
+#: The longest of these pauses still allows this many attempts per second of all processes together
+#: …
 RESTED_RATE = 40.0
-#: … and never longer than this.
+#: … and is never longer than this.
 LAST_REST = 60.0
-#: How long it counts that the server, or its kernel, acknowledged an attempt.
+#: Seconds for which an acknowledgement by the server, or by its kernel, counts.
 ACKNOWLEDGED_FOR = 10.0
-#: The server's count is asked for again after so many seconds (from, to), also after an outage:
-#: before that there are few, and all want to be let in.
+#: Seconds between two requests for the session count (from, to), also after an outage. Before that
+#: there are few sessions, and all clients want to log in.
 COUNT_AGAIN = (60.0, 120.0)
-#: … on a connection that was used within so many seconds. What idles for longer may be about to
-#: show an idle limit, and must be able to end where nobody uses it.
+#: … on a connection that was used within this many seconds. A connection that is idle for longer
+#: may be about to show an idle limit, and must be able to end while no caller uses it.
 WARM = 0.25
 
 
 class Crowd:
-    """How many others use one server. The caller holds the lock of the server's record."""
+    """The number of other processes that use one server. The caller holds the lock of the server's
+    record.
+    """
 
     __slots__ = (
         "asked_own", "heard_at", "is_settling", "next_count", "number", "pools", "rests",
@@ -86,72 +88,71 @@ class Crowd:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        #: all sessions by those of this process, as the server said last; None: it did not
+        #: All sessions divided by those of this process, by the server's last answer. None: it gave
+        #: none.
         self.number: float | None = None
-        self.pools = 0  #: that share the server on this host, as far as that is known
+        self.pools = 0  #: number of pools on this host that share the server, if known
         self.next_count = -math.inf  #: when the server is asked again …
-        self.asked_own = 0  #: … and how many connections this process had when it was asked last
+        self.asked_own = 0  #: … and the number of this process's connections at the last request
         self.is_settling = False  #: an outage has just ended
-        self.heard_at = -math.inf  #: when the server last acknowledged an attempt and was silent
-        self.rests = 0  #: how often in a row an attempt ended so …
+        self.heard_at = -math.inf  #: when an attempt was last acknowledged but not answered
+        self.rests = 0  #: how many attempts in a row ended in this way …
         self.was_late = False  #: … and whether one has since the last quick login
 
     @property
     def size(self) -> float:
-        """How many processes like this one there are, this one included; 1 where that is not
-        known.
-        """
+        """Estimated number of processes like this one, including this one; 1 if unknown."""
         return max(1.0, self.number or 0.0, float(self.pools))
 
     @property
     def is_large(self) -> bool:
-        """Whether there are so many that all of them together make a server slow."""
+        """Whether there are so many processes that together they make a server slow."""
         return self.size > LARGE
 
     def is_due(self, now: float, own: int) -> bool:
-        """Whether the server should be asked for its count, where this process has so many
-        connections of its *own*: what the server said is old, or this process has grown much since.
+        """Whether to ask the server for its session count, with *own* connections of this process.
+        True if the last answer is old, or if this process has grown much since.
         """
         return now >= self.next_count or (own >= 2 * self.asked_own and not self.is_settling)
 
     def asks(self, now: float, own: int, random: Random) -> None:
-        """It is asked now; nobody else asks for a while."""
+        """The server is asked now; no other connection asks for a while."""
         self.next_count, self.asked_own = now + random.uniform(*COUNT_AGAIN), own
         self.is_settling = False
 
     def told(self, sessions: int | None, own: int) -> None:
-        """The server has so many *sessions*, *own* of them of this process; None: it does not
-        say.
+        """The server has this many *sessions*, *own* of them of this process. None: it reports
+        none.
         """
         if sessions is not None:
             self.number = max(1.0, sessions / max(1, own))
 
     def was_away(self, now: float, random: Random | None) -> None:
-        """An outage has just ended: what was known before it is true again soon."""
+        """An outage has just ended: the numbers from before it are correct again soon."""
         shortest, longest = COUNT_AGAIN
         self.next_count = now + (longest if random is None else random.uniform(shortest, longest))
         self.is_settling = True
 
     def at_once(self, most: int) -> int:
-        """How many connections a process opens at a time, *most* at most, before it knows that
-        the server is well.
+        """Maximum number of parallel connects of a process, at most *most*, before it knows that
+        the server is up.
         """
         return max(1, min(most, int(TOGETHER / self.size)))
 
-    # -- a server that all want to be let in by ----------------------------------------------------
+    # -- a server with more logins than it can answer quickly --------------------------------------
 
     def acknowledged(self, now: float) -> None:
-        """Something acknowledged an attempt, and says nothing."""
+        """An attempt was acknowledged, but not answered."""
         self.heard_at = now
 
     def is_in_line(self, now: float) -> bool:
-        """Whether attempts that are silent most likely stand in the line of a server that is
-        there: another beside them would make it slower for all.
+        """Whether silent attempts most likely wait in the queue of a running server: another one
+        beside them would make it slower for all.
         """
         return self.is_large and now - self.heard_at < ACKNOWLEDGED_FOR
 
     def rest(self, now: float, random: Random) -> float:
-        """Seconds to leave the server alone after an attempt that it did not answer in time."""
+        """Seconds to pause after an attempt that the server did not answer in time."""
         if not self.is_in_line(now):
             return 0.0
         longest = min(LAST_REST, max(FIRST_REST, self.size / RESTED_RATE))
@@ -160,8 +161,8 @@ class Crowd:
         return random.uniform(0.0, most)
 
     def succeeded(self, took: float, random: Random | None = None) -> float:
-        """A connection came about in *took* seconds: seconds until a pool that has some opens the
-        next one.
+        """A connection was opened in *took* seconds. Return the seconds until a pool that has
+        connections opens the next one.
         """
         self.rests, self.heard_at = 0, -math.inf
         if took <= CROWDED:
@@ -173,13 +174,14 @@ class Crowd:
 
 
 class Pace:
-    """When the next attempt follows one that failed."""
+    """When the next attempt follows a failed one."""
 
     __slots__ = ("busy", "busy_since", "crowd")
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
-        #: failures in a row that were not refusals: the server, or something in its place, is there
+        #: Consecutive failures that were not refusals: the server, or something in its place, is
+        #: there.
         self.busy = 0
         self.busy_since = 0.0
 
@@ -203,7 +205,7 @@ class Pace:
         return pause
 
     def _part(self, rate: float, longest: float, random: Random) -> float:
-        """This process's part of so many attempts a second."""
+        """The pause that gives this process its part of *rate* attempts per second."""
         return _spread(min(longest, self.crowd.size / rate), random)
 
     def _busy(self, now: float, kind: FaultKind, random: Random) -> float:
@@ -221,5 +223,5 @@ class Pace:
 
 
 def _spread(seconds: float, random: Random) -> float:
-    """At most so many *seconds*, and a half of that at least."""
+    """A random time of at most *seconds*, and at least half of it."""
     return seconds * random.uniform(0.5, 1.0)

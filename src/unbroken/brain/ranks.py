@@ -1,7 +1,7 @@
-"""Who is served first of those who wait: classes of callers, and one place in the line.
+"""The order of waiting callers: their classes, and each caller's ticket.
 
-Equals are served in the order in which they came. A lower class is passed over a bounded number of
-times, so none starves.
+Within a class, callers are served in the order of their arrival. A lower class is passed over a
+limited number of times, so no caller starves.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from unbroken.brain.entry import Entry
 class Rank(IntEnum):
     """A class of callers."""
 
-    HEALTH = 0  #: first: health checks, the pages of administrators
+    HEALTH = 0  #: first: health checks, administrators' pages
     NORMAL = 1
     BACKGROUND = 2  #: last: work that no user waits for
 
 
-#: So many grants go to others at most while a caller of this class waits: then one is theirs.
+#: Maximum number of grants to other classes while a caller of this class waits: the next one is its
+#: own.
 PASSED = {Rank.HEALTH: 0, Rank.NORMAL: 4, Rank.BACKGROUND: 9}
 
 
 class Ticket:
-    """One caller's place in the line. Granting changes state at once, not when the caller wakes."""
+    """One caller's place in the line. A grant changes the state immediately, not when the caller
+    wakes.
+    """
 
     __slots__ = ("__weakref__", "entry", "error", "is_users", "rank", "signal", "since")
 
@@ -34,28 +37,28 @@ class Ticket:
         self, since: float, signal: Any, rank: Rank = Rank.NORMAL, *, is_users: bool = False
     ) -> None:
         self.since = since
-        self.signal = signal  #: what the body wakes: a lock, a future
+        self.signal = signal  #: the object that the body uses to wake it: a lock, a future
         self.rank = rank
-        self.is_users = is_users  #: the line has a limit for it: a user waits
+        self.is_users = is_users  #: a user waits, so the line has a limit for it
         self.entry: Entry | None = None
         self.error: BaseException | None = None
 
     @property
     def done(self) -> bool:
-        """Whether there is something to wake up for."""
+        """Whether the caller can wake up: it has an entry or an error."""
         return self.entry is not None or self.error is not None
 
 
 class Turns:
-    """Whose turn it is in a line in which several classes wait."""
+    """Decides which class is next in a line with several classes."""
 
     __slots__ = ("passed",)
 
     def __init__(self) -> None:
-        self.passed = dict.fromkeys(Rank, 0)  #: grants to others while one of this class waited
+        self.passed = dict.fromkeys(Rank, 0)  #: grants to others while this class waited
 
     def first(self, line: Sequence[Ticket]) -> Ticket | None:
-        """The ticket in *line* to be granted next, which has nothing yet. Changes nothing."""
+        """The next ticket in *line* without an entry or error. Changes nothing."""
         heads: dict[Rank, Ticket] = {}
         for ticket in line:
             if ticket.rank not in heads and not ticket.done:
@@ -68,7 +71,7 @@ class Turns:
         return heads[max(due) if due else min(heads)]
 
     def took(self, ticket: Ticket, line: Sequence[Ticket]) -> None:
-        """*ticket* was granted something while those in *line* waited."""
+        """*ticket* was granted an entry while the tickets in *line* waited."""
         waiting = {each.rank for each in line if not each.done}
         for rank in Rank:
             is_passed = rank in waiting and rank is not ticket.rank

@@ -1,12 +1,11 @@
-"""A login that is refused, or a secret that cannot be had: when is it tried again, and when are
-callers told?
+"""When to retry a refused login or an unavailable secret, and when to fail callers.
 
-For pools that ask for their password (or user) at each attempt to connect: the next answer may be
-another one. Each pool has a record of its own, because another pool of the same server may log in
-well. Nothing here does I/O or knows the clock.
+This is for pools that ask for their password (or user) at each attempt to connect: the next answer
+may differ. Each pool has its own record, because another pool of the same server may log in
+successfully. This module does no I/O and does not know the clock.
 
-Servers lock accounts after many refusals. So a refused login is tried again once, at once, and then
-at a growing pace, and only while callers wait.
+Servers lock accounts after many refusals. So a refused login is retried once without delay. Further
+retries follow at a growing pace, and only while callers wait.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from random import Random
 from unbroken.abc import Fault, FaultKind
 from unbroken.brain.outage import SILENCES, SILENT
 
-#: Seconds between two attempts: the first pause, by how much each is longer than the one before it,
-#: and the longest one while the trouble is young.
+#: Seconds between two attempts: the first pause, the growth factor, and the longest pause while the
+#: trouble is recent.
 FIRST_PAUSE = 0.25
 GROWTH = 1.6
 LONGEST_PAUSE = 1.0
-#: The longest one of all. On the way there it is this part of the trouble's age.
+#: The longest pause of all. Until then a pause is this fraction of the trouble's age.
 LAST_PAUSE = 10.0
 SHARE = 0.2
-#: The pause where this user has too many connections: one may be closed at any moment.
+#: The pause if this user has too many connections: one may be closed at any moment.
 BUSY_PAUSE = 0.1
-#: Each pause is spread by this part: many processes lose their password at one moment.
+#: Each pause is spread by this fraction: many processes lose their password together.
 SPREAD = 0.2
 
 
 class Refusals:
-    """What one pool knows of its refused logins. The caller holds the pool's lock."""
+    """The state of one pool's refused logins. The caller holds the pool's lock."""
 
     __slots__ = (
         "error", "fault", "is_apart", "last_failure", "next_try", "seen", "since", "tries",
@@ -41,30 +40,29 @@ class Refusals:
     def __init__(self) -> None:
         self.since: float | None = None
         self.fault: Fault | None = None
-        self.error: BaseException | None = None  #: what the last attempt raised
-        self.is_apart = False  #: others are let in, and this pool never was
+        self.error: BaseException | None = None  #: the exception of the last attempt
+        self.is_apart = False  #: others can log in, and this pool never could
         self.tries = 0
         self.last_failure = -math.inf
-        self.seen = -math.inf  #: what the last failure shows was so then
+        self.seen = -math.inf  #: the time for which the last failure is proof
         self.next_try = -math.inf
 
     @property
     def active(self) -> bool:
-        """Whether the last attempt failed by the login, or for want of one."""
+        """Whether the last attempt failed at its login, or because it had no secret."""
         return self.since is not None
 
     def age(self, now: float) -> float:
-        """For how many seconds nobody has been let in; 0 where all is well."""
+        """Seconds for which no login has succeeded; 0 if all is well."""
         return 0.0 if self.since is None else max(0.0, now - self.since)
 
     def failed(
         self, started: float, now: float, fault: Fault, error: BaseException, random: Random
     ) -> bool:
-        """An attempt that began at *started* was refused, or had no secret. True: it is the first
-        one.
+        """An attempt that began at *started* was refused, or had no secret. Return whether it is
+        the first one.
 
-        Attempts that began beside one that has failed already bring nothing new: the pace is not
-        changed by them.
+        Attempts that began before the last failure add nothing new: they do not change the pace.
         """
         is_first = self.since is None
         if is_first:
@@ -78,7 +76,7 @@ class Refusals:
         return is_first
 
     def _pause(self, now: float, fault: Fault) -> float:
-        # a refusal may be about a secret that has just been replaced: the next answer is another
+        # A refusal may concern a secret that has just been replaced: the next answer may differ.
         if fault.kind in (FaultKind.TOO_MANY, FaultKind.LOST, FaultKind.UNREACHABLE):
             return BUSY_PAUSE
         paced = self.tries - 1 if fault.kind is FaultKind.REJECTED else self.tries
@@ -88,22 +86,24 @@ class Refusals:
         return min(longest, FIRST_PAUSE * GROWTH ** min(paced - 1, 20))
 
     def delay(self, now: float) -> float:
-        """In how many seconds the next attempt may begin."""
+        """Seconds until the next attempt may begin."""
         return max(0.0, self.next_try - now) if self.active else 0.0
 
     def turns_away(self, now: float, patience: float, came: float) -> bool:
-        """Whether a caller who came at *came* should be told at once: nobody has been let in for
-        longer than *patience*, and that is known to be so still.
+        """Whether to turn away a caller that came at *came*: no login has succeeded for longer than
+        *patience*, and that is known to be still so.
         """
         if self.since is None or now - self.since < patience:
             return False
-        if self.seen < self.last_failure:  # nobody answered an attempt that began long ago
+        if self.seen < self.last_failure:  # an attempt that began long ago got no answer
             is_next_silent = now >= self.next_try + SILENT
             return self.seen >= came or (self.last_failure >= came and is_next_silent)
         return self.last_failure >= came or now < self.next_try
 
     def over(self) -> float | None:
-        """An attempt ended otherwise. When the trouble began, or None if there was none."""
+        """An attempt ended in another way. Return when the trouble began. None if there was
+        none.
+        """
         since, self.since = self.since, None
         self.is_apart = False
         self.fault = self.error = None

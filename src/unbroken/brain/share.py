@@ -1,12 +1,12 @@
-"""How many connections each pool of one host may hold, where they share what a server grants.
+"""How many connections each pool of one host may hold, if they share a server's limit.
 
 Pure. A pool holds one *slot* for each connection, and there are as many slots as connections are
-granted. Nobody rules: each pool sees how many pools there are, which of them want more, and decides
-for itself whether it takes a free slot or gives one back.
+granted. There is no central authority. Each pool knows the number of pools and which of them want
+more. It decides for itself whether to take a free slot or give one back.
 
-* A pool that has callers waiting and no free slot is *hungry*. Others lend it what they do not use.
-* A hungry pool with less than its fair share (slots by pools) *starves*. Others give it what they
-  have above theirs, also where they could use it themselves.
+* A pool with waiting callers and no free slot is *hungry*. Other pools release their unused slots.
+* A hungry pool with less than its fair share (slots divided by pools) *starves*. Others release
+  the slots above their own share, even if they could use them.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: This part of what the server grants is left to others: to administrators, and to sessions that
+#: This fraction of the server's limit is left to others: to administrators, and to sessions that
 #: have not quite ended yet …
 MARGIN = 0.1
-#: … but never more than so many connections.
+#: … but never more than this many connections.
 LARGEST_MARGIN = 10
-#: A connection that nobody used for so many seconds is lent to a hungry pool …
+#: A connection that was unused for this many seconds is released for a hungry pool …
 LEND_AFTER = 0.1
-#: … the last one of a pool after so many.
+#: … and the last one of a pool after this many.
 LEND_LAST_AFTER = 1.0
-#: Where there are more pools than slots, each keeps its slot for so many seconds before another
-#: one has its turn.
+#: If there are more pools than slots, each keeps its slot for this many seconds before another pool
+#: has its turn.
 TURN = 0.25
-#: Seconds that a pool leaves free slots alone after it gave one back to a pool that starves.
+#: Seconds for which a pool takes no free slots after it released one for a starving pool.
 STAND_BACK = 0.15
-#: Seconds that the slot of a process that died stays unused: the server may not have ended its
-#: session yet.
+#: Seconds for which the slot of a dead process stays unused: the server may still have its session
+#: open.
 MOURNED = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What a pool knows of its share, for :class:`unbroken.Stats`."""
+    """The state of a pool's share, for :class:`unbroken.Stats`."""
 
-    limit: int | None  #: connections that all pools may have together; None: not known yet
+    limit: int | None  #: maximum connections of all pools together; None: not known yet
     held: int  #: slots of this pool
-    free: int | None  #: slots that no pool has; None: not looked at, nothing is open here
-    pools: int  #: that use the share now, this one included; 0: it did not look
-    lent: int  #: slots that this pool has given back so far because others needed them
-    is_waiting: bool = False  #: whether callers wait here for a slot
-    off_because: str = ""  #: why nothing is shared; "": it is
+    free: int | None  #: slots that no pool has; None: unknown, because nothing is open here
+    pools: int  #: pools that use the share now, including this one; 0: not counted
+    lent: int  #: slots that this pool has released so far because others needed them
+    is_waiting: bool = False  #: whether callers of this pool wait for a slot
+    off_because: str = ""  #: why nothing is shared; "": it is shared
 
 
 def usable(granted: int) -> int:
@@ -53,14 +53,14 @@ def usable(granted: int) -> int:
 
 
 def fair(limit: int, pools: int) -> int:
-    """How many slots a pool may keep while another one starves; 0: there are more pools than
+    """How many slots a pool may keep while another one starves. 0 if there are more pools than
     slots.
     """
     return limit // max(1, pools)
 
 
 def starves(limit: int, pools: int, held: int) -> bool:
-    """Whether a hungry pool with so many slots has less than its share."""
+    """Whether a hungry pool with *held* slots has less than its share."""
     return held < max(1, fair(limit, pools))
 
 
@@ -75,11 +75,11 @@ def to_return(
     idle: Sequence[float],
     kept: float,
 ) -> int:
-    """How many slots a pool gives back now.
+    """How many slots a pool releases now.
 
-    *hungry* and *starving* count other pools; *waits*: callers wait here; *idle*: for how many
-    seconds each idle connection was not used; *kept*: for how many seconds this pool has had slots
-    without a break.
+    *hungry* and *starving* count other pools. *waits*: callers wait here. *idle*: seconds since the
+    last use of each idle connection. *kept*: seconds for which this pool has had slots without a
+    break.
     """
     found = 0
     if starving:

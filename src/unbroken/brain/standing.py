@@ -1,7 +1,7 @@
-"""Does the server behind one address take writes, and must it for this pool?
+"""Whether the server behind one address accepts writes, and whether it must for this pool.
 
-A server that takes none may be a standby on purpose, or the primary of a moment ago. Only what this
-process has seen there tells them apart.
+A server that accepts none may be a standby by design, or a demoted primary. Only this process's own
+observations distinguish them.
 """
 
 from __future__ import annotations
@@ -11,55 +11,54 @@ from enum import Enum, auto
 
 from unbroken.roles import Role, Wanted
 
-#: Seconds between two looks of a process for a server that takes writes, where one that takes none
-#: serves what only reads. Only refused writes have it look.
+#: Seconds between two searches of a process for a server that accepts writes, while a read-only one
+#: serves reads. Only refused writes start a search.
 LOOK_EVERY = 1.0
-#: Where the server does not say its role, it is asked again after so many seconds.
+#: If the server does not report its role, it is asked again after this many seconds.
 ASK_AGAIN = 60.0
 
 
 class News(Enum):
-    """What it means for all pools that a server with some role serves from now on."""
+    """The effect on all pools when a server with a new role serves."""
 
     NOTHING = auto()
-    REDUCED = auto()  #: it was the primary, takes no writes, and serves what only reads
-    BETTER = auto()  #: it takes writes, and what was opened before leads to one that does not
+    REDUCED = auto()  #: it was the primary, is now read-only, and serves reads
+    BETTER = auto()  #: it accepts writes; older connections lead to a read-only server
 
 
 class Refused(Enum):
-    """What follows when a server has refused a write because it takes none from anybody."""
+    """The next step after a server refused a write because it is read-only for all clients."""
 
     OUTAGE = auto()  #: it was demoted, or should be the primary: the pools wait for one
-    LOOK = auto()  #: the error is the caller's; one connection is replaced, to look for a primary
-    CALLERS = auto()  #: the error is the caller's
+    LOOK = auto()  #: the caller gets the error; one connection is replaced, to find a primary
+    CALLERS = auto()  #: the caller gets the error
 
 
 class Standing:
-    """What is known of one server's role. The caller holds the lock of the record."""
+    """The state of one server's role. The caller holds the lock of the record."""
 
     __slots__ = ("asked_at", "is_reduced", "looked_at", "took_writes")
 
     def __init__(self) -> None:
-        self.asked_at = -math.inf  #: when it did not say last
-        #: a server here has taken writes since this process began
+        self.asked_at = -math.inf  #: when it last did not report its role
+        #: A server here has accepted writes since this process began.
         self.took_writes = False
-        #: the one that serves takes none, and pools that want any make do with it
+        #: The current server is read-only, and pools with target "any" use it nevertheless.
         self.is_reduced = False
         self.looked_at = -math.inf
 
     def must_ask(self, want: Wanted, now: float) -> bool:
-        """Whether a new connection is asked for the role, be there no outage."""
+        """Whether a new connection must ask for the role, even without an outage."""
         if want is not Wanted.ANY:
             return True
         return self.is_reduced or (not self.took_writes and now - self.asked_at >= ASK_AGAIN)
 
     def objection(self, role: Role | None, want: Wanted, *, waited_enough: bool) -> str | None:
-        """Why a server with this *role* must not serve a pool that wants *want*; None: it may.
+        """Why a server with this *role* must not serve a pool that wants *want*. None: it may.
 
-        *role* None: it could not be asked, which is no reason where the pool takes any server, and
-        one where it wants a role. *waited_enough*: callers have
-        waited for a primary for as long as the pool lets them. Then a server that can only be read
-        is better than none, where the pool wants any.
+        *role* None: the server did not report it. A pool that accepts any server accepts that; a
+        pool that wants a role does not. *waited_enough*: callers have waited for a primary for as
+        long as the pool allows. After that, a pool that accepts any server takes a read-only one.
         """
         if role is Role.UNREADY:
             return role.value
@@ -75,7 +74,7 @@ class Standing:
         return None
 
     def serves(self, role: Role | None, want: Wanted, now: float) -> News:
-        """A server with this *role* serves a pool that wants *want* from now on."""
+        """From now on a server with this *role* serves a pool that wants *want*."""
         was_reduced = self.is_reduced
         if role is None:
             self.asked_at = now
@@ -88,7 +87,7 @@ class Standing:
         return News.NOTHING
 
     def refused(self, want: Wanted, now: float) -> Refused:
-        """A write was refused, because the server takes none from anybody."""
+        """The server refused a write because it is read-only for all clients."""
         if want is Wanted.PRIMARY or (self.took_writes and not self.is_reduced):
             return Refused.OUTAGE
         if want is Wanted.ANY and now - self.looked_at >= LOOK_EVERY:

@@ -1,7 +1,7 @@
-"""Counters of one pool, and the frozen snapshots that are made of them.
+"""Counters of one pool, and frozen snapshots of them.
 
 Slow paths count here under the pool's lock. Uses are counted in the entries themselves, each by its
-owner, since adding to one shared number from many threads is neither free nor exact.
+owner. Adding to one shared number from many threads would be neither free nor exact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unbroken.brain.share import Shares
 
 
 class Counters:
-    """What has happened in this process so far."""
+    """Events in this process so far."""
 
     __slots__ = (
         "closed",
@@ -69,21 +69,21 @@ class Counters:
         self.replays = 0
         self.healed = 0
         self.not_replayed = 0
-        # for the retry budget: units of work that ended well, uses without one that did not, and
-        # how many successes have been counted
+        # For the retry budget: units of work that succeeded, uses without a unit that lost their
+        # statement, and the number of successes counted so far.
         self.units = 0
         self.lost_statements = 0
         self.successes_counted = 0
 
     def retire(self, entry: Entry) -> None:
-        """*entry* has left the pool: what it counted counts here."""
+        """*entry* has left the pool: add its counts to these."""
         self.retired_uses += entry.uses
         self.retired_joins += entry.joins
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A pool at one moment.
+    """The state of a pool at one moment.
 
     Seconds are floats; counts are since the process first used the pool.
     """
@@ -98,33 +98,33 @@ class Stats:
     used: int
     opening: int
     waiting: int
-    acquired: int  #: how often a connection was lent
+    acquired: int  #: how many times a connection was acquired
     opened: int
-    connect_seconds: float  #: spent connecting, in all
+    connect_seconds: float  #: total time spent connecting
     connect_failures: int
     closed: Mapping[str, int] = field(default_factory=dict)  #: by cause
-    waits: int = 0  #: acquires that had to stand in line
+    waits: int = 0  #: acquires that had to wait in the line
     wait_seconds: float = 0.0
     timeouts: int = 0
-    turned_away: int = 0  #: callers told at once that the server is away
-    shed: int = 0  #: callers told early that the line for a connection is too long
+    turned_away: int = 0  #: callers that failed fast because the server is down
+    shed: int = 0  #: callers refused early because the line for a connection is too long
     outages: int = 0
     outage_seconds: float = 0.0
-    away_for: float = 0.0  #: how long the server has been away now; 0.0: it is not
+    away_for: float = 0.0  #: how long the server has been down; 0.0: it is up
     away_because: str = ""
     leaked: int = 0  #: reported as held too long or forgotten
     pings: int = 0
     rollbacks: int = 0
     replays: int = 0
     healed: int = 0  #: statements that lost their connection and were run again on another
-    not_replayed: int = 0  #: work that was lost and not run again: the retry budget was spent
-    #: how often lost work may be run again now, at this server and in this process
+    not_replayed: int = 0  #: lost work that was not run again because the retry budget was spent
+    #: How often lost work may be run again now, at this server and in this process.
     replays_left: float = math.inf
-    idle_limit: float | None = None  #: the server's, told or learned; None: none known
-    idle_limit_learned_from: str = ""  #: the deaths that it was learned from; "" where it was not
-    #: how many open connections go to each host; empty where the caller's own connect= opens them
+    idle_limit: float | None = None  #: the server's limit, reported or learned; None: none known
+    idle_limit_learned_from: str = ""  #: the connection losses that it was learned from, else ""
+    #: Open connections by host; empty where the caller's own connect= opens them.
     hosts: Mapping[str, int] = field(default_factory=dict)
-    share: Shares | None = None  #: of the connections that the pools of this host share
+    share: Shares | None = None  #: the limit that the pools of this host share
 
 
 def snapshot(
@@ -140,7 +140,7 @@ def snapshot(
     replays_left: float = math.inf,
     share: Shares | None = None,
 ) -> Stats:
-    """The numbers of this moment. The caller holds the pool's lock."""
+    """Return the numbers of this moment. The caller holds the pool's lock."""
     limit = idle_limit.limit
     return Stats(
         name=name,

@@ -1,4 +1,4 @@
-"""One attempt to connect, as the brain sees it."""
+"""The state of one attempt to connect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unbroken.abc import Address
 
 
 class Try:
-    """One attempt to connect that is under way."""
+    """One attempt to connect that is in progress."""
 
     __slots__ = (
         "address",
@@ -25,8 +25,8 @@ class Try:
         self.who = who
         self.started = started
         self.until = math.inf  #: when its time is up
-        self.number = number  #: among the attempts since the server last answered, from 1
-        self.is_ended = False  #: it was told to end, for another to begin in its place
-        self.is_passed_over = False  #: its host let us in, and another one is preferred
-        self.address: Address | None = None  #: where it goes; None: where the URL says
+        self.number = number  #: counted from 1 since the server last answered
+        self.is_ended = False  #: it was ended so that another can begin in its place
+        self.is_passed_over = False  #: its host accepted the login, but another host is preferred
+        self.address: Address | None = None  #: its host; None: the URL's host
         self.is_late = False  #: its time is up and it was counted as failed, though it still blocks

@@ -1,5 +1,4 @@
-"""Sockets, below every driver: all that can be seen of a connection, and done to it, by its
-descriptor alone.
+"""Operations on a connection's socket by its descriptor, independent of the driver.
 
-Nothing here owns a descriptor: the driver does, and no function closes one that it was given.
+The driver owns each descriptor. No function of this package closes a descriptor that it was given.
 """

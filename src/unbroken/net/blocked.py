@@ -1,12 +1,11 @@
-"""On which socket does another thread of this process wait right now? Asked of the kernel, which
-knows for certain (Linux).
+"""Find the socket that another thread of this process is blocked on (Linux only).
 
-``/proc/self/task/<thread>/syscall`` names the system call that the thread is blocked in, and its
-arguments: a descriptor, or the address of a list of them in our own memory. So a connect can be
-ended from outside, whatever C library is inside it.
+The kernel lists in ``/proc/self/task/<thread>/syscall`` the system call that the thread is blocked
+in, and its arguments: a descriptor, or the address of a list of descriptors in our own memory. With
+it, another thread can end a connect, whichever C library makes it.
 
-Only a wait for a single socket counts. A thread that waits for several runs an event loop, and most
-of them are not its connect's.
+Only a wait for a single socket counts. A thread that waits for several sockets runs an event loop,
+and most of those sockets do not belong to its connect.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from threading import get_native_id
 from unbroken.net.borrow import borrowed
 from unbroken.net.fork_guard import identity
 
-#: Numbers of system calls (asm/unistd.h): those that have the descriptor as their first argument,
-#: those that poll, that select, and that wait for an epoll set.
+#: Numbers of system calls (asm/unistd.h), in four groups: calls with the descriptor as their first
+#: argument, then poll, select and epoll calls.
 _CALLS: dict[str, tuple[frozenset[int], frozenset[int], frozenset[int], frozenset[int]]] = {
     # read write readv writev connect sendto recvfrom sendmsg recvmsg; poll ppoll; select pselect6;
     # epoll_wait epoll_pwait epoll_pwait2
@@ -50,22 +49,22 @@ _MOST_SELECTED = 1024  # FD_SETSIZE
 
 
 def end_wait(thread: int, families: frozenset[int]) -> bool:
-    """Shut down the one TCP or unix socket that *thread*, by its native id, waits for; say whether
-    that was done.
+    """Shut down the one TCP or unix socket that *thread* (a native thread id) is blocked on. Return
+    whether it was shut down.
 
-    *families*: which address families may be touched. The thread's call returns as if the server
-    had hung up. Never raises.
+    *families*: the address families that may be shut down. The thread's call returns as if the
+    server had closed the connection. Never raises.
     """
     try:
         before = _look(thread)
         fd = None if before is None else _descriptor(before)
         if fd is None:
             return False
-        with borrowed(fd) as sock:  # from here on it cannot become another's
+        with borrowed(fd) as sock:  # the duplicate keeps pointing at this socket
             if sock.type != socket.SOCK_STREAM or sock.family not in families:
                 return False
-            # Still the same wait: so the number was the thread's own all the while, and the copy is
-            # of the same socket.
+            # The wait is unchanged, so the number belonged to this thread throughout, and the
+            # duplicate refers to the same socket.
             if _look(thread) != before or identity(fd) != identity(sock.fileno()):
                 return False
             sock.shutdown(socket.SHUT_RDWR)
@@ -75,16 +74,16 @@ def end_wait(thread: int, families: frozenset[int]) -> bool:
 
 
 def heard_for(thread: int) -> float | None:
-    """Seconds since data came on the TCP connection that *thread* waits for, or since it was made;
-    None if that is not known.
+    """Seconds since data arrived on the TCP connection that *thread* is blocked on, or since the
+    connection was established. None if unknown.
     """
     found = _info(thread)
     return found[1] / 1000 if found is not None and found[0] == _ESTABLISHED else None
 
 
 def is_connected(thread: int) -> bool | None:
-    """Whether the TCP connection that *thread* waits for has been acknowledged by the other side;
-    None if that is not known.
+    """Whether the other side has acknowledged the TCP connection that *thread* is blocked on. None
+    if unknown.
     """
     found = _info(thread)
     return {_ESTABLISHED: True, _SYN_SENT: False}.get(found[0]) if found is not None else None
@@ -106,7 +105,7 @@ def _info(thread: int) -> tuple[int, int] | None:
 
 
 def can_tell() -> bool:
-    """Whether this system tells what a thread waits for."""
+    """Whether this system exposes the system call that a thread is blocked in."""
     try:
         with open(f"/proc/self/task/{get_native_id()}/syscall", encoding="ascii") as file:
             return _KNOWN is not None and bool(file.read())
@@ -115,7 +114,7 @@ def can_tell() -> bool:
 
 
 def _look(thread: int) -> tuple[str, ...] | None:
-    """The thread's system call, its arguments, and where its stack stands; None while it runs."""
+    """The thread's system call, its arguments and its stack pointer. None while it is running."""
     if _KNOWN is None:
         return None
     with open(f"/proc/self/task/{thread}/syscall", encoding="ascii") as file:
@@ -137,7 +136,7 @@ def _descriptor(words: tuple[str, ...]) -> int | None:
 
 
 def _polled(address: int, count: int) -> int | None:
-    """Of poll(fds, nfds, …): the only one."""
+    """For poll(fds, nfds, …): the descriptor, if there is exactly one."""
     if count != 1:
         return None
     fd: int = _POLLFD.unpack(_memory(address, _POLLFD.size))[0]
@@ -145,7 +144,9 @@ def _polled(address: int, count: int) -> int | None:
 
 
 def _selected(count: int, sets: list[int]) -> int | None:
-    """Of select(nfds, readfds, writefds, exceptfds, …): the only one that is in any of them."""
+    """For select(nfds, readfds, writefds, exceptfds, …): the descriptor, if the sets have
+    only one.
+    """
     if count > _MOST_SELECTED:
         return None
     found = 0
@@ -158,15 +159,15 @@ def _selected(count: int, sets: list[int]) -> int | None:
 
 
 def _watched(epoll: int) -> int | None:
-    """Of an epoll set: the only one in it."""
+    """For an epoll set: the descriptor in it, if there is exactly one."""
     with open(f"/proc/self/fdinfo/{epoll}", encoding="ascii") as file:
         found = [int(line.split()[1]) for line in file if line.startswith("tfd:")]
     return found[0] if len(found) == 1 else None
 
 
 def _memory(address: int, size: int) -> bytes:
-    """Our own memory, read by the kernel: what was given back meanwhile is an OSError and not the
-    end of the process.
+    """Read our own memory through the kernel. Memory that was freed meanwhile gives an OSError
+    instead of a crash.
     """
     memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,8 +1,8 @@
-"""A descriptor that somebody else owns, used for a moment as a socket."""
+"""Use a descriptor that other code owns as a socket for a moment."""
 
 from __future__ import annotations
 
-# the C type itself: gevent replaces socket.socket, and nothing here may wait for its hub
+# The C type itself: gevent replaces socket.socket, and this code must never wait for gevent's hub.
 import _socket
 import os
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def borrowed(fd: int) -> Iterator[_socket.socket]:
-    """The socket behind *fd*, through a duplicate that is closed afterwards: the owner's descriptor
-    stays open.
+    """Yield the socket behind *fd* through a duplicate. The duplicate is closed afterwards; the
+    owner's descriptor stays open.
 
-    Options, ``MSG_PEEK`` and ``shutdown`` reach the very same socket. Raises OSError when *fd* is
-    not an open socket, or when no descriptor is left for the duplicate.
+    Options, ``MSG_PEEK`` and ``shutdown`` apply to the same socket. Raises OSError if *fd* is not
+    an open socket, or if no descriptor is left for the duplicate.
     """
-    if os.name == "nt":  # a handle cannot be duplicated by os.dup there
+    if os.name == "nt":  # os.dup cannot duplicate a handle there
         sock = _socket.socket(fileno=fd)
         try:
             yield sock

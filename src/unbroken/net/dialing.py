@@ -1,10 +1,11 @@
-"""Attempts to connect that can be ended from outside, whatever library is inside them: when their
-time is up, or for another.
+"""Connect attempts that other code can end: when their time is up, or in favour of another attempt.
 
-A thread's attempt is ended by shutting down the socket that it waits for (see blocked.py); a
-greenlet's by an exception that is thrown into it; a task's as by ``asyncio.timeout``. A name lookup
-on a thread cannot be ended, and on systems other than Linux neither can a C library's connect: they
-end by themselves, and what they open then is closed.
+They work with any client library. A thread's attempt is ended by shutting down the socket that the
+thread is blocked on (see blocked.py). A greenlet's attempt is ended by throwing an exception into
+it. A task's attempt is ended in the way of ``asyncio.timeout``.
+
+Two kinds cannot be ended: a name lookup on a thread and, on systems other than Linux, a C library's
+connect. They finish on their own, and the connection that they open then is closed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from unbroken.net.patched import threads_are_greenlets
 from unbroken.net.sent_bytes import last_data
 from unbroken.net.watcher import Watcher
 
-#: Seconds between two tries to end what goes on: a library may go on to the next address of a host.
+#: Seconds between two tries to end an attempt. A library may try the next address of a host.
 _AGAIN = 0.02
 
 _TCP = frozenset({socket.AF_INET, socket.AF_INET6})
@@ -35,24 +36,27 @@ _UNIX: frozenset[int] = frozenset({socket.AF_UNIX}) if hasattr(socket, "AF_UNIX"
 
 
 class Dialing(ABC):
-    """One attempt. A context manager around it, on the thread or in the task that makes it.
+    """One connect attempt: a context manager on the thread, or in the task, that connects.
 
-    What it raises after it was ended becomes a TimeoutError that says why. One that was ended may
-    still have succeeded a moment before: look at ``is_ended``, and close what came of it.
+    After :meth:`end`, an exception of the attempt becomes a TimeoutError that names the reason. An
+    ended attempt may still have succeeded a moment before: check ``is_ended``, and close the
+    connection that it opened.
     """
 
     def __init__(self, watcher: Watcher, limit: float) -> None:
         self.limit = limit  #: seconds
-        self.is_ended = False  #: nothing that comes of it is to be used
-        self.is_overtaken = False  #: ended for another, and not because its time was up
+        self.is_ended = False  #: its connection must not be used
+        self.is_overtaken = False  #: ended in favour of another attempt, not by its own time limit
         self.is_over = False
-        self.asks = ""  #: what is asked for instead of connecting: ``password``
+        self.asks = ""  #: the name of the request, if this is no connect: ``password``
         self._watcher = watcher
         self._timer: Any = None
         self._made: tuple[int, tuple[int, int]] | None = None
 
     def end(self, *, overtaken: bool = False) -> None:
-        """End it, or what it has made. From any thread (asyncio: on its loop)."""
+        """End the attempt, or the connection that it opened. Any thread may call this; with
+        asyncio, only the loop's thread.
+        """
         if self.is_ended:
             return
         self.is_ended, self.is_overtaken = True, overtaken
@@ -62,8 +66,8 @@ class Dialing(ABC):
             abort(*self._made)
 
     def has_made(self, fd: int | None) -> None:
-        """It gave a connection, which is asked something before it is used: from now on :meth:`end`
-        ends that.
+        """The attempt opened a connection, and the pool sends it queries before using it. From now
+        on :meth:`end` ends that connection.
         """
         if fd is not None:
             close_on_exec(fd)
@@ -71,25 +75,25 @@ class Dialing(ABC):
         self._made = None if fd is None or who is None else (fd, who)
 
     def is_moving(self, within: float) -> bool:  # noqa: ARG002 - for those that can tell
-        """Whether the server has said something in the last *within* seconds; False where that is
-        not known.
+        """Whether the server has sent data in the last *within* seconds. False where that is
+        unknown.
         """
         return False
 
     def is_asking(self, within: float) -> bool:
-        """Whether the server has let it in, and has answered one of the pool's own questions in the
-        last *within* seconds; False where that is not known.
+        """Whether the server has accepted the login, and has answered one of the pool's own queries
+        in the last *within* seconds. False where that is unknown.
         """
         heard = None if self._made is None else last_data(self._made[0])
         return heard is not None and heard[1] < within
 
     def is_connected(self) -> bool | None:
-        """Whether something has acknowledged its first packet; None where that is not known."""
+        """Whether the other side has acknowledged the first packet. None where that is unknown."""
         return None
 
     @abstractmethod
     def _end(self) -> None:
-        """Have it end."""
+        """Make the attempt end."""
 
     def _begin(self) -> None:
         self._timer = self._watcher.at(monotonic() + self.limit, self.end)
@@ -113,7 +117,7 @@ class Dialing(ABC):
 
 
 class Blocking(Dialing):
-    """As ``with``, on a thread or a greenlet."""
+    """A ``with`` block on a thread or a greenlet."""
 
     def __enter__(self) -> Blocking:
         self._begin()
@@ -129,13 +133,13 @@ class Blocking(Dialing):
 
 
 class OnThread(Blocking):
-    """An attempt that a thread makes, to a TCP or (with *is_unix*) a unix socket."""
+    """An attempt on a thread: to a TCP socket or, with *is_unix*, to a unix socket."""
 
     def __init__(self, watcher: Watcher, limit: float, *, is_unix: bool) -> None:
         super().__init__(watcher, limit)
         self._families = _UNIX | _TCP if is_unix else _TCP
         self._thread = 0
-        # a thread that has left must not be struck in what it does next
+        # A thread that has left the block must not be interrupted in its later work.
         self._lock = threading.Lock()
 
     def _begin(self) -> None:
@@ -143,12 +147,12 @@ class OnThread(Blocking):
         super()._begin()
 
     def is_moving(self, within: float) -> bool:
-        """See :class:`Dialing`."""
+        """Whether the server has sent data in the last *within* seconds. False where unknown."""
         seen = None if self.is_over else heard_for(self._thread)
         return seen is not None and seen < within
 
     def is_connected(self) -> bool | None:
-        """See :class:`Dialing`."""
+        """Whether the other side has acknowledged the first packet. None where unknown."""
         return None if self.is_over else is_connected(self._thread)
 
     def _end(self) -> None:
@@ -165,9 +169,9 @@ class OnThread(Blocking):
 
 
 class InGreenlet(Blocking):
-    """An attempt that a greenlet of gevent's makes.
+    """An attempt in a gevent greenlet.
 
-    One in a C library blocks all of them, and so the watcher too.
+    A connect inside a C library blocks all greenlets, so it blocks the watcher too.
     """
 
     def _begin(self) -> None:
@@ -183,7 +187,7 @@ class InGreenlet(Blocking):
 
 
 class OnLoop(Dialing):
-    """As ``async with``, in a task."""
+    """An ``async with`` block in a task."""
 
     async def __aenter__(self) -> OnLoop:
         self._task = asyncio.current_task()
@@ -206,8 +210,8 @@ class OnLoop(Dialing):
         self._leave(error)
 
     def is_connected(self) -> bool | None:
-        """See :class:`Dialing`: a task that is still inside the loop's ``sock_connect`` has not got
-        through.
+        """False while the task is still inside the loop's ``sock_connect``: the connect is not
+        complete. None otherwise.
         """
         inside: Any = None if self._task is None or self.is_over else self._task.get_coro()
         found: bool | None = None
@@ -223,7 +227,7 @@ class OnLoop(Dialing):
 
 
 def blocking(watcher: Watcher, limit: float, *, is_unix: bool = False) -> Blocking:
-    """An attempt that the calling thread or greenlet is about to make; *limit* seconds at most."""
+    """Return an attempt for the calling thread or greenlet, limited to *limit* seconds."""
     return (
         InGreenlet(watcher, limit)
         if threads_are_greenlets()

@@ -1,16 +1,16 @@
-"""The end of the interpreter, and of what can be done until then.
+"""The interpreter's shutdown, and which operations still work at each of its stages.
 
-Python ends in steps, and each takes something away:
+Python shuts down in stages, and each stage removes something:
 
-1. The main thread has ended; other threads that are no daemons go on, then the ``atexit`` callbacks
-   run. Python 3.12 starts no more threads from here on (3.12.3 and newer: once those threads have
-   ended). Nobody hands work to the executors of ``concurrent.futures`` any more.
+1. The main thread has ended. Other non-daemon threads continue; then the ``atexit`` callbacks run.
+   From here on Python 3.12 starts no new threads (3.12.3 and newer: once those threads have
+   ended). The executors of ``concurrent.futures`` accept no more work.
 2. The interpreter is *finalizing* (``sys.is_finalizing()``): finalizers run, on the main thread
-   alone. All other threads stand still for ever, and what they have locked stays locked. A thread
+   alone. All other threads are frozen for ever, and their locks stay locked. A thread
    that is started now never runs: before Python 3.12, ``Thread.start`` waits for it for ever.
 
-Whatever starts a thread does so by :func:`unbroken.net.signals.start_thread`, which raises
-:class:`NoThreadError` where none can be started.
+All code that starts a thread calls :func:`unbroken.net.signals.start_thread`. It raises
+:class:`NoThreadError` if no thread can be started.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import sys
 import threading
 from typing import Any
 
-# By name, so that it can still be called when the modules are taken apart.
+# Bound to a name here, so that it can still be called while modules are torn down.
 is_finalizing = sys.is_finalizing
 
 FINALIZING = "the interpreter is shutting down"
 
-#: What Python, its executors and its import system say when they refuse something for that reason.
+#: Texts of the errors by which Python, its executors and its import system refuse work during
+#: shutdown.
 _WORDS = (
     "interpreter shutdown",
     "after shutdown",
@@ -34,8 +35,8 @@ _WORDS = (
 
 
 class NoThreadError(RuntimeError):
-    """No thread can be started. ``is_ending``: nor will one be, for the interpreter is shutting
-    down.
+    """No thread can be started. If ``is_ending`` is true, none ever will be: the interpreter is
+    shutting down.
     """
 
     def __init__(self, why: str, *, is_ending: bool) -> None:
@@ -44,14 +45,16 @@ class NoThreadError(RuntimeError):
 
 
 def no_thread(exc: RuntimeError) -> NoThreadError:
-    """What to make of *exc*, which ``Thread.start`` raised."""
+    """Translate *exc*, which ``Thread.start`` raised, into a :class:`NoThreadError`."""
     if said_by(exc):
         return NoThreadError(f"{FINALIZING} ({exc})", is_ending=True)
     return NoThreadError(str(exc), is_ending=False)
 
 
 def said_by(exc: BaseException | None) -> bool:
-    """Whether *exc*, or what it came from, says that the interpreter is shutting down."""
+    """Whether *exc*, or an exception that caused it, reports that the interpreter is shutting
+    down.
+    """
     for _ in range(6):
         if exc is None:
             return False
@@ -64,15 +67,17 @@ def said_by(exc: BaseException | None) -> bool:
 
 
 def no_executor() -> NoThreadError | None:
-    """Why asyncio looks up no addresses any more: its executor takes nothing new. None: it does."""
-    # Python has no public name for it, from 3.9 to 3.14.
+    """Return why asyncio cannot look up addresses any more: its executor accepts no new work. None
+    if it still does.
+    """
+    # Python 3.9 to 3.14 have no public name for this flag.
     if is_finalizing() or getattr(threading, "_SHUTTING_DOWN", False):
         return NoThreadError(f"{FINALIZING}: its main thread has ended", is_ending=True)
     return None
 
 
 class _NoLock:
-    """Stands in for a lock while the interpreter is finalizing: one thread is left."""
+    """Replaces a lock while the interpreter is finalizing, when only one thread is left."""
 
     __slots__ = ()
 
@@ -83,22 +88,22 @@ class _NoLock:
         pass
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: ARG002 - as a lock's
-        """It is free."""
+        """Return True: the lock is always free."""
         return True
 
     def release(self) -> None:
-        """It stays free."""
+        """Do nothing: the lock is always free."""
 
 
 NO_LOCK: Any = _NoLock()
 
 
 class Guarded:
-    """Has a lock, ``lock``, that never blocks while the interpreter is finalizing: a thread that
-    stands still may have it for ever.
+    """A base class with a lock, ``lock``, that never blocks while the interpreter is finalizing. A
+    frozen thread may hold the real lock for ever.
 
-    What is entered is Python's own lock: no exception of a signal's strikes between taking it and
-    the block.
+    ``with`` enters Python's own lock, so a signal's exception cannot strike between acquiring it
+    and entering the block.
     """
 
     _guard: Any

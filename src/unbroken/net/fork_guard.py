@@ -1,15 +1,14 @@
-"""Ending a connection from below its driver: in a forked child, or from another thread. And: is
-this a fork?
+"""End a connection below its driver, in a forked child or from another thread. Detect forks.
 
-A child inherits its parent's sockets. Closing such a connection there, or letting it be
-garbage-collected, sends a goodbye that ends the *parent's* session (mysqlclient, mysql-connector,
-mariadb). ``dup2`` of a dead socket over the descriptor makes the child's copy harmless, whatever
-the driver does with it later.
+A child inherits its parent's sockets. If the child closes such a connection or garbage-collects it,
+mysqlclient, mysql-connector and mariadb send a goodbye packet that ends the *parent's* session.
+``dup2`` of a dead socket over the descriptor makes the child's copy harmless. The driver can then
+do anything with it.
 """
 
 from __future__ import annotations
 
-import _socket  # the C module itself: gevent replaces the names in socket
+import _socket  # The C module itself: gevent replaces the names in socket.
 import mmap
 import os
 import stat
@@ -22,8 +21,8 @@ _MADV_WIPEONFORK = 18  # linux/mman.h, since Linux 4.14; Python names it from 3.
 
 
 def identity(fd: int) -> tuple[int, int] | None:
-    """Device and inode of the socket behind *fd*: what tells it from any other that may get its
-    number. Else None.
+    """Device and inode of the socket behind *fd*. They distinguish it from any other socket that
+    may get the same number. None if *fd* is not an open socket.
     """
     try:
         found = os.fstat(fd)
@@ -36,12 +35,12 @@ _identity = identity  # the functions below have a parameter of that name
 
 
 def sever(fd: int, identity: tuple[int, int]) -> bool:
-    """In a forked child: put a dead socket in the place of the inherited *fd*; say whether that was
-    done.
+    """In a forked child, replace the inherited *fd* with a dead socket. Return whether it was
+    replaced.
 
-    Only if *fd* is still the socket with that :func:`identity`: a child that became a daemon may
-    have closed it and given its number to something else. Reading gives EOF afterwards, writing
-    EPIPE; not a byte reaches the parent's session.
+    It is replaced only if *fd* is still the socket with that :func:`identity`. A child that became
+    a daemon may have closed it, and its number may belong to another file. Afterwards, reads give
+    EOF and writes give EPIPE. Not a byte reaches the parent's session.
     """
     if _identity(fd) != identity:
         return False
@@ -60,20 +59,18 @@ def sever(fd: int, identity: tuple[int, int]) -> bool:
 
 
 def abort(fd: int, identity: tuple[int, int]) -> bool:
-    """End the connection behind *fd*, from any thread, without closing it; say whether it was still
-    that very socket.
+    """Shut down the connection behind *fd* from any thread, without closing it. Return whether *fd*
+    was still that socket.
 
-    ``shutdown`` wakes whoever is blocked on it with an end of file, under TLS as well. The owner
-    closes it, as always.
+    ``shutdown`` wakes a thread that is blocked on the socket with an end of file, under TLS as
+    well. The owner closes the descriptor, as always.
     """
     try:
-        with borrowed(
-            fd
-        ) as sock:  # the duplicate cannot change under us, whatever happens to fd meanwhile
+        with borrowed(fd) as sock:  # the duplicate stays valid if fd is closed
             return _shut_down(sock, identity)
     except OSError:
-        # closed; or no descriptor is left for the duplicate, which is just when this may matter
-        # most
+        # Either it is closed, or no descriptor is left for the duplicate. In that second case, this
+        # call may matter most.
         return _abort_in_place(fd, identity)
 
 
@@ -94,18 +91,20 @@ def _shut_down(sock: _socket.socket, identity: tuple[int, int]) -> bool:
     try:
         sock.shutdown(_socket.SHUT_RDWR)
     except OSError:
-        pass  # not connected any more: it has ended already
+        pass  # it is not connected any more
     return True
 
 
 class ForkMark(Protocol):
-    """``mark[0]`` is 1 in the process that made it and 0 in every child, at about 13 ns."""
+    """``mark[0]`` is 1 in the process that made it and 0 in every child. A read takes about
+    13 ns.
+    """
 
     def __getitem__(self, index: int, /) -> int: ...
 
 
 class _PidMark:
-    """The same by the process id, where the kernel does not wipe pages (about 150 ns)."""
+    """The same, based on the process id, for kernels that cannot wipe pages (about 150 ns)."""
 
     __slots__ = ("_pid",)
 
@@ -117,14 +116,14 @@ class _PidMark:
 
 
 def fork_mark() -> ForkMark:
-    """A mark of this very process: a page of memory that the kernel empties in a child, however it
-    was forked.
+    """Return a mark of this process: a page of memory that the kernel zeroes in a child.
 
-    Also after a ``fork`` that Python does not see (uWSGI, a C library). A child makes its own.
+    It also detects a ``fork`` that Python does not see (uWSGI, a C library). A child makes its own
+    mark.
     """
     page = _wiped_page()
-    # A view: a free-threaded Python locks the page itself at each look, and a child that Python
-    # does not see being made may inherit that lock held.
+    # A memoryview, because a free-threaded Python locks the page object itself at each read. A
+    # child whose fork Python does not see may inherit that lock while it is held.
     return _PidMark() if page is None else memoryview(page)
 
 
@@ -138,7 +137,8 @@ def _wiped_page() -> mmap.mmap | None:
         page.close()
         return None
     try:
-        # emulators that ignore madvise accept nonsense too: then its promise is worth nothing
+        # Emulators that ignore madvise accept an invalid argument too, so their success proves
+        # nothing.
         page.madvise(-1)
     except OSError:
         page[0] = 1

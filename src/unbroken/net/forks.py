@@ -1,14 +1,16 @@
-"""Connects and forks keep out of each other's way: Python does not fork in the middle of one that
-unbroken makes.
+"""Keep connects and forks apart: Python does not fork in the middle of one of unbroken's connects.
 
-A connect takes locks that no child can ever give back when another thread held them at the fork:
-OpenSSL's, the name resolver's, a client library's. The child's own first connect would wait for
-them for ever. So a fork that Python sees (``os.fork``, multiprocessing, gunicorn, Celery) waits
-until the connects of other threads have ended, and holds new ones back meanwhile. Of a ``fork(2)``
-without Python's hooks nobody here is told.
+A connect acquires locks of OpenSSL, of the name resolver and of the client library. If another
+thread held them at the fork, no code in the child can ever release them. The child's own first
+connect would wait for them for ever.
 
-Nothing is locked here, so nothing can be left locked: both sides first write down what they are
-about to do, and then look at what the other has written. Whoever comes second sees the first.
+So a fork that Python sees (``os.fork``, multiprocessing, gunicorn, Celery) waits until the connects
+of other threads have ended, and delays new ones meanwhile. A ``fork(2)`` without Python's hooks
+cannot be detected here.
+
+This code uses no lock, so it cannot leave one locked. Each side first registers its own action, and
+then checks the other's registrations. Of two concurrent sides, the later one always sees the
+earlier one.
 """
 
 from __future__ import annotations
@@ -19,31 +21,29 @@ import os
 import threading
 from collections.abc import Iterable
 
-# of the thread itself: greenlets and tasks of a thread that forks are not inside anything
+# Per thread: if a thread forks, none of its greenlets and tasks is inside a locked section.
 from threading import get_native_id
 from time import monotonic
 from types import TracebackType
 
 from unbroken.net.patched import original
 
-#: For how many seconds a fork waits for a connect, counted from the connect's beginning: a bound
-#: for the fork, whatever hangs. Loading the CA store takes 20 ms, four round trips across an ocean,
-#: with TLS, 0.6 s, on a machine so busy that all takes ten times as long more than a second. What
-#: takes longer waits for a server that does not answer, and that is a sleep in poll, where no lock
-#: is held.
+#: Seconds that a fork waits for a connect, counted from the connect's start: an upper bound for the
+#: fork. Loading the CA store takes 20 ms. Four round trips across an ocean with TLS take 0.6 s. On
+#: a machine so busy that everything takes ten times as long, a connect takes more than a second. A
+#: longer connect waits for a server that does not answer, and then it sleeps in poll, where it
+#: holds no lock.
 PATIENCE = 3.0
 
-_TICK = 0.001  #: seconds between two looks; a fork takes about as long
+_TICK = 0.001  #: seconds between two checks; a fork takes about as long
 
-_connects: dict[
-    object, tuple[int, float]
-] = {}  #: those under way: the thread of each, and when it began
-_forks: dict[int, float] = {}  #: threads that are about to fork, and since when
+_connects: dict[object, tuple[int, float]] = {}  #: connects in progress: thread and start time
+_forks: dict[int, float] = {}  #: threads that are about to fork, with their start times
 
 
 class Connecting:
-    """``with Connecting():`` around one attempt to connect, or ``async with``. Waits while another
-    thread forks, PATIENCE at most.
+    """A ``with`` or ``async with`` block around one connect attempt. It waits while another thread
+    forks, for at most PATIENCE seconds.
 
     A fork by the connecting thread itself (from a callback, another greenlet, another task) does
     not wait for it.
@@ -76,22 +76,22 @@ class Connecting:
         _connects.pop(self, None)
 
     def _begin(self) -> bool:
-        """Write it down, unless it has to wait."""
+        """Register the connect, unless it must wait for a fork."""
         me, now = get_native_id(), monotonic()
         _connects[self] = (me, now)
         if not _others(_forks.copy().items(), me, now):
             return True
         if any(thread == me and each is not self for each, (thread, _) in _connects.copy().items()):
-            # the fork waits for another of this thread's tasks: to stop the thread here would stop
-            # that one
+            # The fork waits for another task of this thread. Blocking the thread here would block
+            # that task.
             return True
         del _connects[self]
         return False
 
 
 def _others(begun: Iterable[tuple[int, float]], me: int, now: float) -> bool:
-    """Whether one of *begun* is another thread's, and not so old that nobody waits for it any
-    more.
+    """Whether an entry of *begun* belongs to another thread and is younger than PATIENCE. A fork or
+    connect stops waiting for older ones.
     """
     return any(thread != me and now < since + PATIENCE for thread, since in begun)
 
@@ -116,17 +116,17 @@ def _after_in_child() -> None:
     _connects.clear()
 
 
-#: The process in which the interpreter knows its own threads, and no others.
+#: The process in which the interpreter's list of threads is correct.
 _home = os.getpid()
 
 
 def has_threads_of_parent() -> bool:
-    """Whether the interpreter may list threads that did not come along when this process was
-    forked: uWSGI forks its workers without Python's hooks, which would forget them.
+    """Whether the interpreter may list threads of the parent that this process does not have. uWSGI
+    forks its workers without Python's hooks, which would remove them from the list.
 
-    Their stacks are given to new threads. CPython 3.11 and 3.12 keep a part of each thread's state
-    there, and ``sys._current_frames()`` then crashes; later ones may give the place of a thread of
-    the parent for one that has the same number here.
+    Their stacks are reused by new threads. CPython 3.11 and 3.12 keep a part of each thread's state
+    there, and ``sys._current_frames()`` then crashes. Later versions may report the position of a
+    parent's thread for a thread that has the same number here.
     """
     if _home == os.getpid():
         return False
@@ -134,8 +134,8 @@ def has_threads_of_parent() -> bool:
         tasks = set(os.listdir("/proc/self/task"))
     except OSError:  # not Linux
         return True
-    # A thread is counted before it stands in _active, and afterwards. The main thread, and those
-    # that were not begun by Python, are not counted.
+    # A thread is counted before it is entered in _active, and also after it is removed. The main
+    # thread, and threads that Python did not start, are not counted.
     known = sum(
         isinstance(each, threading.Thread)
         and not isinstance(each, (threading._DummyThread, threading._MainThread))  # type: ignore[attr-defined] # how threading tells them apart

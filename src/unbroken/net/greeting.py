@@ -1,4 +1,4 @@
-"""What does a server say first? Asked on a socket of its own, without a login."""
+"""Read a server's first bytes on a separate socket, without a login."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from unbroken.abc import Address, is_path
 
 _PORTS = {"postgresql": 5432}
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest"
-#: Seconds for the answer to each question.
+#: Seconds to wait for the answer to each query.
 _WORD = 0.25
 _ENOUGH = 128
 
 
 def is_silent(where: Address, backend: str, limit: float) -> bool:
-    """Whether the server at *where* says nothing within *limit* seconds. MySQL and MariaDB greet
-    every new connection; PostgreSQL answers a question for TLS. Blocks.
+    """Whether the server at *where* sends nothing within *limit* seconds. Blocks.
 
-    A server that is busy, full or starting says something. What cannot be asked is not silent.
+    MySQL and MariaDB greet every new connection; PostgreSQL answers a request for TLS. A server
+    that is busy, full or starting sends something. Returns False if the server cannot be asked: a
+    unix socket, or a host name that does not resolve.
     """
     host, port = where
     if is_path(host):
@@ -38,11 +39,11 @@ def is_silent(where: Address, backend: str, limit: float) -> bool:
 
 
 def first_words(where: Address, backend: str, questions: Sequence[bytes]) -> bytes:
-    """The first bytes from the port at *where*; nothing where it is silent, hangs up or cannot be
-    reached.
+    """The first bytes from the port at *where*. Empty if the port sends nothing, closes the
+    connection or cannot be reached.
 
-    *questions* are sent one after the other, each if nothing was said to the one before.
-    Blocks for less than a second, and for as long as the name lookup takes.
+    *questions* are sent one after the other, each if the one before got no answer. Blocks for less
+    than a second plus the time of the name lookup.
     """
     host, port = where
     try:
@@ -55,6 +56,6 @@ def first_words(where: Address, backend: str, questions: Sequence[bytes]) -> byt
                     return sock.recv(_ENOUGH)
                 except TimeoutError:
                     continue
-    except (OSError, ValueError):  # ValueError: no host can have that name
+    except (OSError, ValueError):  # ValueError: not a valid host name
         pass
     return b""

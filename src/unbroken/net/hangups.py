@@ -1,15 +1,14 @@
-"""One look at all sockets of a pool at once, whatever their number, for less than a look at one of
-them.
+"""Check all sockets of a pool with one system call, which costs less than checking a single socket.
 
-``HangUps.look()`` asks an epoll set in which each socket stands once, from its birth, for a hang-up
-only: a false answer means that the kernel knows of no death among them. Nothing is walked through:
-deaths are queued when they happen. What waits to be read does not count: it is no hang-up.
-Level-triggered: a death is reported until its socket is forgotten.
+``HangUps.look()`` queries an epoll set. Each socket is registered in it once, when it is opened,
+for hang-ups only. A false result means that the kernel knows of no hang-up among them. The kernel
+queues hang-ups when they happen, so it walks through no list. Unread data does not count: it is no
+hang-up. The set is level-triggered: a hang-up is reported until its socket is removed.
 
-It keeps the interpreter's lock. ``epoll.poll`` itself takes 0.1 µs less but lets go of it, which
-invites every thread that computes to take over: beside one such thread an acquire and release then
-took 22 µs and up to 13 ms instead of 5 µs and at most 0.2 ms, and with 32 threads that do nothing
-else 4.6 µs instead of 1.4 (Linux 6.18, CPython 3.11).
+The call keeps the interpreter's lock. ``epoll.poll`` itself takes 0.1 µs less but releases the
+lock, so that any computing thread may take over. Beside one such thread, an acquire and release
+then took 22 µs and up to 13 ms, instead of 5 µs and at most 0.2 ms. With 32 threads that only
+acquire and release it took 4.6 µs instead of 1.4 (Linux 6.18, CPython 3.11).
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from typing import Any
 from unbroken.net.liveness import SUPPORTED, Liveness, sweep
 from unbroken.net.patched import has, original
 
-#: Asked for; errors and full hang-ups (EPOLLERR, EPOLLHUP) come unasked.
+#: The event to register. Errors and full hang-ups (EPOLLERR, EPOLLHUP) are always reported.
 _HANG_UP = getattr(select, "EPOLLRDHUP", 0x2000)
 
 
 class HangUps:
     """The sockets of one pool in one process.
 
-    ``look`` is built for the kernel's present set: keep it at hand until :meth:`renew`.
+    ``look`` is built for the current epoll set. A caller may keep it until :meth:`renew`.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class HangUps:
         self.look: Callable[[], Any] = blind if self._epoll is None else _looker(self._epoll)
 
     def add(self, fd: int) -> None:
-        """Look at *fd* from now on."""
+        """Check *fd* from now on."""
         self._fds.add(fd)
         if self._epoll is not None:
             try:
@@ -47,12 +46,12 @@ class HangUps:
             except FileExistsError:
                 self._epoll.modify(fd, _HANG_UP)
             except OSError:
-                pass  # not a thing that can hang up; a ping will have to do
+                pass  # it cannot hang up; a ping has to do
 
     def forget(self, fd: int) -> None:
-        """Look at *fd* no more; to be called before it is closed.
+        """Stop checking *fd*. Must be called before *fd* is closed.
 
-        One that is not looked at does no harm.
+        Calling it for a descriptor that is not checked is harmless.
         """
         self._fds.discard(fd)
         if self._epoll is not None:
@@ -62,23 +61,23 @@ class HangUps:
                 pass
 
     def dead(self) -> list[int]:
-        """The descriptors that have hung up."""
+        """The descriptors whose other side has hung up."""
         looks = sweep(list(self._fds))
         return [fd for fd, look in looks.items() if look is Liveness.DEAD]
 
     def doubtful(self) -> list[int]:
-        """Those and all that have something to read: where the kernel shows no hang-up behind a
-        goodbye, that may be one.
+        """The descriptors that have hung up or have something to read. For kernels that show no
+        hang-up behind unread data: that data may be a goodbye packet.
         """
         return list(sweep(list(self._fds)))
 
     def renew(self) -> None:
-        """Make the kernel's set anew: a socket that was closed unseen, while a child still holds
-        it, stays in the old one.
+        """Replace the epoll set. A socket that was closed without :meth:`forget`, while a child
+        still holds it, stays in the old set.
         """
         if self._epoll is None:
             return
-        self._epoll = _new_epoll()  # the old one is not closed here: another thread may be looking
+        self._epoll = _new_epoll()  # not closed here: another thread may be using it
         self.look = _looker(self._epoll)
         for fd in list(self._fds):
             self.add(fd)
@@ -89,8 +88,8 @@ def _new_epoll() -> Any:
 
 
 def _looker(epoll: Any) -> Callable[[], Any]:
-    """A function that says, at once and without letting other threads run, whether *epoll* has
-    anything: 0, or something true.
+    """A function that reports whether *epoll* has an event: 0, or a true value. It does not block,
+    and does not let other threads run.
     """
     try:
         import ctypes
@@ -100,7 +99,7 @@ def _looker(epoll: Any) -> Callable[[], Any]:
         ImportError,
         AttributeError,
         OSError,
-    ):  # a Python without ctypes, or one that does not see the C library
+    ):  # no ctypes, or no C library visible
         return partial(epoll.poll, 0, 1)
     event = ctypes.create_string_buffer(16)  # one struct epoll_event
     look = partial(wait, epoll.fileno(), ctypes.byref(event), 1, 0)

@@ -1,9 +1,9 @@
-"""TCP keepalive and user timeout by descriptor, whatever the driver: they find what no FIN
-announces.
+"""Set TCP keepalive and user timeout by descriptor, with any driver. They detect a dead peer that
+sent no FIN.
 
-Systems' own default is a first probe after 7200 s (tcp(7)), and not every driver switches keepalive
-on. Data that nobody acknowledges is sent again for about 15 minutes (net.ipv4.tcp_retries2), and
-keepalive does not run meanwhile: the user timeout ends that.
+By default, systems send the first probe after 7200 s (tcp(7)), and not every driver enables
+keepalive. The kernel resends unacknowledged data for about 15 minutes (net.ipv4.tcp_retries2), and
+keepalive does not run meanwhile. The user timeout shortens that.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _IDLE: int | None = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALI
 _INTERVAL: int | None = getattr(socket, "TCP_KEEPINTVL", None)
 _COUNT: int | None = getattr(socket, "TCP_KEEPCNT", None)
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only, in milliseconds
-#: macOS's likeness, in seconds: TCP_RXT_CONNDROPTIME, netinet/tcp.h. It bounds retransmissions, not
-#: a window of zero.
+#: The counterpart on macOS, in seconds: TCP_RXT_CONNDROPTIME, netinet/tcp.h. It limits
+#: retransmissions, but not a zero window.
 _DROP_TIME: int | None = 0x80 if sys.platform == "darwin" else None
 _TCP = (socket.IPPROTO_TCP, getattr(socket, "IPPROTO_MPTCP", 262), 0)
 
@@ -36,15 +36,16 @@ def apply(
     count: int = 3,
     user_timeout: float | None = None,
 ) -> bool:
-    """Set keepalive on the connection behind *fd*, and say whether all is set now.
+    """Set keepalive on the connection behind *fd*. Return whether everything is set.
 
     *idle*: seconds of silence before the first probe (None: leave keepalive as it is). *interval*:
-    seconds between probes (None: idle / count). *count*: unanswered probes that end it.
-    *user_timeout*: seconds that sent data may stay unacknowledged (None: as it is; 0: the system's
-    default). Keepalive is rounded up to whole seconds, at least 1, at most what the kernel takes.
+    seconds between probes (None: idle / count). *count*: unanswered probes that end the connection.
+    *user_timeout*: seconds that sent data may stay unacknowledged (None: unchanged; 0: the system's
+    default). Keepalive times are rounded up to whole seconds: at least 1, at most the kernel's
+    maximum.
 
-    False when *fd* is closed, not TCP, or the system cannot do it. Where only the user timeout is
-    unknown (Windows, the BSDs), the rest still counts. Never raises.
+    Returns False if *fd* is closed or not TCP, or if the system does not support keepalive. A
+    system that lacks only the user timeout (Windows, the BSDs) still returns True. Never raises.
     """
     try:
         with borrowed(fd) as sock:
@@ -58,11 +59,11 @@ def apply(
 
 
 def bound(fd: int, keepalive: float, probe_every: float, send_timeout: float) -> None:
-    """What every connection of a pool gets: bounds for the network's silence, and no life in
-    programs that are started.
+    """Apply the options that every connection of a pool gets: limits for a silent network, and
+    close-on-exec.
 
-    Seconds; an infinite *keepalive* or *send_timeout* leaves that option as the driver made it.
-    Never raises.
+    All times are in seconds. An infinite *keepalive* or *send_timeout* leaves that option as the
+    driver set it. Never raises.
     """
     close_on_exec(fd)
     idle = None if keepalive == math.inf else keepalive
@@ -72,8 +73,8 @@ def bound(fd: int, keepalive: float, probe_every: float, send_timeout: float) ->
 
 
 def close_on_exec(fd: int) -> None:
-    """Have *fd* closed in programs that this process starts; some client libraries leave it open
-    there. Never raises.
+    """Close *fd* in programs that this process starts. Some client libraries leave it open there.
+    Never raises.
     """
     try:
         os.set_inheritable(fd, False)

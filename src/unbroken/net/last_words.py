@@ -1,8 +1,8 @@
-"""What the server said before it hung up, read without taking it away from the driver.
+"""Read the error that the server sent before it hung up, without consuming it.
 
 A server that ends an idle session often sends one error packet first: MySQL's 4031, MariaDB's 1927,
-PostgreSQL's 57P01 and 57P05. Drivers mostly hide it behind "gone away". Under TLS it is encrypted:
-then only the fact is known.
+PostgreSQL's 57P01 and 57P05. Drivers mostly hide it behind "gone away". Under TLS the packet is
+encrypted, so only the hang-up itself is known.
 
 Formats: MySQL client/server protocol, ERR_Packet; MariaDB's progress packets (ERR with code
 0xFFFF); PostgreSQL "Message Formats", ErrorResponse.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from unbroken.net.borrow import borrowed
 
-_PEEK_BYTES = 65536  # goodbye packets are a few hundred bytes, but notices may stand before them
+_PEEK_BYTES = 65536  # an error is a few hundred bytes, but notices may precede it
 _MAX_PACKET = 8192
 _MAX_TEXT = 200
 _NOT_PRINTABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]+")
@@ -25,7 +25,7 @@ _SQLSTATE = re.compile(rb"[0-9A-Z]{5}")
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A server's last words: *code* is MySQL's error number or PostgreSQL's SQLSTATE, *text* one
+    """A server's last words. *code* is MySQL's error number or PostgreSQL's SQLSTATE. *text* is one
     line of at most 200 characters.
     """
 
@@ -34,11 +34,11 @@ class Words:
 
 
 def peek(fd: int, backend: str) -> Words | None:
-    """What the server left unread on the idle socket *fd*; None when there is nothing, nothing
-    understandable, or TLS.
+    """The unread error on the idle socket *fd*. None if there is none, if it cannot be parsed, or
+    under TLS.
 
-    *backend* is ``mysql``, ``mariadb`` or ``postgresql``. Takes nothing off the socket, never
-    waits, never raises.
+    *backend* is ``mysql``, ``mariadb`` or ``postgresql``. Consumes nothing, never blocks, never
+    raises.
     """
     try:
         with borrowed(fd) as sock:
@@ -48,15 +48,15 @@ def peek(fd: int, backend: str) -> Words | None:
         ValueError,
         OverflowError,
         AttributeError,
-    ):  # closed, reset, or a system without MSG_DONTWAIT
+    ):  # closed, reset, or no MSG_DONTWAIT
         return None
     return parse(data, backend)
 
 
 def parse(data: bytes, backend: str) -> Words | None:
-    """The error that *data*, unread bytes of an idle connection, holds.
+    """The error in *data*, the unread bytes of an idle connection.
 
-    Any bytes will do; never raises.
+    Accepts any bytes; never raises.
     """
     if backend in ("mysql", "mariadb"):
         return _mysql(data) or _mysql_compressed(data)
@@ -66,8 +66,8 @@ def parse(data: bytes, backend: str) -> Words | None:
 
 
 def _mysql(data: bytes) -> Words | None:
-    """The first ERR packet among whole packets: 3 bytes of length (little endian), 1 of sequence,
-    the payload.
+    """The first ERR packet among complete packets. A packet is 3 bytes of length (little endian), 1
+    byte of sequence number, and the payload.
     """
     start = 0
     while start + 4 < len(data):
@@ -75,9 +75,7 @@ def _mysql(data: bytes) -> Words | None:
         start += 4
         payload = data[start : start + length]
         if length > _MAX_PACKET or len(payload) < length:
-            return (
-                None  # not what a server leaves on an idle connection: a TLS record looks like this
-            )
+            return None  # no server leaves this on an idle connection; a TLS record looks like it
         if payload[:1] == b"\xff" and (words := _mysql_error(payload)):
             return words
         start += length
@@ -85,8 +83,8 @@ def _mysql(data: bytes) -> Words | None:
 
 
 def _mysql_compressed(data: bytes) -> Words | None:
-    """The compressed protocol puts 7 bytes before; so short a packet goes uncompressed inside (its
-    last 3 are zero).
+    """Parse the compressed protocol, which prepends 7 bytes. It leaves such a short packet
+    uncompressed (the last 3 of the 7 bytes are zero).
     """
     return _mysql(data[7:]) if data[4:7] == b"\0\0\0" else None
 
@@ -97,20 +95,21 @@ def _mysql_error(payload: bytes) -> Words | None:
         return None
     text = payload[3:]
     if text[:1] == b"#" and _SQLSTATE.fullmatch(text[1:6]):
-        # absent in errors sent before the handshake
+        # The SQLSTATE is absent in errors sent before the handshake.
         text = text[6:]
     return Words(code, _one_line(text))
 
 
-#: Types of messages: ErrorResponse, NoticeResponse, ParameterStatus, NotificationResponse; and what
-#: answers a command without rows: ParseComplete, BindComplete, NoData, CommandComplete,
+#: Message types: ErrorResponse, NoticeResponse, ParameterStatus, NotificationResponse. Then the
+#: answers to a command without rows: ParseComplete, BindComplete, NoData, CommandComplete,
 #: ReadyForQuery.
 _BEFORE_AN_ERROR = frozenset({b"E", b"N", b"S", b"A", b"1", b"2", b"n", b"C", b"Z"})
 
 
 def _postgresql(data: bytes) -> Words | None:
-    """The first ErrorResponse, behind notices and the answer to a COMMIT or ROLLBACK that is due: 1
-    byte of type, 4 of length (big endian, itself included), the body.
+    """The first ErrorResponse, after notices and after the answer to a COMMIT or ROLLBACK that is
+    due. A message is 1 byte of type, 4 bytes of length (big endian, including itself), and the
+    body.
     """
     start = 0
     while start + 5 <= len(data):

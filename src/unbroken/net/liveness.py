@@ -1,14 +1,14 @@
-"""Is an idle connection still there? Asked of the kernel, which knows of every FIN and RST, without
-a round trip.
+"""Check without a round trip whether an idle connection is alive: the kernel knows of every FIN and
+RST.
 
-On an idle socket nothing readable means alive. ``POLLRDHUP`` means that the other side hung up,
-whatever is still unread (PostgreSQL and MySQL leave a goodbye packet before the FIN). Readable
-without it is *undecided*: a NOTIFY or a TLS session ticket looks like that; a ping tells. A silent
-drop (NAT, power loss) is invisible here: see keepalive.py.
+An idle socket with nothing to read is alive. ``POLLRDHUP`` means that the other side hung up, even
+if data is still unread (PostgreSQL and MySQL send a goodbye packet before the FIN). A socket that
+is readable without it is *undecided*: a NOTIFY or a TLS session ticket looks like that, and a ping
+decides. A silent drop (NAT, power loss) is invisible here: see keepalive.py.
 
-Linux and FreeBSD 14 have POLLRDHUP; macOS and older BSDs have kqueue's EV_EOF; elsewhere a MSG_PEEK
-sees a FIN only once everything before it was read, and says undecided until then: :data:`SUPPORTED`
-is False there.
+Linux and FreeBSD 14 have POLLRDHUP; macOS and older BSDs have kqueue's EV_EOF. On other systems a
+MSG_PEEK sees a FIN only after all data before it was read, and gives undecided until then.
+:data:`SUPPORTED` is False there.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = [
 
 Events: TypeAlias = list[tuple[int, int]]
 
-# poll(2)'s numbers where this Python does not name them: the other ways of looking speak its
-# language.
+# The values of poll(2), for a Python that lacks the names. The other implementations report in the
+# same bits.
 _IN: int = getattr(select, "POLLIN", 0x1)
 _ERR: int = getattr(select, "POLLERR", 0x8)
 _HUP: int = getattr(select, "POLLHUP", 0x10)
@@ -48,7 +48,7 @@ _GONE = _RDHUP | _HUP | _ERR | _NVAL
 
 
 class Liveness(Enum):
-    """What the kernel knows of an idle socket."""
+    """The kernel's view of an idle socket."""
 
     ALIVE = "alive"  #: no FIN, no RST, nothing to read
     DEAD = "dead"  #: the other side hung up, or the descriptor is closed
@@ -56,7 +56,7 @@ class Liveness(Enum):
 
 
 def judge(events: Events) -> Liveness:
-    """What the *events* of one idle socket, as ``poll`` lists them, mean."""
+    """Classify the *events* of one idle socket, in the form that ``poll`` returns."""
     if not events:
         return Liveness.ALIVE
     for _, bits in events:
@@ -66,16 +66,16 @@ def judge(events: Events) -> Liveness:
 
 
 def poller(fd: int | None) -> Callable[[int], Events]:
-    """A function that looks at *fd*: call it with 0; an empty list means certainly alive, else ask
-    :func:`judge`.
+    """Return a function that checks *fd*. Call it with 0: an empty list means that the connection
+    is alive; pass any other result to :func:`judge`.
 
-    Made once per connection: on Linux it is the bound method of a poll object (about 0.3 µs a call,
-    no Python code). Only one thread may be inside it at a time. None as *fd* gives a function that
-    always says [].
+    It is made once per connection. On Linux it is the bound method of a poll object (about 0.3 µs
+    per call, no Python code). Only one thread may call it at a time. With *fd* None the function
+    always returns [].
     """
     if fd is None:
         return _nothing
-    if fd < 0:  # poll(2) ignores negative descriptors; a driver shows one when it closed its socket
+    if fd < 0:  # poll(2) ignores negative numbers; a driver shows one for a closed socket
         return _closed
     if not _RDHUP:
         return lambda _timeout: _events((fd,))
@@ -94,12 +94,12 @@ def _closed(_timeout: int) -> Events:
 
 
 def look(fd: int) -> Liveness:
-    """What the kernel knows of *fd* right now."""
+    """The kernel's view of *fd* now."""
     return judge(_events((fd,)))
 
 
 def sweep(fds: Iterable[int]) -> dict[int, Liveness]:
-    """Look at many descriptors in one system call. Only those that are not alive are returned."""
+    """Check many descriptors in one system call. Return only the descriptors that are not alive."""
     return {fd: judge([(fd, bits)]) for fd, bits in _events(fds)}
 
 
@@ -117,7 +117,9 @@ def _poll_events(fds: Iterable[int]) -> Events:
 
 
 def _kqueue_events(fds: Iterable[int], *, api: Any = None) -> Events:
-    """The same by kqueue. *api* has the names of the select module; tests hand in a stand-in."""
+    """The same with kqueue. *api* provides the names of the select module; tests pass a
+    substitute.
+    """
     kqueue = original("select", "kqueue") if api is None else api.kqueue
     api = _Select() if api is None else api
     wanted = set(fds)
@@ -127,14 +129,13 @@ def _kqueue_events(fds: Iterable[int], *, api: Any = None) -> Events:
     queue = kqueue()
     try:
         if queue.fileno() in wanted:
-            found[queue.fileno()] = _NVAL  # a number that was free a moment ago is no connection's
+            found[queue.fileno()] = _NVAL  # a number that was just free is no connection
         changes = [
             api.kevent(fd, api.KQ_FILTER_READ, api.KQ_EV_ADD | api.KQ_EV_ONESHOT)
             for fd in wanted
             if fd not in found
         ]
-        # Twice: where a change fails, the first call reports only the failures (XNU,
-        # kevent_internal).
+        # Twice: if a change fails, the first call reports only the failures (XNU, kevent_internal).
         for event in queue.control(changes, len(changes), 0) + queue.control(None, len(changes), 0):
             found[event.ident] = found.get(event.ident, 0) | _from_kevent(event, api)
     finally:
@@ -143,7 +144,7 @@ def _kqueue_events(fds: Iterable[int], *, api: Any = None) -> Events:
 
 
 class _Select:
-    """The select module with the names that gevent removed."""
+    """The select module, including the names that gevent removed."""
 
     def __getattr__(self, name: str) -> Any:
         return original("select", name)
@@ -156,7 +157,9 @@ def _from_kevent(event: Any, api: Any) -> int:
 
 
 def _peek_events(fds: Iterable[int]) -> Events:
-    """The same by MSG_PEEK, for systems that have neither: blind for a FIN behind unread data."""
+    """The same with MSG_PEEK, for systems that have neither. It does not see a FIN behind unread
+    data.
+    """
     found = ((fd, _peek_bits(fd)) for fd in fds)
     return [(fd, bits) for fd, bits in found if bits]
 
@@ -180,5 +183,5 @@ _events: Callable[[Iterable[int]], Events] = (
     _poll_events if _RDHUP else _kqueue_events if _KQUEUE else _peek_events
 )
 
-#: Whether every FIN and RST is seen here without a round trip.
+#: Whether this module detects every FIN and RST without a round trip.
 SUPPORTED: bool = bool(_RDHUP) or _KQUEUE

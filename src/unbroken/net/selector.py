@@ -1,9 +1,8 @@
-"""The kernel's list of sockets to tell us about when they hang up: epoll, kqueue, or nothing at
-all.
+"""The kernel's queue of socket hang-ups: epoll, kqueue, or none.
 
-Sockets are added for hang-ups only: what a lent connection reads and writes wakes nobody. After a
-hang-up is reported the socket is silent until it is added again (or, by kqueue, until something new
-happens to it), so that a dead connection that is still lent does not spin.
+Sockets are registered for hang-ups only, so reads and writes on a connection in use wake no thread.
+After a hang-up the socket reports nothing until it is added again (with kqueue: until its next
+event). So a dead connection that is still in use does not cause a busy loop.
 """
 
 from __future__ import annotations
@@ -19,37 +18,37 @@ _LONGEST = 86400.0  # seconds; epoll counts milliseconds in an int
 
 
 class Selector(Protocol):
-    """What a watcher needs of the kernel.
+    """The operations that a watcher needs from the kernel.
 
-    Not thread-safe by itself, but for add and remove during a wait.
+    Not thread-safe, except that ``add`` and ``remove`` may be called during a ``wait``.
     """
 
     def add(self, fd: int) -> None:
         """Report when the other side of *fd* hangs up.
 
-        Again for the same number: as if new. Never raises.
+        Adding the same number again starts over. Never raises.
         """
 
     def add_reader(self, fd: int) -> None:
-        """Report whenever *fd* can be read."""
+        """Report whenever *fd* is readable."""
 
     def remove(self, fd: int) -> None:
-        """Forget *fd*. Never raises."""
+        """Stop reporting *fd*. Never raises."""
 
     def wait(self, timeout: float | None) -> list[int]:
-        """The descriptors to report, after at most *timeout* seconds (None: for ever)."""
+        """The descriptors to report, after at most *timeout* seconds (None: no limit)."""
 
     def fileno(self) -> int | None:
-        """A descriptor that is readable while there is something to report; None where there is
-        none.
+        """A descriptor that is readable while there is something to report. None if there is no
+        such descriptor.
         """
 
     def close(self) -> None:
-        """Let go of the kernel's object, and of nothing else: a forked child may call it."""
+        """Close only the kernel's object. A forked child may call this."""
 
 
 class EpollSelector:
-    """Linux."""
+    """The selector on Linux."""
 
     def __init__(self) -> None:
         self._hangup: int = original("select", "EPOLLRDHUP") | original("select", "EPOLLONESHOT")
@@ -57,40 +56,42 @@ class EpollSelector:
         self._epoll = original("select", "epoll")()
 
     def add(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Report when the other side of *fd* hangs up, once."""
         try:
             self._epoll.register(fd, self._hangup)
         except FileExistsError:
             with contextlib.suppress(OSError):
                 self._epoll.modify(fd, self._hangup)
         except (OSError, ValueError):
-            pass  # closed: whoever uses it next finds out
+            pass  # closed: its next user finds out
 
     def add_reader(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Report whenever *fd* is readable."""
         self._epoll.register(fd, self._readable)
 
     def remove(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Stop reporting *fd*."""
         with contextlib.suppress(OSError, ValueError):
             self._epoll.unregister(fd)
 
     def wait(self, timeout: float | None) -> list[int]:
-        """See :class:`Selector`."""
+        """The descriptors to report, after at most *timeout* seconds."""
         return [fd for fd, _ in self._epoll.poll(-1 if timeout is None else min(timeout, _LONGEST))]
 
     def fileno(self) -> int | None:
-        """See :class:`Selector`."""
+        """The descriptor of the epoll set."""
         number: int = self._epoll.fileno()
         return number
 
     def close(self) -> None:
-        """See :class:`Selector`."""
+        """Close the epoll set."""
         self._epoll.close()
 
 
 class KqueueSelector:
-    """macOS and the BSDs. *api* has the names of the select module; tests hand in a stand-in."""
+    """The selector on macOS and the BSDs. *api* provides the names of the select module; tests pass
+    a substitute.
+    """
 
     _LOW_WATER = 0x1  # NOTE_LOWAT, sys/event.h
     _MUCH = 0x7FFFFFFF
@@ -107,24 +108,24 @@ class KqueueSelector:
             self._queue.control([event], 0, 0)
 
     def add(self, fd: int) -> None:
-        """See :class:`Selector`.
+        """Report when the other side of *fd* hangs up.
 
-        A low-water mark above any buffer: answers of the server wake nobody, EOF does.
+        The low-water mark is above any buffer size: the server's answers wake no thread, EOF does.
         """
         self._change(
             fd, self._get("KQ_EV_ADD") | self._get("KQ_EV_CLEAR"), self._LOW_WATER, self._MUCH
         )
 
     def add_reader(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Report whenever *fd* is readable."""
         self._change(fd, self._get("KQ_EV_ADD"))
 
     def remove(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Stop reporting *fd*."""
         self._change(fd, self._get("KQ_EV_DELETE"))
 
     def wait(self, timeout: float | None) -> list[int]:
-        """See :class:`Selector`."""
+        """The descriptors to report, after at most *timeout* seconds."""
         return [
             event.ident
             for event in self._queue.control(
@@ -133,50 +134,50 @@ class KqueueSelector:
         ]
 
     def fileno(self) -> int | None:
-        """See :class:`Selector`."""
+        """The descriptor of the kqueue."""
         number: int = self._queue.fileno()
         return number
 
     def close(self) -> None:
-        """See :class:`Selector`."""
+        """Close the kqueue."""
         self._queue.close()
 
 
 class BlindSelector:
-    """Elsewhere: no hang-up is reported (the look at each acquire finds them); timers work all the
-    same.
+    """The selector on other systems. It reports no hang-up: the check at each acquire finds them.
+    Timers still work.
     """
 
     def __init__(self) -> None:
         self._readers: list[int] = []
 
     def add(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Do nothing: hang-ups are not reported."""
 
     def add_reader(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Report whenever *fd* is readable."""
         self._readers.append(fd)
 
     def remove(self, fd: int) -> None:
-        """See :class:`Selector`."""
+        """Do nothing."""
 
     def wait(self, timeout: float | None) -> list[int]:
-        """See :class:`Selector`."""
+        """The readers to report, after at most *timeout* seconds."""
         ready: list[int] = original("select", "select")(
             self._readers, [], [], None if timeout is None else min(timeout, _LONGEST)
         )[0]
         return ready
 
     def fileno(self) -> int | None:
-        """See :class:`Selector`. Under gevent the reader alone is waited for."""
+        """The reader, the only descriptor that is waited for under gevent."""
         return self._readers[0] if self._readers else None
 
     def close(self) -> None:
-        """See :class:`Selector`."""
+        """Do nothing: there is no kernel object."""
 
 
 def new_selector() -> Selector:
-    """The best that this system has."""
+    """The best selector that this system supports."""
     if has("select", "epoll"):
         return EpollSelector()
     return KqueueSelector() if has("select", "kqueue") else BlindSelector()

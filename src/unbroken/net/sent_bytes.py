@@ -1,10 +1,10 @@
-"""Has anything been sent on this connection since? Asked of the kernel (Linux: TCP_INFO), below the
+"""Detect whether data was sent on a connection, by asking the kernel (Linux: TCP_INFO), below the
 driver and TLS.
 
-The count grows with every byte that was written to the socket, sent already or still queued, and
-with retransmissions (these only make it err on the safe side). Keepalive probes and bare ACKs do
-not change it. So two equal counts prove that nothing at all was sent in between: no BEGIN, no
-statement, nothing to roll back.
+The count grows with every byte that was written to the socket, sent or still queued. It also grows
+with retransmissions, which only makes it err on the safe side. Keepalive probes and bare ACKs do
+not change it. So two equal counts prove that nothing was sent in between: no BEGIN, no statement,
+nothing to roll back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STANDING = struct.Struct("=24xI28xI84xI")
 
 
 class _Call(ctypes.Structure):
-    """One getsockopt call's memory: the length, in and out, then what the kernel fills in."""
+    """The memory of one getsockopt call: the length, in and out, then the kernel's data."""
 
     _fields_ = (
         ("length", ctypes.c_uint32),
@@ -45,9 +45,7 @@ class _Call(ctypes.Structure):
 
 def _system_getsockopt() -> Any:
     try:
-        return ctypes.PyDLL(
-            None
-        ).getsockopt  # PyDLL: a call this short is not worth giving the GIL away
+        return ctypes.PyDLL(None).getsockopt  # PyDLL: the call is too short to release the GIL
     except (AttributeError, OSError, TypeError):
         return None
 
@@ -56,12 +54,12 @@ _getsockopt: Any = _system_getsockopt() if sys.platform == "linux" else None
 
 
 def counter(fd: int | None) -> Callable[[], int | None]:
-    """A function that gives the count of data sent on *fd* so far (about 0.85 µs a call), or None
-    where none is kept.
+    """Return a function that gives the count of data sent on *fd* so far (about 0.85 µs per call),
+    or None if the kernel keeps no count.
 
-    Made once per connection; only one thread may be inside it at a time. It never owns *fd*. It
-    gives None for unix sockets, MPTCP, closed descriptors, systems other than Linux ≥ 4.19, and
-    where the kernel does not really count (0 on a connection that has logged in).
+    It is made once per connection; only one thread may call it at a time. It never owns *fd*. It
+    gives None for unix sockets, MPTCP, closed descriptors and systems other than Linux ≥ 4.19. It
+    also gives None if the kernel does not really count (0 on a connection that has logged in).
     """
     if fd is None or fd < 0 or sys.platform != "linux" or not _is_tcp(fd):
         return _unknown
@@ -69,17 +67,16 @@ def counter(fd: int | None) -> Callable[[], int | None]:
 
 
 def segments_sent(fd: int | None) -> int | None:
-    """The count once, for callers who do not look again and again: see :func:`counter`."""
+    """The count, once, for callers that do not check repeatedly: see :func:`counter`."""
     return counter(fd)()
 
 
 def unread_for(fd: int) -> float | None:
-    """Whether the other side takes no data though there is some to send: seconds since it last
-    acknowledged anything.
+    """Seconds since the other side last acknowledged anything, if it does not accept the data that
+    waits to be sent.
 
-    None when nothing waits to be sent, or nothing is known. A server that is there answers the
-    kernel's window probes all the while, so the number stays small: it only does not read, being
-    busy with what it has.
+    None if no data waits, or if nothing is known. A host that is alive keeps answering the kernel's
+    window probes, so the number stays small: the server is busy and does not read.
     """
     try:
         with borrowed(fd) as sock:
@@ -92,17 +89,17 @@ def unread_for(fd: int) -> float | None:
 
 
 def quiet_for(fd: int) -> float | None:
-    """Seconds since data was last sent or received on *fd*; None where that is not known.
+    """Seconds since data was last sent or received on *fd*. None if unknown.
 
-    A hang-up is no data.
+    A hang-up does not count as data.
     """
     found = last_data(fd)
     return None if found is None else min(found)
 
 
 def last_data(fd: int) -> tuple[float, float] | None:
-    """Seconds since data was last sent on *fd*, and since some was received; None where that is not
-    known.
+    """Seconds since data was last sent on *fd*, and since data was last received. None if
+    unknown.
     """
     if not _is_tcp(fd):
         return None
@@ -117,8 +114,8 @@ def last_data(fd: int) -> tuple[float, float] | None:
 
 
 def has_unsent(fd: int) -> bool:
-    """Whether data waits to be sent on *fd* because the other side takes none: to write more may
-    take for ever.
+    """Whether data waits to be sent on *fd* because the other side does not accept it. Another
+    write could block for ever.
     """
     try:
         with borrowed(fd) as sock:

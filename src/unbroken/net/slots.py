@@ -1,14 +1,15 @@
-"""Slots that processes of one user share: a small file, and one lock of the kernel's for each.
+"""Slots that processes of one user share: a small file, with one kernel lock for each slot.
 
-A lock belongs to an *open file description* (``F_OFD_SETLK``): the kernel frees it when the process
-dies, however it dies. Nothing here waits. What one process holds, another one finds taken.
+A lock belongs to an *open file description* (``F_OFD_SETLK``). The kernel releases it whenever the
+process ends, even in a crash. No call here waits. A slot that one process holds appears taken to
+all others.
 
-Locks are on single bytes. A slot's byte is also written: 1 while it is held, so that a slot whose
-holder died without giving it back is told from one that is free. Nothing of the file is needed
-after a restart of the machine.
+Locks cover single bytes. A slot's byte is also written: 1 while it is held. This distinguishes a
+slot whose holder died without releasing it from a free slot. The file's content is not needed after
+a reboot.
 
 A forked child inherits the description, and with it its parent's locks. It closes its copy
-(:meth:`Slots.leave_behind`), which frees nothing, and opens the file anew.
+(:meth:`Slots.leave_behind`), which releases nothing, and opens the file again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ except ImportError:  # Windows
 
 #: More slots than any server has connections.
 MOST = 100_000
-#: Where the slots begin in the file. Before them stands what the server granted.
+#: Offset of the slots in the file. The server's limit is stored before it.
 _SLOTS = 4096
 _HEAD = 64
 _MAGIC = "unbroken-share-1"
@@ -43,39 +44,42 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 class Flag(IntEnum):
-    """What a member says of itself, by a lock on a byte of its own: counted from here."""
+    """A flag that a member shows to the others by a lock on its own byte. The value is the offset
+    of member 0's byte.
+    """
 
     MEMBER = 1 << 30
     HUNGRY = 2 << 30
     STARVES = 3 << 30
 
 
-#: So many members at most.
+#: Maximum number of members.
 _MEMBERS = 1 << 16
-#: Beyond all bytes that are locked.
+#: An offset beyond all locked bytes.
 _END = 4 << 30
-#: How often the file is opened anew where its last user removes it just then.
+#: How often to open the file again if its last user is removing it at that moment.
 _ATTEMPTS = 20
 
-#: The file that has a descriptor now. A number may be used again: by another one of these.
+#: Maps a descriptor to the object that owns it now. A number may be reused by another of these
+#: objects.
 _owners: weakref.WeakValueDictionary[int, Slots] = weakref.WeakValueDictionary()
 
 
 def supported() -> bool:
-    """Whether this system has such locks."""
+    """Whether this system supports locks of open file descriptions."""
     return fcntl is not None and hasattr(fcntl, "F_OFD_SETLK") and sys.platform == "linux"
 
 
 class Slots:
-    """One open file. All of it is called under the lock of the pool that has it.
+    """One open file. All methods are called under the lock of the pool that owns it.
 
-    Raises OSError where the file cannot be made, is somebody else's or is a link, and where the
-    system cannot lock it.
+    Raises OSError if the file cannot be created, if it belongs to another user or is a link, or if
+    the system cannot lock it.
     """
 
     def __init__(self, name: str) -> None:
         self.held: set[int] = set()
-        self.number = 0  #: of this member
+        self.number = 0  #: this member's number
         self._raised: set[Flag] = set()
         self._mark = fork_mark()
         for _ in range(_ATTEMPTS):
@@ -93,8 +97,10 @@ class Slots:
         raise OSError(errno.EAGAIN, "the file is being removed, or too many pools use it")
 
     def _join(self) -> bool:
-        """Become a member. False: the last one that left is just about to remove the file."""
-        if not self._is_locked(0, _END):  # what is written is of processes that are gone
+        """Become a member. Return False if the last member that left is about to remove the
+        file.
+        """
+        if not self._is_locked(0, _END):  # its content is from processes that have ended
             os.ftruncate(self._fd, _SLOTS)
         start = os.getpid() % _MEMBERS
         for number in range(start, start + 256):
@@ -106,13 +112,13 @@ class Slots:
     # -- slots -------------------------------------------------------------------------------------
 
     def take(self, limit: int, *, low: bool) -> int | None:
-        """Take a slot below *limit* that nobody holds, a *low* or a high one; None: there is none
-        that was given back.
+        """Acquire a free slot below *limit* that was properly released, the lowest (*low*) or the
+        highest. None if there is none.
         """
         return self._take(limit, was_held=False, low=low)
 
     def take_dead(self, limit: int) -> int | None:
-        """Take a slot whose holder has died; None: there is none."""
+        """Acquire a slot whose holder has died. None if there is none."""
         return self._take(limit, was_held=True, low=True)
 
     def _take(self, limit: int, *, was_held: bool, low: bool) -> int | None:
@@ -127,20 +133,20 @@ class Slots:
         return None
 
     def give_back(self, slot: int) -> None:
-        """Free a slot that is held."""
+        """Release a held slot."""
         os.pwrite(self._fd, b"\0", _SLOTS + slot)
         self._unlock(_SLOTS + slot)
         self.held.discard(slot)
 
     def free(self, limit: int) -> int:
-        """How many slots below *limit* nobody holds."""
+        """The number of free slots below *limit*."""
         taken = self._count(_SLOTS, _SLOTS + limit, limit)
         return limit - taken - sum(slot < limit for slot in self.held)
 
-    # -- what members say --------------------------------------------------------------------------
+    # -- flags of the members ----------------------------------------------------------------------
 
     def raise_flag(self, flag: Flag, up: bool) -> None:
-        """Say something to all others, or say it no more."""
+        """Show *flag* to all other members, or withdraw it."""
         if up is (flag in self._raised):
             return
         if up and self._lock(flag + self.number):
@@ -150,14 +156,14 @@ class Slots:
             self._raised.discard(flag)
 
     def others(self, flag: Flag, most: int = 1024) -> int:
-        """How many other members say so, as far as *most*."""
+        """The number of other members that show *flag*, counted up to *most*."""
         return self._count(flag, flag + _MEMBERS, most)
 
-    # -- what the server granted -------------------------------------------------------------------
+    # -- the server's limit ------------------------------------------------------------------------
 
     @property
     def limit(self) -> int | None:
-        """The number of slots that was written last; None: none was."""
+        """The number of slots that was written last. None if none was written."""
         words = os.pread(self._fd, _HEAD, 0).decode("ascii", "replace").split()
         if len(words) < 3 or words[0] != _MAGIC or words[1] != words[2] or not words[1].isdigit():
             return None
@@ -172,7 +178,7 @@ class Slots:
 
     @property
     def is_current(self) -> bool:
-        """Whether those who open the file now find this one, and this descriptor leads to it."""
+        """Whether the path still leads to this file, and the descriptor still refers to it."""
         try:
             here, there = os.fstat(self._fd), os.lstat(self._path)
         except OSError:
@@ -180,19 +186,20 @@ class Slots:
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) == self._identity
 
     def close(self) -> None:
-        """Let go of everything. The last one removes the file."""
+        """Release everything. The last member removes the file."""
         if self._fd < 0 or not self._mark[0]:
             self.leave_behind()
             return
         with contextlib.suppress(OSError):
-            # With this lock nobody else has one, and none that opens the file now can join.
+            # While this lock is held, no other member has one, and none that opens the file can
+            # join.
             if self.is_current and self._lock(0, _END):
                 os.unlink(self._path)
         self.leave_behind()
 
     def leave_behind(self) -> None:
-        """Close the descriptor, if it is this file's still. In a forked child that frees nothing of
-        its parent's.
+        """Close the descriptor, if it still refers to this file. In a forked child this releases
+        none of the parent's locks.
         """
         fd, self._fd = self._fd, -1
         self.held.clear()
@@ -224,7 +231,7 @@ class Slots:
         self._call("F_OFD_SETLK", "F_UNLCK", start, 1)
 
     def _is_locked(self, start: int, end: int) -> tuple[int, int] | None:
-        """The bytes of one lock that somebody else has between *start* and *end*."""
+        """The byte range of one lock that another member holds between *start* and *end*."""
         if start >= end:
             return None
         kind, _, first, length, _ = _FLOCK.unpack(
@@ -235,7 +242,9 @@ class Slots:
         return first, end if length == 0 else first + length
 
     def _count(self, start: int, end: int, most: int) -> int:
-        """How many bytes others have locked there. The kernel names any one of them."""
+        """The number of bytes that others have locked in the range. The kernel reports any one of
+        the locks.
+        """
         todo, found = [(start, end)], 0
         while todo and found < most:
             begin, until = todo.pop()
@@ -256,11 +265,11 @@ class Slots:
 
 
 def _open(name: str) -> tuple[str, int]:
-    """Path and descriptor of the file for *name*, in a folder that is this user's alone.
+    """Path and descriptor of the file for *name*, in a directory that belongs to this user alone.
 
-    The name is hashed: it may be long, or tell what nobody else should know.
+    The name is hashed, because it may be long or confidential.
     """
-    # when they are needed: most programs do without
+    # Imported on demand: most programs do not need them.
     import tempfile
     from hashlib import sha256
 

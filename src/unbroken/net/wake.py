@@ -1,4 +1,4 @@
-"""How a thread, or a greenlet, waits for a selector, and how another one wakes it."""
+"""How a thread or a greenlet waits for a selector, and how another thread wakes it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from unbroken.net.selector import Selector
 
 
 class Wake:
-    """Something that another thread can make readable: an eventfd, elsewhere a pair of sockets.
+    """An object that another thread can make readable: an eventfd or, on other systems, a pair of
+    sockets.
 
-    ``fd`` is to be waited for.
+    Wait for ``fd``.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class Wake:
                 end.setblocking(False)
 
     def set(self) -> None:
-        """Make it readable."""
+        """Make ``fd`` readable."""
         try:
             if self._pair is None:
                 os.eventfd_write(self.fd, 1)
@@ -38,7 +39,7 @@ class Wake:
             pass  # it is readable already
 
     def clear(self) -> None:
-        """Make it unreadable again."""
+        """Make ``fd`` unreadable again."""
         try:
             if self._pair is None:
                 os.eventfd_read(self.fd)
@@ -57,7 +58,7 @@ class Wake:
 
 
 def wait(selector: Selector, timeout: float | None) -> list[int]:
-    """``selector.wait(timeout)``; where threads are greenlets, the hub runs meanwhile."""
+    """Call ``selector.wait(timeout)``. Where threads are greenlets, the hub runs meanwhile."""
     number = selector.fileno() if threads_are_greenlets() else None
     if number is None:
         return selector.wait(timeout)
@@ -68,7 +69,7 @@ def wait(selector: Selector, timeout: float | None) -> list[int]:
 def _give_way(fd: int, timeout: float | None) -> None:
     """Let gevent's hub run until *fd* is readable.
 
-    Both events are weak: they do not keep a hub alive that has ended its work.
+    Both events are weak: they do not keep a hub alive that has finished its work.
     """
     hub_module: Any = importlib.import_module("gevent.hub")
     hub = hub_module.get_hub()

@@ -1,18 +1,18 @@
-"""Somebody who sees at once when a connection's other side hangs up, and who keeps the time.
+"""Detects immediately when a connection's other side hangs up, and runs timers.
 
-A connection's socket is registered once, when it is born; lending and returning it costs nothing. A
-hang-up (FIN or RST) calls its callback, once. There is one :class:`ThreadWatcher` per process (a
-daemon thread, under gevent a greenlet), or a :class:`LoopWatcher` on an asyncio loop. With no timer
-set, nothing wakes up.
+A connection's socket is registered once, when it is opened; acquire and release cost nothing here.
+A hang-up (FIN or RST) calls its callback once. There is one :class:`ThreadWatcher` per process (a
+daemon thread, under gevent a greenlet), or a :class:`LoopWatcher` on an asyncio loop. Without a
+timer, no thread wakes up.
 
-Callbacks run on the watcher, outside its lock, and must not block. What they raise is logged.
+Callbacks run on the watcher, outside its lock, and must not block. Their exceptions are logged.
 
-Descriptors' numbers are used again, so: ``unwatch`` before the socket is closed. A hang-up that was
-reported for the number's last user never reaches the next one: before a callback is called, the
-socket is looked at under the lock that ``watch`` and ``unwatch`` take.
+Descriptor numbers are reused, so call ``unwatch`` before closing the socket. A hang-up that was
+reported for a number's previous socket never reaches the next one: before each callback, the socket
+is checked under the lock that ``watch`` and ``unwatch`` take.
 
-In a forked child every method of an inherited watcher does nothing: the kernel's object behind it
-is the parent's too.
+In a forked child every method of an inherited watcher does nothing: it shares the kernel's object
+with the parent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Callback: TypeAlias = Callable[[], object]
 
 
 class Timer:
-    """A callback to come. ``when`` is in time.monotonic()'s seconds."""
+    """A scheduled callback. ``when`` is in seconds of time.monotonic()."""
 
     __slots__ = ("_callback", "_on_cancel", "when")
 
@@ -59,11 +59,11 @@ class Timer:
 
     @property
     def is_pending(self) -> bool:
-        """Whether it is still to be called."""
+        """Whether the callback is still pending."""
         return self._callback is not None
 
     def cancel(self) -> None:
-        """Never call it, if that has not begun yet. May be called twice, from any thread."""
+        """Cancel the callback, unless it has begun. Any thread may call this repeatedly."""
         if self._callback is not None:
             self._callback = None
             if self._on_cancel is not None:
@@ -87,7 +87,7 @@ def _call(callback: Callback) -> None:
 
 
 class Watcher(Guarded, ABC):
-    """What the pools see of either watcher."""
+    """The interface of both watchers that the pools use."""
 
     def __init__(self) -> None:
         self._mark = fork_mark()
@@ -98,19 +98,19 @@ class Watcher(Guarded, ABC):
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is open, and this process's own."""
+        """Whether the watcher is open and belongs to this process."""
         return bool(self._mark[0]) and not self._closed
 
     def watch(self, fd: int, callback: Callback) -> None:
-        """Call *callback*, once, when the other side of the socket *fd* hangs up (at once if it
+        """Call *callback* once when the other side of the socket *fd* hangs up (immediately if it
         has).
 
-        What cannot be watched (not an open socket, no support in this kernel) is silently left to
-        the look at acquire.
+        If *fd* cannot be watched (not an open socket, no kernel support), nothing happens; the
+        check at acquire covers it.
         """
         if not self.is_usable or identity(fd) is None:
-            # nor may a number that its user closed, and that is our own now, be taken for a
-            # connection
+            # A number that its user closed may be our own descriptor now. It must not be watched as
+            # a connection.
             return
         with self.lock:
             selector = self._start()
@@ -119,7 +119,7 @@ class Watcher(Guarded, ABC):
                 selector.add(fd)
 
     def unwatch(self, fd: int) -> None:
-        """Forget *fd*; to be called before it is closed.
+        """Stop watching *fd*. Must be called before *fd* is closed.
 
         A callback that has begun is not stopped.
         """
@@ -130,7 +130,7 @@ class Watcher(Guarded, ABC):
                 self._selector.remove(fd)
 
     def stopped(self) -> NoThreadError | None:
-        """Why nobody keeps the time now; None: somebody does, or will as soon as it is needed."""
+        """Why timers do not run now. None if they do, or will as soon as they are needed."""
         return None
 
     @abstractmethod
@@ -139,7 +139,8 @@ class Watcher(Guarded, ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it: no callback begins after this, from another thread at most one that is under way.
+        """Stop the watcher: no callback begins after this. On another thread, one may be in
+        progress.
 
         Idempotent.
         """
@@ -155,8 +156,8 @@ class Watcher(Guarded, ABC):
                 _call(callback)
 
     def _gone(self, fd: int) -> Callback | None:
-        """The callback of *fd*, if its present user is really gone; a report may be about the
-        number's last user.
+        """The callback of *fd*, if its current socket has hung up. A report may be about the
+        number's previous socket.
         """
         with self.lock:
             if fd not in self._callbacks or self._selector is None:
@@ -181,7 +182,7 @@ class ThreadWatcher(Watcher):
         self._wakes_at = -math.inf  # when the thread wakes by itself; -inf while it is awake
         self._wake: Wake | None = None
         self._thread: threading.Thread | None = None
-        self._refused: NoThreadError | None = None  #: why it has no thread
+        self._refused: NoThreadError | None = None  #: why there is no thread
 
     @classmethod
     def get(cls) -> ThreadWatcher:
@@ -198,7 +199,7 @@ class ThreadWatcher(Watcher):
             return _current
 
     def at(self, when: float, callback: Callback) -> Timer:
-        """See :class:`Watcher`."""
+        """Call *callback* when ``time.monotonic()`` reaches *when*."""
         timer = Timer(when, callback, self._count_cancelled)
         if not self.is_usable or when == math.inf or is_finalizing():
             return timer
@@ -211,7 +212,7 @@ class ThreadWatcher(Watcher):
         return timer
 
     def close(self) -> None:
-        """See :class:`Watcher`. Waits for the thread, unless called on it."""
+        """Stop the watcher, and wait for its thread unless called on it."""
         if not self.is_usable:
             return
         with self.lock:
@@ -227,7 +228,7 @@ class ThreadWatcher(Watcher):
             thread.join(5.0)
 
     def _count_cancelled(self) -> None:
-        """Cancelled timers stay in the heap until they are due, or are more than half of it."""
+        """Cancelled timers stay in the heap until they are due or make up more than half of it."""
         self._cancelled += 1
         if self._cancelled < 64 or self._cancelled * 2 < len(self._timers) or not self._mark[0]:
             return
@@ -248,7 +249,7 @@ class ThreadWatcher(Watcher):
     def _start_thread(self) -> None:
         try:
             self._thread = start_thread(self._run, name="unbroken-watcher")
-        except NoThreadError as why:  # deaths are found at acquire
+        except NoThreadError as why:  # acquire still finds dead connections
             if self._refused is None and not why.is_ending:
                 log.warning(
                     "no watcher",
@@ -262,7 +263,7 @@ class ThreadWatcher(Watcher):
             self._refused = None
 
     def stopped(self) -> NoThreadError | None:
-        """See :class:`Watcher`."""
+        """Why timers do not run now. Tries again to start the thread."""
         if is_finalizing():
             return NoThreadError(FINALIZING, is_ending=True)
         if self._thread is not None or not self.is_usable:
@@ -275,7 +276,7 @@ class ThreadWatcher(Watcher):
         try:
             while self._turn():
                 pass
-        finally:  # also when a greenlet is killed: the next watch or timer starts another
+        finally:  # also when a greenlet is killed: the next watch or timer starts a new one
             if self._mark[0]:
                 with self.lock:
                     self._thread = None
@@ -305,8 +306,8 @@ class ThreadWatcher(Watcher):
         return True
 
     def _begin_anew(self) -> bool:
-        """Our descriptors were closed under us (a program that closes all that it does not know):
-        make others.
+        """Open new descriptors after other code closed ours (a program that closes all descriptors
+        that it does not know).
         """
         log.warning(
             "watcher renewed",
@@ -350,7 +351,7 @@ class ThreadWatcher(Watcher):
 
 
 class LoopWatcher(Watcher):
-    """The same on an asyncio loop. All methods are to be called on that loop's thread."""
+    """The same on an asyncio loop. All methods must be called on that loop's thread."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         super().__init__()
@@ -358,7 +359,7 @@ class LoopWatcher(Watcher):
         self._timers: set[TimerHandle] = set()
 
     def at(self, when: float, callback: Callback) -> Timer:
-        """See :class:`Watcher`."""
+        """Call *callback* on the loop when ``time.monotonic()`` reaches *when*."""
         handle: list[TimerHandle] = []
 
         def cancel() -> None:
@@ -374,7 +375,7 @@ class LoopWatcher(Watcher):
             self._timers.discard(handle[0])
             if self._closed or not self._mark[0]:
                 return
-            if time.monotonic() < when:  # the loop's clock may be another, and may lag behind
+            if time.monotonic() < when:  # the loop's clock may differ, and may lag
                 handle[0] = self._later(when, due)
             else:
                 timer._run()
@@ -388,7 +389,7 @@ class LoopWatcher(Watcher):
         return handle
 
     def close(self) -> None:
-        """See :class:`Watcher`. The loop may be closed already."""
+        """Stop the watcher. The loop may be closed already."""
         if not self.is_usable:
             return
         with self.lock:
@@ -418,14 +419,14 @@ class LoopWatcher(Watcher):
 
 
 _current: ThreadWatcher | None = None
-# Kept, so that they close nothing: their descriptors' numbers may belong to somebody else by now.
+# Kept, so that they close nothing: their descriptors' numbers may be in use by other code.
 _inherited: list[ThreadWatcher] = []
 _lost: list[object] = []
 _making = threading.Lock()
 
 
 def _later(when: float, callback: Callback) -> object:
-    """Call *callback* at *when* by what keeps the time here already; None where nothing does."""
+    """Call *callback* at *when*, using the running watcher or loop. None if there is neither."""
     if _current is not None and _current.is_usable:
         return _current.at(when, callback)
     loop = _get_running_loop()

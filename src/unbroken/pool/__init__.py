@@ -1,1 +1,1 @@
-"""The moves of a pool, written once for threads and for event loops."""
+"""The steps of a pool, written once for threads and for event loops."""

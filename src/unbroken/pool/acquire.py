@@ -1,5 +1,5 @@
-"""The slow path of an acquire: check a doubtful connection, stand in line, give up in time and say
-why.
+"""The slow path of an acquire: check a doubtful connection, wait in the line, and fail in time with
+a reason.
 """
 
 from __future__ import annotations
@@ -31,37 +31,35 @@ from unbroken.pool.unsupported import refuse_eventlet
 
 log = Part("pool")
 
-#: A caller in line looks around this often: after forgotten connections, after a worker that got
-#: lost.
+#: Seconds between two checks of a waiting caller: for forgotten connections, and for a lost worker.
 LOOK_AROUND = 0.25
-#: Its first look comes sooner, and may collect garbage: a forgotten connection is often part of a
-#: cycle.
+#: Seconds to its first check, which may collect garbage: a forgotten connection is often part of a
+#: reference cycle.
 FIRST_LOOK = 0.05
-#: At least this long between two looks, whoever looks: a line of a thousand must not spend its time
-#: on looking.
+#: Minimum seconds between two checks by any caller: a line of a thousand must not spend its time
+#: checking.
 LOOKS_APART = 0.04
-#: At least this long between two such collections: they cost tens of milliseconds in a large
-#: process.
+#: Minimum seconds between two such collections: each takes tens of milliseconds in a large process.
 COLLECT_EVERY = 0.5
-#: … and this many times the processor's time that the last one took. A busy pool must not spend
-#: more than a tenth of the time on it; where one takes a second, a caller with the default timeout
-#: still gets one.
+#: … and this many times the processor time of the last one. A busy pool must not spend more than a
+#: tenth of the time on collections. If one takes a second, a caller with the default timeout still
+#: gets one.
 COLLECT_SHARE = 10.0
 
 
 def acquire(
     state: PoolState, suspect: Entry | None, started: float, until: float, *, again: bool = False
 ) -> Flow[Entry]:
-    """An entry fit to be lent, owned by the caller. *suspect* was popped from idle and needs more
-    than a glance. *again*: the caller had a place, which it gave up because its connection had
-    ended; it comes first.
+    """Return an entry that is fit for use and that the caller owns. *suspect* was popped from idle
+    and needs a full check. *again*: the caller had a place but gave it up because its connection
+    had ended, so it goes first.
 
-    Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError at *until* at the
-    latest.
+    Raises PoolTimeoutError, OutageError, ConnectRejectedError or PoolClosedError, no later than at
+    *until*.
     """
     entry = suspect
     try:
-        refuse_eventlet()  # it may have come after the pool
+        refuse_eventlet()  # eventlet may have been imported after the pool was made
         _refuse_at_the_end(state)
     except UnbrokenError:
         if suspect is not None:
@@ -80,9 +78,8 @@ def acquire(
 
 
 def _refuse_at_the_end(state: PoolState) -> None:
-    """Where nobody keeps the time any more, nothing that waits for a server could be bounded.
-
-    Raises PoolClosedError then.
+    """Raise PoolClosedError if no timer can run any more: then no wait for a server would have a
+    bound.
     """
     why = state.runtime.watcher.stopped()
     if why is not None and why.is_ending:
@@ -90,7 +87,7 @@ def _refuse_at_the_end(state: PoolState) -> None:
 
 
 def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
-    """Whether *entry* may be lent now. What may not is buried."""
+    """Whether *entry* can be used now. An unfit entry is closed."""
     if entry.conn is None:
         return True  # a place: its caller connects
     now = state.clock()
@@ -107,8 +104,8 @@ def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
         return False
     if entry.due is not None:
         if is_soon(state, entry, now) and looks is Liveness.ALIVE and need is Need.NOTHING:
-            return True  # its answer comes before that to the next statement
-        # what stands on the socket is that answer, most likely: look again behind it
+            return True  # its answer comes before the next statement's
+        # The unread data is most likely that answer: check again after reading it.
         fit = yield from take_answer(state, entry, time_to_ping(state, until - now))
         return fit and (yield from _is_fit(state, entry, until))
     if looks is Liveness.ALIVE and need is Need.NOTHING:
@@ -117,14 +114,15 @@ def _is_fit(state: PoolState, entry: Entry, until: float) -> Flow[bool]:
 
 
 def time_to_ping(state: PoolState, left: float) -> float:
-    """How many seconds a server may take to answer a caller that has *left* seconds."""
+    """Seconds within which a server must answer a caller that has *left* seconds."""
     return min(state.settings.ping_timeout, max(left, 0.05))
 
 
 def take_answer(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
-    """Read the answer to the ROLLBACK that was sent when *entry*, which the caller owns, went back.
+    """Read the answer to the ROLLBACK that was sent when *entry*, which the caller owns, was
+    returned.
 
-    False: it did not come within *timeout* seconds, or is not the one that was expected; the entry
+    Return False if it did not come within *timeout* seconds, or was not the expected one. The entry
     is closed then.
     """
     was_due = state.is_due(entry, entry.conn)
@@ -137,7 +135,9 @@ def take_answer(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
 
 
 def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
-    """One round trip on an entry that the caller owns. False: it did not answer and is closed."""
+    """One round trip on an entry that the caller owns. Return False if it got no answer; it is
+    closed then.
+    """
     if entry.due is not None and not (yield from take_answer(state, entry, timeout)):
         return False
     now = state.clock()
@@ -155,9 +155,9 @@ def ping(state: PoolState, entry: Entry, timeout: float) -> Flow[bool]:
 
 
 def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[bool]:
-    """Have the server say something on an entry that the caller owns, by the driver's *method*.
+    """Make a round trip on an entry that the caller owns, by the driver's *method*.
 
-    False: it did not, and the entry is closed.
+    Return False if it failed; the entry is closed then.
     """
     idle, due = state.clock() - entry.last_used, entry.due
     mine = Ticket(state.clock(), None)
@@ -175,7 +175,7 @@ def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[b
         state.discard(entry, cause, fault.text)
         state.sweep()
         if cause is Cause.SILENT_DROP and due is not None:
-            state.drop_unanswered(due)  # a slow server has forgotten none of the others
+            state.drop_unanswered(due)  # a slow server has not dropped the others
         elif cause is Cause.SILENT_DROP:
             state.drop_silent(idle)
         return False
@@ -188,7 +188,9 @@ def _hear(state: PoolState, entry: Entry, method: str, timeout: float) -> Flow[b
 
 
 def _stand_in_line(state: PoolState, started: float, until: float, *, front: bool) -> Flow[Entry]:
-    """Wait until a connection is granted. One wait is one ticket; it is left in every case."""
+    """Wait until a connection is granted. One wait is one ticket; it leaves the line in every
+    case.
+    """
     kernel = state.kernel
     ticket = overload.new_ticket(state)
     told: Refusal | None = None
@@ -220,7 +222,7 @@ def _stand_in_line(state: PoolState, started: float, until: float, *, front: boo
 
 
 def _give_up(state: PoolState, ticket: Ticket, *, was_cancelled: bool) -> None:
-    """Leave the line; what was granted at the last moment goes to the next one."""
+    """Leave the line. An entry that was granted at the last moment goes to the next caller."""
     with state.lock:
         if was_cancelled:
             overload.left(state, ticket)
@@ -246,7 +248,7 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
             yield Wait(ticket.signal, min(pause, max(until - now, 0.0)))
             if not ticket.done:
                 _look_around(state, until)
-                # a stray is one when it is seen again
+                # an entry is a stray only if it is found twice
                 pause = FIRST_LOOK if state.suspects else overload.pause(state, LOOK_AROUND)
     finally:
         with state.lock:
@@ -260,8 +262,8 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
 def _raise_if_hopeless(
     state: PoolState, now: float, started: float, until: float, came: float
 ) -> None:
-    """End the wait: when the time is up, or when the server has been away for too long and nothing
-    can come back.
+    """Raise if the caller must not wait longer: its time is up, or the server was down for too long
+    and no connection can be returned.
     """
     if _has_no_login(state, now, until, came):
         with state.lock:
@@ -286,7 +288,7 @@ def _raise_if_hopeless(
 
 
 def _has_no_login(state: PoolState, now: float, until: float, came: float) -> bool:
-    """Whether a caller's wait for a login has been long enough."""
+    """Whether a caller has waited long enough for a login."""
     refusals, patience = state.refusals, state.settings.outage_wait
     return (
         refusals.active
@@ -296,10 +298,10 @@ def _has_no_login(state: PoolState, now: float, until: float, came: float) -> bo
 
 
 def _may_come_back(state: PoolState) -> bool:
-    """Whether a connection that others have may still be given back to serve a caller: what is
-    known dead will not, nor what is drained.
+    """Whether a connection of another caller may still be returned and serve this one. A dead or
+    drained connection cannot.
 
-    One that was granted to a caller who has not woken up yet is lent as well as those in use.
+    A connection that was granted to a caller that has not woken up yet counts as in use.
     """
     return any(
         e.cause is None and e.generation == state.kernel.generation
@@ -371,9 +373,7 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
 
 
 def recall(state: PoolState) -> None:
-    """Ask holders for a connection that they do not need just now; the one that has it for longest
-    is asked first.
-    """
+    """Ask holders for a connection that they do not need now. The longest holder is asked first."""
     for entry in [*state.kernel.in_use.values(), *state.kernel.resetting.values()]:
         ask = entry.recall()
         if ask is not None and ask():
@@ -381,13 +381,13 @@ def recall(state: PoolState) -> None:
 
 
 def _look_around(state: PoolState, until: float) -> None:
-    """What a caller in line, who has time *until* then, can do itself: find forgotten connections,
-    and see that somebody connects.
+    """The checks that a waiting caller with time *until* can make itself: find forgotten
+    connections, and ensure that a worker connects.
     """
     now = state.clock()
     with state.lock:
         if now < state.next_look_around:
-            return  # another caller has just looked, for all
+            return  # another caller has just checked, for all
         state.next_look_around = now + LOOKS_APART
     _recover(state)
     if _should_collect(state, until):
@@ -396,10 +396,10 @@ def _look_around(state: PoolState, until: float) -> None:
 
 
 def _should_collect(state: PoolState, until: float) -> bool:
-    """Whether only a collection can find a connection for a caller who has time *until* then.
+    """Whether only a collection can find a connection for a caller with time *until*.
 
-    It takes a second in a large process, and nothing else runs meanwhile. So it waits while a
-    stray is suspected, which the next look recovers.
+    It takes a second in a large process, and blocks everything else. So it waits while an entry is
+    suspected to be a stray, which the next check recovers.
     """
     now = state.clock()
     with state.lock:
@@ -421,13 +421,15 @@ def _collect(state: PoolState) -> None:
     now, began = state.clock(), thread_time()  # other threads and processes run meanwhile
     gc.collect()
     state.collect_cost = thread_time() - began
-    # from its end: on an event loop, all others have waited for it
+    # Counted from its end: on an event loop, all other tasks have waited for it.
     state.last_collect = state.clock()
     state.collect_took = state.last_collect - now
 
 
 def _recover(state: PoolState) -> None:
-    """Find what was forgotten, lost or left behind, and give it to callers in line."""
+    """Find connections that were forgotten, lost or left behind, and give them to waiting
+    callers.
+    """
     discard_forgotten(state)
     recover_strays(state)
     recover_left(state)
@@ -438,8 +440,8 @@ def _recover(state: PoolState) -> None:
 
 @atexit.register
 def _take_no_short_cuts() -> None:
-    """Have each acquire pass by :func:`_refuse_at_the_end` from now on: once the interpreter is
-    finalizing, a statement would be sent whose COMMIT cannot be sent any more.
+    """Make each acquire call :func:`_refuse_at_the_end` from now on. While the interpreter is
+    finalizing, a statement could still be sent, but its COMMIT could not.
     """
     for state in every_state():
         state.fresh_for = -1.0

@@ -1,10 +1,10 @@
-"""Can the server serve? A new connection is asked where that is in doubt; the errors of connections
-in use may say that it cannot.
+"""Decide whether the server can serve. A new connection is asked if that is in doubt; errors of
+connections in use may report that it cannot.
 
-A server that lets us in may still serve nobody: it was demoted, its node has lost the cluster, the
-pooler in front of it cannot reach it. New connections and those in use begin the same outage of the
-server, in :mod:`unbroken.brain.outage`: all pools let go of their connections, callers and replays
-wait, and one attempt at a time asks whether the server can serve again.
+A server that accepts a login may still be unable to serve: it was demoted, its node has lost the
+cluster, or the pooler in front of it cannot reach it. New connections and those in use begin the
+same outage of the server, in :mod:`unbroken.brain.outage`. All pools drain their connections,
+callers and replays wait, and one attempt at a time asks whether the server can serve again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from unbroken.roles import Role, wanted
 
 log = Part("outage")
 
-#: A connection whose server cannot serve yet is asked again, so long in all …
+#: A connection whose server cannot serve yet is asked again for this many seconds in all …
 ASKED_FOR = 0.15
-#: … and so often: a new connection costs the server more than a question.
+#: … at this interval: a new connection costs the server more than a query.
 ASKED_EVERY = 0.04
-#: Seconds before callers give up waiting: a server that can only be read serves them then.
+#: This many seconds before callers stop waiting, a read-only server serves them.
 IN_TIME = 0.3
 
 
 class CannotServeError(Exception):
-    """A connection came about, and its server cannot serve: *fault* says why."""
+    """A connection was opened, but its server cannot serve. *fault* is the reason."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.text)
@@ -48,11 +48,11 @@ class CannotServeError(Exception):
 
 
 def admit(state: Any, attempt: Try, conn: Connection, until: float = math.inf) -> Flow[None]:
-    """Ask the server of *conn*, which *attempt* has just opened, for its role, where that matters,
-    and end at *until*.
+    """Ask the server of *conn*, which *attempt* has just opened, for its role if that matters, no
+    longer than *until*.
 
-    Leaves no transaction open. Raises CannotServeError where it must not serve this pool now, and
-    the driver's error where *conn* was lost.
+    Leaves no transaction open. Raises CannotServeError if the server must not serve this pool now,
+    and the driver's error if *conn* was lost.
     """
     if not state.driver.capabilities.server:
         return
@@ -81,7 +81,7 @@ def _must_ask(state: Any, attempt: Try) -> bool:
 
 
 def _objection(state: Any, attempt: Try, role: Role | None) -> str | None:
-    """Why a server with this role must not serve this pool now; None: it may."""
+    """Why a server with this role must not serve this pool now. None: it may."""
     server, now = state.server, state.clock()
     with server.lock:
         if role is Role.STANDBY:
@@ -97,7 +97,7 @@ def _objection(state: Any, attempt: Try, role: Role | None) -> str | None:
 
 
 def _serves(state: Any, role: Role | None) -> None:
-    """A server with this role serves this pool from now on."""
+    """From now on a server with this role serves this pool."""
     server, now = state.server, state.clock()
     with server.lock:
         news = server.standing.serves(role, wanted(state.settings.target), now)
@@ -127,12 +127,12 @@ def _serves(state: Any, role: Role | None) -> None:
 
 
 def refused(state: Any, entry: Entry, fault: Fault) -> bool:
-    """The server refuses everybody what it refused *entry* with *fault*, as it said when it was
-    asked. Gives whether that is an outage: callers and replays wait for its end.
+    """The server refuses all clients what it refused *entry* with *fault*, as it answered when
+    asked. Return whether that is an outage: callers and replays wait for its end.
 
-    A standby that this process has known for nothing else is as it should be: the error is the
-    caller's. So it is where a demoted server serves what only reads, because callers have waited
-    long enough; once a second a connection is given up then, to look for a better one.
+    A server that this process has only known as a standby is as it should be, so the error goes to
+    the caller. The same applies while a demoted server serves reads, because callers have waited
+    long enough. Then once a second a connection is given up, to look for a better server.
     """
     server, follows = state.server, Refused.OUTAGE
     if fault.kind is FaultKind.READ_ONLY:
@@ -147,11 +147,11 @@ def refused(state: Any, entry: Entry, fault: Fault) -> bool:
 
 
 def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
-    """The server told *entry*, a connection in use, that it cannot serve: *fault*.
+    """The server reported to *entry*, a connection in use, that it cannot serve: *fault*.
 
-    Unless that is old news, an outage begins, and all pools of the server let go of their
-    connections to it. False: new connections have shown for ``outage_wait`` that it can, so that
-    nobody has anything to wait for.
+    Unless that is known already, an outage begins, and all pools of the server drain their
+    connections to it. Return False if new connections have shown for ``outage_wait`` that it can
+    serve: then there is nothing to wait for.
     """
     server = state.server
     with state.lock, server.lock:
@@ -172,6 +172,6 @@ def cannot_serve(state: Any, entry: Entry, fault: Fault) -> bool:
 
 
 def _leave(state: Any) -> None:
-    """Let go of the connections to a server that cannot serve, and have one attempt made."""
+    """Drain the connections to a server that cannot serve, and start one attempt."""
     state.drain()
     state.probe()

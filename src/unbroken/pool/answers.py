@@ -1,9 +1,9 @@
-"""The answer to the COMMIT or ROLLBACK that a pool sends when a connection goes back.
+"""The answer to the COMMIT or ROLLBACK that a pool sends when a connection is returned.
 
-Nobody waits for it: the server ends the transaction as soon as it has read that. The answer is
-read by the next user of the connection, before that user gets it or together with the answer to
-the first statement; by upkeep, where no user comes. Until then the entry is *due* (see
-:class:`unbroken.brain.entry.Entry`).
+The pool does not wait for it: the server ends the transaction as soon as it has read the statement.
+The next user of the connection reads the answer: before the user gets the connection, or together
+with the answer to the first statement. If no user comes, upkeep reads it. Until then the entry is
+*due* (see :class:`unbroken.brain.entry.Entry`).
 """
 
 from __future__ import annotations
@@ -18,37 +18,44 @@ from unbroken.net.liveness import Liveness, judge
 
 log = Part("cluster")
 
-#: So many seconds after a ROLLBACK was sent, its answer is read with that to the next statement; a
-#: server that needs longer must answer it first. Most round trips between continents are shorter.
+#: For this many seconds after a ROLLBACK was sent, its answer is read together with that to the
+#: next statement. A server that needs longer must answer it first. Most round trips between
+#: continents are shorter.
 ANSWER_SOON = 0.25
-#: Seconds after which upkeep reads the answer, where no user of the connection came to read it. The
-#: next look through the pool after that does it.
+#: Seconds after which upkeep reads the answer if no user of the connection has read it. The next
+#: check of the pool after that does it.
 ANSWER_TAKEN_AFTER = 0.5
-#: Why a connection is closed whose transaction did not end as it should have.
+#: The reason logged for closing a connection whose transaction did not end as it should have.
 LEFT_UNFIT = "its ROLLBACK left it unfit"
 
 
 def may_leave(driver: BaseDriver) -> Callable[[Connection], bool]:
-    """How to find out, with *driver*, whether it is known what a ROLLBACK will be answered."""
+    """A function that reports, using *driver*, whether the answer to a ROLLBACK is known in
+    advance.
+    """
     own: Callable[[Connection], bool] | None = getattr(driver, "may_leave", None)
     return own or (lambda conn: driver.is_in_transaction(conn) is True)
 
 
 def has_traits(driver: BaseDriver) -> Callable[[Connection, Any], bool]:
-    """How to find out, with *driver*, whether a connection is in all else as it was opened."""
+    """A function that reports, using *driver*, whether a connection is otherwise as it was
+    opened.
+    """
     own: Callable[[Connection, Any], bool] | None = getattr(driver, "has_traits", None)
     return own or (lambda conn, traits: bool(driver.traits(conn) == traits))
 
 
 def is_soon(state: Any, entry: Entry, now: float) -> bool:
-    """Whether the answer that *entry* is due may be read with that to the next statement."""
+    """Whether the answer that *entry* is due may be read together with that to the next
+    statement.
+    """
     due = entry.due
     return bool(entry.end_seen and due is not None and now - due < ANSWER_SOON and may_fly(state))
 
 
 def may_fly(state: Any) -> bool:
-    """Whether the driver may be left to read the answer that is due, with that to the next
-    statement. Behind a pooler it reads the first one before it sends the second.
+    """Whether the driver can read the answer that is due together with that to the next statement.
+    Behind a pooler it reads the first answer before it sends the second statement.
     """
     if state.tries_flights:
         pooler = state.server.pooler
@@ -57,16 +64,16 @@ def may_fly(state: Any) -> bool:
 
 
 def is_overdue(entry: Entry, now: float) -> bool:
-    """Whether upkeep should read the answer that *entry* is due, as no user came."""
+    """Whether upkeep should read the answer that *entry* is due, because no user came."""
     return entry.due is not None and now - entry.due >= ANSWER_TAKEN_AFTER
 
 
 def take_at_once(state: Any, entry: Entry, now: float) -> bool:
-    """Whether *entry*, which its caller has just taken from idle, and which is due, can be lent
-    at once: the answer has come and is the one that was expected, or it comes soon.
+    """Whether *entry*, which is due and which its caller has just taken from idle, can be used
+    immediately: the expected answer has come, or it comes soon.
 
-    For a blocking driver. Where not, the slow way finds out why, and closes it where another answer
-    came.
+    For a blocking driver. If not, the slow path finds out why, and closes the entry if the answer
+    was wrong.
     """
     events = entry.poll(0)
     if not events:
@@ -76,7 +83,7 @@ def take_at_once(state: Any, entry: Entry, now: float) -> bool:
     conn = entry.conn
     try:
         if not state.driver.take_answer(conn, state.settings.ping_timeout):
-            return False  # it was read before: nobody asked for what stands on the socket
+            return False  # it was read before: the data on the socket is no answer
     except Exception as exc:
         fault = state.classify(exc)
         entry.condemn(fault.cause or Cause.LOST, fault.text)
@@ -88,11 +95,11 @@ def take_at_once(state: Any, entry: Entry, now: float) -> bool:
 
 
 def heard(state: Any, entry: Entry) -> bool:
-    """The answer has come: whether *entry* is fit for its next user.
+    """The answer has come. Return whether *entry* is fit for its next user.
 
-    Where it is not, a ROLLBACK does something else here than was thought (the server's
-    ``completion_type`` may say so): from now on each one is waited for. A routine that its user ran
-    may have done that to this session alone.
+    If it is not, ROLLBACK has another effect here than expected (the server's ``completion_type``
+    can cause that). From now on each one is waited for. A routine that the user ran may have
+    changed this session alone.
     """
     entry.due = None
     conn = entry.conn
@@ -103,22 +110,22 @@ def heard(state: Any, entry: Entry) -> bool:
             if state.ran_code(conn):
                 state.driver.end_seen(conn)
     elif state.driver.fileno(conn) is not None and not state.ran_code(conn):
-        # (a connection that has ended tells nothing)
+        # (a closed connection proves nothing)
         state.defers = state.pipelines = False
     return fit
 
 
 def lost_in_flight(state: Any, entry: Entry, conn: Connection) -> None:
-    """*conn* of *entry*, which was due when it was lent, is lost: perhaps because a statement was
-    sent before that answer had come. The next connection tries that again.
+    """*conn* of *entry*, which was due when it was acquired, is lost. A possible cause is a
+    statement that was sent before that answer had come. The next connection tests that again.
     """
     if state.tries_flights and state.driver.is_unread(conn):
         flight_failed(state, entry.born)
 
 
 def flight_failed(state: Any, born: float, *, is_proven: bool = False) -> None:
-    """A connection opened at *born* was lost with a statement behind one that was not answered; or
-    *is_proven*: two statements got other answers than theirs.
+    """A connection opened at *born* was lost with a statement sent behind an unanswered one. With
+    *is_proven*: two statements got the wrong answers.
     """
     with state.server.lock:
         is_news = state.server.pooler.lost_in_flight(state.clock(), born, is_proven=is_proven)

@@ -1,4 +1,4 @@
-"""What both pools do with their arguments before anything is connected."""
+"""Argument handling that both pools share, before any connect."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unbroken.pool.ending import refuse_at_the_end
 from unbroken.pool.unsupported import refuse_eventlet
 from unbroken.settings import Settings
 
-#: What libpq calls our settings.
+#: libpq's names for our settings.
 THEIR_NAMES = {"target_session_attrs": "target"}
 
 
 def take_settings(
     url: str | Target | None, given: Mapping[str, Any]
 ) -> tuple[Target | None, dict[str, Any]]:
-    """Part a URL's query into the driver's options (they stay) and the pool's settings; keywords
-    win over the query.
+    """Split a URL's query into the driver's options (they stay) and the pool's settings. Keywords
+    override the query.
     """
     refuse_at_the_end("a database")
     refuse_eventlet()
@@ -37,7 +37,9 @@ def take_settings(
 
 
 def by_our_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """*options*, in which settings that others know by another name have ours."""
+    """A copy of *options* in which settings with another library's name have ours. Raises
+    ConfigurationError for a name that is no text, or a setting given twice.
+    """
     found = dict(options)
     for name in found:
         if not isinstance(name, str):
@@ -56,7 +58,7 @@ def by_our_names(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bounded(driver: Any, settings: Settings) -> Settings:
-    """The settings within what the driver can do (a private in-memory database cannot be
+    """The settings, limited to the driver's abilities (a private in-memory database cannot be
     shared).
     """
     limit = getattr(driver, "max_size", None)
@@ -68,7 +70,7 @@ def bounded(driver: Any, settings: Settings) -> Settings:
 
 
 def not_picklable(what: str) -> TypeError:
-    """What an attempt to pickle *what*, a pool, gets."""
+    """The error for an attempt to pickle *what*, a pool."""
     return TypeError(
         NOT_FOR_ANOTHER_PROCESS(
             f"{what} cannot be pickled; give the other process the URL, and let it make a pool of"

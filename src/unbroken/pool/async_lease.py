@@ -1,4 +1,4 @@
-"""What ``AsyncPool.connection`` gives: an ``async with`` block around one loan."""
+"""The result of ``AsyncPool.connection``: an ``async with`` block around one loan."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ running_loop = asyncio.get_running_loop
 
 
 class AsyncLease(Loan, Generic[ConnectionT]):
-    """``async with pool.connection() as conn:`` lends a connection, commits on success, rolls back
-    on an exception.
+    """``async with pool.connection() as conn:`` acquires a connection, commits on success, rolls
+    back on an exception.
     """
 
     __slots__ = ("_deadline", "_pool", "_timeout", "_transaction")
@@ -97,10 +97,10 @@ class AsyncLease(Loan, Generic[ConnectionT]):
         )
 
     async def _start(self, started: float) -> ConnectionT:
-        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
+        """The parts that not every lease needs: a deadline, a unit of work that records, a BEGIN.
 
-        A connection that is lost at its BEGIN was not used yet: another one is taken, and the
-        caller sees nothing.
+        If a connection is lost at its BEGIN, no statement ran on it yet. The pool takes another
+        one, and the caller does not notice.
         """
         frame = getframe(2)
         while True:
@@ -119,8 +119,8 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             await self._take(None, started, frame)
 
     def _give_up(self) -> None:
-        """An exception came between taking a connection and handing it out, or while it went
-        back.
+        """An exception struck between taking a connection and handing it out, or during its
+        return.
         """
         if self.conn is not None:
             self.give_back(Cause.CANCELLED)
@@ -153,9 +153,9 @@ class AsyncLease(Loan, Generic[ConnectionT]):
             raise
 
     async def _leave(self, exc: BaseException | None) -> None:
-        """The end of a lease that needs more than a glance.
+        """End a lease that needs more than a quick check.
 
-        Raises what the caller should see, if that is not *exc*.
+        Raises the exception that the caller must see, if that is not *exc*.
         """
         state = self.state
         if not state.here[0]:
@@ -165,7 +165,7 @@ class AsyncLease(Loan, Generic[ConnectionT]):
         otherwise: Cause | None = Cause.CANCELLED
         try:
             if isinstance(exc, GeneratorExit):
-                # the block was collected in the middle: nothing can be awaited any more
+                # the block was garbage-collected: nothing can be awaited
                 otherwise = Cause.FORGOTTEN
                 return
             seen = await run_async(self.finish(exc, commit=self._transaction), state.runtime.do)

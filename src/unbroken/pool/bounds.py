@@ -1,4 +1,4 @@
-"""How long the pool's own calls of a driver may take. What takes longer is ended from outside."""
+"""Time limits for the pool's own driver calls. A call that takes longer is ended from outside."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def limits_of(settings: Settings) -> Mapping[str, float]:
         ("ping", "take_answer", "idle_limit", "probe", "remember", "ask", "try_flight"),
         settings.ping_timeout,
     )
-    # to send some bytes on a connection on which everything was answered never blocks
+    # Sending a few bytes never blocks on a connection without an outstanding answer.
     return {**own, **asking, "commit": settings.commit_timeout, "send_end": math.inf}
 
 
 class Bound:
-    """``with Bound(watcher, driver, conn, seconds, what):`` around one call: a connection that is
-    still busy then is shut down.
+    """``with Bound(watcher, driver, conn, seconds, what):`` around one call. A connection that is
+    still busy after *seconds* is shut down.
 
-    The call raises what its driver raises for a lost connection, with a note that says why. No
-    effect where the driver hides its descriptor. Also usable around an ``await``. Raises
-    PoolClosedError where nobody keeps the time any more: the interpreter is shutting down.
+    The call then raises its driver's error for a lost connection, with a note that names the
+    reason. It has no effect if the driver hides its descriptor. It can also enclose an ``await``.
+    Raises PoolClosedError if no timer can run any more, because the interpreter is shutting down.
     """
 
     __slots__ = (
@@ -94,7 +94,7 @@ class Bound:
     def _end(self) -> None:
         self.fired = True
         if self._entry is not None:
-            # before its end is seen, which looks as if the other side had closed it
+            # Before the pool detects its end, which would look like a close by the other side.
             silence = f"no answer to {self._what} within {self._seconds} s"
             self._entry.condemn(Cause.SILENT_DROP, silence)
         if self._fd is not None and self._who is not None:
@@ -102,8 +102,8 @@ class Bound:
 
 
 def bounded(state: Any, what: str, entry: Entry) -> Bound:
-    """``with bounded(state, "rollback", entry):`` around what a framework does itself on a lent
-    connection.
+    """``with bounded(state, "rollback", entry):`` around a framework's own call on a connection in
+    use.
     """
     runtime = state.runtime
     return Bound(runtime.watcher, state.driver, None, runtime.limits[what], what, entry)

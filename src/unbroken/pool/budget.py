@@ -1,11 +1,10 @@
-"""Whether lost work may be sent to its server again (:mod:`unbroken.brain.budget` decides), and
-what is said where it may not.
+"""Apply the retry budget to lost work (:mod:`unbroken.brain.budget` decides), and report refusals.
 
-Every body asks here, after the ledger has said that another attempt is safe. What the ledger
+Every body asks here, after the ledger has found that another attempt is safe. Work that the ledger
 forbids never gets here: a statement that ends its session twice costs no budget.
 
-The hot path pays nothing: what succeeds is worked out from the pools' own counters when a replay
-asks for it.
+The hot path has no cost: successes are computed from the pools' own counters when a replay asks for
+them.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from unbroken.settings import Settings
 
 log = Part("replay")
 
-#: How each refusal begins, in notes and in the log.
+#: The start of each refusal, in notes and in the log.
 NO_REPLAY = "no replay: budget"
-#: Where work was lost of which no pool knows the server (MongoDB's, say): one record for all of it
-#: in this process.
+#: Lost work of which no pool knows the server (MongoDB's, for example) shares one record in this
+#: process.
 ELSEWHERE = "servers without a pool"
-#: The most connections that a client has there: PyMongo's default for one server.
+#: Maximum number of connections of a client there: PyMongo's default for one server …
 ELSEWHERE_SIZE = 100
-#: … and the part of successes that is run again there.
+#: … and the fraction of successes that can be replayed there.
 _PART = Settings().retry_budget
 
 
 def may_replay(unit: Unit, exc: BaseException, fault: Fault) -> bool:
     """Whether *unit* may be run again, which the ledger allows after *exc*, meaning *fault*.
 
-    It is paid for then, once for each attempt, however often it is asked; if not, *exc* says so. A
-    unit waits for the end of an outage: its replays after that cost one together. Where the server
-    asked for the replay (a deadlock), nothing is lost and nothing is paid.
+    If so, it is charged, once for each attempt, however often this is called. If not, *exc* gets a
+    note. A unit that waits for the end of an outage pays once for all its replays after that. If
+    the server asked for the replay (a deadlock), no work was lost and nothing is charged.
     """
     if fault.kind is FaultKind.RETRY:
         return True
@@ -63,8 +62,8 @@ def may_replay(unit: Unit, exc: BaseException, fault: Fault) -> bool:
 
 
 def may_repeat(state: Any) -> str | None:
-    """Why a statement that *state* has lost must not be sent again; None: it may, and is paid
-    for.
+    """Why a statement that *state* has lost must not be sent again. None: it may, and is
+    charged.
     """
     with state.server.lock:
         state.counters.lost_statements += 1  # its use was no success
@@ -75,9 +74,9 @@ def may_repeat(state: Any) -> str | None:
 
 
 def died_unused(state: Any) -> None:
-    """A connection was opened for a caller and had ended before anybody used it.
+    """A connection was opened for a caller and ended before its first use.
 
-    Its caller gets another one. That is paid for, too; where it cannot be, the pool rests a moment
+    Its caller gets another one, which is charged too. If the budget is spent, the pool pauses
     before it opens the next one.
     """
     if not _take(state):
@@ -86,11 +85,11 @@ def died_unused(state: Any) -> None:
 
 
 def succeeded(unit: Unit) -> None:
-    """*unit* has ended well."""
+    """*unit* has succeeded."""
     attempt, granted = unit.grant
     if not granted and attempt == unit.attempts:
-        return  # its error was made an answer of
-    # without a lock: what is lost is what is not earned
+        return  # its error was turned into an answer
+    # without a lock: a lost update means a success that is not counted
     pools = unit.origins()
     for pool in pools:
         pool.counters.units += 1
@@ -99,8 +98,8 @@ def succeeded(unit: Unit) -> None:
 
 
 def left(state: Any) -> float:
-    """How many replays the server of *state* has left for this process. The caller holds the lock
-    of its record.
+    """The number of replays that the server of *state* has left for this process. The caller holds
+    the lock of its record.
     """
     if state.settings.retry_budget == math.inf:
         return math.inf
@@ -109,7 +108,7 @@ def left(state: Any) -> float:
 
 
 def words(state: Any) -> str:
-    """``no replay: budget: …``: the figures of a refusal."""
+    """The figures of a refusal: ``no replay: budget: …``."""
     server = _server(state)
     connections = _connections(server)
     where = "such servers" if state is None else state.driver.target.server
@@ -142,7 +141,7 @@ def _count(state: Any) -> None:
 
 
 def _tell(state: Any, refused: int) -> None:
-    """One line for an incident, and not for each caller."""
+    """Log one line for an incident, not one for each caller."""
     name, where = (ELSEWHERE, None) if state is None else (state.name, state.driver.target.server)
     log.warning(
         "budget spent",
@@ -168,13 +167,13 @@ def _fraction(state: Any) -> float:
 
 
 def _connections(server: Server) -> int:
-    """How many connections the pools of *server* have had at a time, in all."""
+    """The sum of the most connections that each pool of *server* has had open at a time."""
     pools = every(server.pools)
     return sum(pool.counters.most for pool in pools) if pools else ELSEWHERE_SIZE
 
 
 def _earned(server: Server, *, keep: bool) -> float:
-    """What the successes that were not counted yet have brought. *keep*: they are counted now."""
+    """The replays earned by successes that were not counted yet. *keep*: count them now."""
     earned = _PART * max(0, server.units - server.units_counted)
     if keep:
         server.units_counted = server.units
@@ -183,11 +182,11 @@ def _earned(server: Server, *, keep: bool) -> float:
         if fraction == math.inf:
             continue
         entries = list(pool.kernel.entries.values())
-        # a use in a unit of work is no success before its unit is one
+        # a use in a unit of work succeeds only when its unit does
         alone = counters.retired_uses - counters.retired_joins
         alone += sum(entry.uses - entry.joins for entry in entries) - counters.lost_statements
         successes = counters.units + alone
         earned += fraction * max(0, successes - counters.successes_counted)
-        if keep:  # an entry that is on its way out is missing for a moment
+        if keep:  # an entry that is being removed is missing for a moment
             counters.successes_counted = max(counters.successes_counted, successes)
     return earned

@@ -1,6 +1,6 @@
-"""What a unit of work can be made of. A function that would do its work after the unit has ended is
-refused before anything runs; one that only shows it by its result is refused then, and its
-transaction rolled back.
+"""Check the function of a unit of work. A function that would do its work after the unit has ended
+is refused before it runs. If only its result shows that, it is refused then, and its transaction
+rolled back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _gives_coroutine(function: Any) -> bool:
 
 
 def _is_types_coroutine(function: Any) -> bool:
-    """Whether ``types.coroutine`` made a generator function into one that is awaited."""
+    """Whether ``types.coroutine`` turned a generator function into a coroutine function."""
     code = getattr(function, "__code__", None)
     return isinstance(code, CodeType) and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
@@ -40,7 +40,7 @@ def _is_generator(function: Any) -> bool:
 
 
 def _is(function: Any, test: Any) -> bool:
-    """Whether *test* holds for *function* itself: below partials, or for an object's
+    """Whether *test* holds for *function* itself, inside partials, or for an object's
     ``__call__``.
     """
     while isinstance(function, functools.partial):
@@ -60,16 +60,16 @@ _LATER = (
 
 
 def _is_plain(function: Any) -> bool:
-    """Whether *function* is a plain function for sure. This is asked at every run of a unit."""
+    """Whether *function* is certainly a plain function. Called at every run of a unit."""
     return (
         type(function) is FunctionType
         and not function.__code__.co_flags & _LATER
-        and not function.__dict__  # where a mark may stand that it gives a coroutine
+        and not function.__dict__  # which may mark it as a coroutine function
     )
 
 
 def named(function: Any) -> str:
-    """*function* by its name, its file and line."""
+    """*function* by its name, file and line."""
     while isinstance(function, functools.partial):
         function = function.func
     inner = function if hasattr(function, "__qualname__") else type(function)
@@ -83,8 +83,8 @@ def named(function: Any) -> str:
 
 
 def require_blocking(function: Any, what: str) -> None:
-    """Raise ConfigurationError where *what* (``Pool.run()``) cannot run *function*, which must be
-    plain.
+    """Raise ConfigurationError if *what* (``Pool.run()``) cannot run *function*, which must be a
+    plain function.
     """
     if _is_plain(function):
         return
@@ -96,8 +96,8 @@ def require_blocking(function: Any, what: str) -> None:
 
 
 def require_eager(function: Any, what: str) -> None:
-    """Raise ConfigurationError where *function* is no function, or one whose work would be done
-    after the call: a generator.
+    """Raise ConfigurationError if *function* is no function, or one that does its work after the
+    call: a generator.
     """
     given = _lazy(function)
     if given is not None:
@@ -126,8 +126,8 @@ def require_eager(function: Any, what: str) -> None:
 
 
 def done(value: Any, function: Any, what: str) -> Any:
-    """*value*, which *function* gave. Raises ConfigurationError where it is work that is still to
-    be done: a coroutine or a generator, which is closed.
+    """Return *value*, the result of *function*. Raises ConfigurationError if it is work that was
+    not done yet: a coroutine or a generator, which is closed.
     """
     given = _lazy(value)
     if given is None:
@@ -138,8 +138,8 @@ def done(value: Any, function: Any, what: str) -> Any:
 
 
 def awaitable(value: Any, function: Any, what: str) -> Awaitable[Any]:
-    """*value*, which *function* gave to be awaited. Raises ConfigurationError where it cannot
-    be.
+    """Return *value*, the result of *function*. Raises ConfigurationError if it cannot be
+    awaited.
     """
     if isinstance(value, Awaitable) or inspect.isawaitable(value):
         return value
@@ -153,7 +153,7 @@ def awaitable(value: Any, function: Any, what: str) -> Awaitable[Any]:
 
 
 def _lazy(value: Any) -> str | None:
-    """What *value* is, if it is work that is still to be done."""
+    """A description of *value* if it is work that was not done yet."""
     if isinstance(value, Coroutine):
         return f"the coroutine {getattr(value, '__qualname__', type(value).__name__)}"
     if isinstance(value, Generator):
@@ -162,6 +162,6 @@ def _lazy(value: Any) -> str | None:
 
 
 def _close(value: Any) -> None:
-    """Let Python not warn of a coroutine that was never awaited."""
+    """Avoid Python's warning of a coroutine that was never awaited."""
     if isinstance(value, Coroutine | Generator):
         value.close()

@@ -1,7 +1,8 @@
-"""Who asks for a connection: which class of callers, and whether a user waits for the answer.
+"""The calling context of an acquire: the class of the caller, and whether a user waits for the
+answer.
 
-Both are in a context variable, so tasks and ``asyncio.to_thread`` inherit them. A thread that is
-started by hand does not.
+Both are in a context variable, so tasks and ``asyncio.to_thread`` inherit them. A manually started
+thread does not.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ CLASSES: Mapping[str, Rank] = {rank.name.lower(): rank for rank in Rank}
 
 
 class User(Protocol):
-    """A request, whose user waits for the answer until it goes out."""
+    """A request whose user waits for the response to begin."""
 
-    begun: bool  #: whether it goes out, or nobody waits for it any more
+    begun: bool  #: the response has begun, or no user waits for it any more
 
 
-#: The class of those who ask in this context, and the request that they ask for.
+#: The class of the callers in this context, and the request that they serve.
 Caller: TypeAlias = tuple[Rank, User | None]
 
 _caller: ContextVar[Caller] = ContextVar("unbroken_caller", default=(Rank.NORMAL, None))
 
-#: For integrations: who asks for a connection here, and how to set and reset that. (Calls of C
-#: functions: no request pays for more.)
+#: For integrations: the caller's class and request in this context, and functions to set and reset
+#: them. (C functions, so that no request pays for more.)
 caller, enter, leave = _caller.get, _caller.set, _caller.reset
 Token: TypeAlias = ContextToken[Caller]
 
@@ -55,12 +56,12 @@ def rank_of(name: object) -> Rank:
 
 
 class priority:  # noqa: N801 - used as a function is
-    """A class for the callers inside: ``with unbroken.priority("background"):``.
+    """Set the class of the callers inside: ``with unbroken.priority("background"):``.
 
     Also a decorator for a function, ``async def`` or not. The classes are ``"health"`` (served
-    first, never turned away because the line is too long), ``"normal"`` and ``"background"``
-    (served last: at least every tenth grant is theirs while others wait). Inside another one, the
-    innermost counts. Tasks and ``asyncio.to_thread`` inherit it; threads started by hand do not.
+    first, never refused because the line is too long), ``"normal"`` and ``"background"`` (served
+    last: it gets at least every tenth grant while others wait). Of nested ones, the innermost
+    counts. Tasks and ``asyncio.to_thread`` inherit it; manually started threads do not.
 
     Raises ConfigurationError for any other name.
     """
@@ -87,7 +88,7 @@ class priority:  # noqa: N801 - used as a function is
                 leave(token)
 
     def __call__(self, function: F) -> F:
-        """*function* with this class."""
+        """Return *function* wrapped in this class."""
         name = self.rank.name.lower()
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(

@@ -1,4 +1,6 @@
-"""How a pool closes: it waits for the connections in use, and logs which lines have them."""
+"""Closing a pool: it waits for the connections in use, and logs the lines of code that hold
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,21 @@ from unbroken.pool.steps import Flow, Wait
 
 log = Part("pool")
 
-#: Seconds that ``close()`` waits for the connections in use, unless it is told otherwise.
+#: Default number of seconds that ``close()`` waits for the connections in use.
 TIMEOUT = 5.0
-#: Seconds before it says who has them: most come back within a moment.
+#: Seconds before it logs the holders: most connections are returned within a moment.
 QUIET = 0.1
-#: Seconds between two looks.
+#: Seconds between two checks.
 EVERY = 0.01
-#: How many places a message names.
+#: Maximum number of places in a message.
 NAMED = 3
 
 
 def close(state: Any, timeout: float) -> Flow[None]:
     """Close *state*, and wait up to *timeout* seconds until the connections in use are returned.
 
-    Whose lines have them is logged at once, and again where they are still there at the end.
+    The lines of code that hold them are logged after a moment, and again if they still hold them at
+    the end.
     """
     state.close()
     began = monotonic()
@@ -48,10 +51,10 @@ def _held(state: Any) -> list[Any]:
 
 
 def tell(state: Any, what: str, then: str) -> None:
-    """Log whose lines have connections of *state*, whose pool *what* (closes, say), and what
-    becomes of them *then*; nothing where all are back.
+    """Log the lines of code that hold connections of *state*. *what*: the pool's action ("closes").
+    *then*: the fate of the connections. Logs nothing if all are returned.
     """
-    # a framework gives back what it has at rest
+    # A framework returns connections that it does not use now.
     held = [entry for entry in _held(state) if entry.recall() is None]
     held.sort(key=lambda entry: entry.taken_at)
     if not held:

@@ -1,5 +1,5 @@
-"""Opening connections: as many at a time as the server's record allows; in an outage, one prober
-for all.
+"""Open connections: as many in parallel as the server's record allows; in an outage, one prober for
+all.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ from unbroken.pool.steps import Connect, Flow, Wait
 from unbroken.pool.strangers import ask_if_silent, ask_stranger, may_be_stranger, refuse_stranger
 from unbroken.pool.upkeep import schedule
 
-#: So long after its beginning an attempt may still be on its way, however long the server usually
-#: takes.
+#: Seconds after its start in which an attempt may still be making progress, however long the server
+#: usually takes.
 MOVING = 1.0
-#: Seconds that an attempt has to end once its time is up, before it counts as failed: a name lookup
+#: Seconds that an attempt has after its time is up, before it counts as failed: a name lookup
 #: cannot be ended.
 AFTERWARDS = 0.25
 
 
 def connector(state: PoolState, until: float | None = None) -> Flow[None]:
-    """One worker: opens what is wanted, one after the other, and ends when nothing is.
+    """One worker: opens the wanted connections one after the other, and ends when none is wanted.
 
-    With *until* a caller does a worker's work: one attempt at most, which ends by then.
+    With *until* a caller does a worker's work: at most one attempt, which ends by then.
     ``connectors`` counts it.
     """
     attempt: Try | None = None
@@ -97,14 +97,14 @@ def connector(state: PoolState, until: float | None = None) -> Flow[None]:
             # a caller makes its next attempt after a pause, unless it leaves: see acquire
             is_last = state.connectors == 0 and until is None
             resigned = is_last and state.server.outage.resign(state)
-        state.ensure_connecting()  # who came while this one was leaving
+        state.ensure_connecting()  # for callers that came meanwhile
         if resigned:
             tell_others(state)
 
 
 def _ask(state: PoolState, until: float) -> Try | float | None:
-    """What this worker may do: an attempt now (its place is reserved), which ends by *until*, later
-    (in so many seconds), or nothing more (None).
+    """Decide what this worker may do. A Try: start this attempt, whose place is reserved and which
+    ends by *until*. A number: ask again in this many seconds. None: end.
     """
     with state.lock, state.server.lock:
         kernel, outage, now = state.kernel, state.server.outage, state.clock()
@@ -117,7 +117,7 @@ def _ask(state: PoolState, until: float) -> Try | float | None:
             return None
         if state.refusals.delay(now) > delay:
             delay = state.refusals.delay(now)
-            outage.resign(state)  # another pool of this server may have a login
+            outage.resign(state)  # another pool of this server may be able to log in
         if delay > 0.0:
             return delay
         if not kernel.reserve(spare=True):
@@ -143,7 +143,7 @@ def _over(state: PoolState, attempt: Try) -> None:
 
 
 def _sleep(state: PoolState, delay: float) -> Flow[None]:
-    """Sleep until the next attempt is due; a caller who arrives during a lonely sleep ends it."""
+    """Sleep until the next attempt is due. If no caller waits, one that arrives ends the sleep."""
     signal = state.runtime.new_signal()
     with state.lock:
         if not state.kernel.waiting:
@@ -160,8 +160,8 @@ def _sleep(state: PoolState, delay: float) -> Flow[None]:
 
 
 def watch_over(state: PoolState) -> None:
-    """Look at the attempts under way when one of them will have been silent for too long, if none
-    ends before.
+    """Check the attempts in progress when one of them will have been silent for too long, unless
+    one ends before.
     """
     state.oversee = watch_over
     with state.lock, state.server.lock:
@@ -181,7 +181,7 @@ def watch_over(state: PoolState) -> None:
 def _look(state_ref: Callable[[], PoolState | None]) -> None:
     """On the watcher: some attempts are silent.
 
-    Begin others, end one for another to begin, count those whose time is up.
+    Begin new ones, end one to make room for another, and count those whose time is up.
     """
     state = state_ref()
     if state is None or not state.here[0]:
@@ -227,8 +227,8 @@ def _look(state_ref: Callable[[], PoolState | None]) -> None:
 
 
 def _give_up_late(state: PoolState, now: float) -> list[tuple[Try, str]]:
-    """Give up the attempts whose time is up, and that block still: their places are free, their
-    workers stuck. Each with what it is asking for. The caller holds both locks.
+    """Give up the attempts that still block after their time is up: free their places, and count
+    their workers as stuck. Return each with the name of its request. The caller holds both locks.
     """
     found = [
         (each, dialing.asks)
@@ -264,7 +264,7 @@ def _what_blocks(state: PoolState) -> str:
 
 
 def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
-    """Try once, with the place that is reserved. False: this worker should end."""
+    """Try once, in the reserved place. Return False if this worker should end."""
     started, generation = attempt.started, state.kernel.generation
     dialing = state.tries[attempt]
     conn: Connection = None
@@ -278,7 +278,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         if dialing.is_ended:
             raise TimeoutError(errno.ETIMEDOUT, "it came too late")
         dialing.has_made(state.driver.fileno(conn))
-        until = attempt.until  # one limit for all of it
+        until = attempt.until  # one limit for all steps
         led_to = yield from recognise(state, conn, until)
         yield from ask_limit(state, conn, until)
         if state.server.limit.wants_uptime:
@@ -291,7 +291,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         if state.hidden.is_due(started):
             yield from state.ask_hidden(conn, until=until)
         if not (yield from try_flight(state, conn, until)):
-            return True  # the next one is opened with what that taught
+            return True  # the next one uses that knowledge
         opening = (
             (yield from remember(state, conn, until)) if state.settings.reset == "session" else None
         )
@@ -304,7 +304,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         entry.address, entry.led_to, entry.opening = attempt.address, led_to, opening
     except Exception as exc:
         if attempt.is_ended or attempt.is_late:
-            return True  # counted already, or given up for another: it says nothing
+            return True  # counted already, or ended for another: it proves nothing
         scrub(state, exc)
         if was_too_late(state, exc):
             return False
@@ -333,7 +333,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
 
 
 def _reject_object(state: PoolState, conn: Connection, exc: Exception) -> bool:
-    """What the caller's own ``connect=`` gave is no connection of this driver."""
+    """The caller's own ``connect=`` returned something that is no connection of this driver."""
     text = (
         f"{GAVE} {type(conn).__name__}, which is no connection of {state.driver.name}"
         f" ({type(exc).__name__}: {exc})"
@@ -355,13 +355,13 @@ def _succeeded(state: PoolState, entry: Entry, took: float) -> None:
     for old in stale:
         state.close_entry(old)
     schedule(state)
-    state.ensure_connecting()  # the number opened at a time may have grown
+    state.ensure_connecting()  # the limit of parallel connects may have grown
     news.opened(state, entry, took)
     _announce_end(state, ended)
 
 
 def _end_outage(state: PoolState, took: float | None = None) -> float | None:
-    """The server answers: how long it was away, if it was. The caller holds both locks."""
+    """The server answers. Return the length of its outage, if any. The caller holds both locks."""
     ended = state.server.outage.succeeded(state.clock(), took, state.random)
     if ended is not None:
         state.counters.outages += 1
@@ -387,7 +387,7 @@ def tell_others(state: PoolState) -> None:
 def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> bool:
     began = False
     everywhere = is_own(fault) and not is_of_one_host(state, fault)
-    if isinstance(exc, LoginError) or everywhere:  # any host, and any attempt, would end so
+    if isinstance(exc, LoginError) or everywhere:  # any host, and any attempt, would end like this
         _reject(state, exc, fault)
         return False
     with state.lock, state.server.lock:
@@ -416,26 +416,26 @@ def _failed(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> boo
 
 
 def _put_off(state: PoolState, exc: Exception, fault: Fault, attempt: Try) -> bool:
-    """The pool alone is not let in, as it tried now; the next time it may be."""
+    """This pool alone was rejected, in this attempt. The next attempt may succeed."""
     ended = None
     asked = not isinstance(exc, LoginError) and shows_server(fault)
     with state.lock, state.server.lock:
         if asked:
-            ended = _end_outage(state)  # the server is there
-            if state.refusals.active:  # again: another host may let us in
+            ended = _end_outage(state)  # the server is up
+            if state.refusals.active:  # again: another host may accept the login
                 after_failure(state, attempt, fault)
         resigned = not asked and state.server.outage.resign(state)
     refused(state, exc, fault, attempt.started)
     _announce_end(state, ended)
-    if resigned:  # another pool can ask the server
+    if resigned:  # another pool can try the server
         tell_others(state)
     return True
 
 
 def _reject(state: PoolState, exc: Exception, fault: Fault) -> None:
-    """The server said no, or the client's own settings will not do.
+    """The server rejected the login, or the client's own settings do not work.
 
-    Waiting does not help: everybody in the line is told, each by an error of their own.
+    Waiting does not help: all callers in the line get an error, each its own.
     """
     ended = None
     state.rejected_at = state.clock()

@@ -1,22 +1,27 @@
-"""What a unit of work hands to another thread, task, greenlet or executor stays in the unit.
+"""Keep work that a unit of work hands to another thread, task, greenlet or executor in the unit.
 
-A unit lives in a context variable. Tasks inherit it, and so does what ``asyncio.to_thread``,
-``sync_to_async`` and anyio run on a thread. Threads, executors and greenlets do not. So the first
-unit that is entered wraps the places where work is handed over, once per process: the work gets the
-unit, and the unit is not run again before that work has ended.
+A unit lives in a context variable. Tasks inherit it. So does work that ``asyncio.to_thread``,
+``sync_to_async`` and anyio run on a thread. Threads, executors and greenlets do not inherit it. So
+the first unit that is entered wraps the places where work is handed over, once per process. The
+work then gets the unit, and the unit is not run again before that work has ended.
 
 - A thread, a job of an executor or of a thread pool, and a greenlet get the unit of the code that
   started them.
-- What is put into a queue is worked on in the unit of the code that put it there, by a thread or
-  task that is in none.
+
+- A queue item is processed in the unit of the code that put it there, if a thread or task without
+  a unit takes it.
+
 - A task with a context of its own gets the unit of the code that created it.
+
 - Code in an empty context (``contextvars.Context().run(...)``) is in the unit that was entered on
   the same thread, greenlet or task.
-- Where nobody can tell who started something, no unit that might have is run again.
+
+- If the starter of some code is unknown, no unit that might have started it is run again.
+
 - Another process cannot report, so starting one inside a unit forbids its replay.
 
-Threads, tasks and greenlets that were started outside of units are in none, whatever else the
-process does meanwhile.
+Threads, tasks and greenlets that were started outside of units belong to none, even if other code
+of the process is in one.
 """
 
 from __future__ import annotations
@@ -36,18 +41,18 @@ from unbroken.pool.wrapping import PLACES
 
 
 class SurroundingsOfPython:
-    """Threads, tasks and greenlets, for the core."""
+    """The core's view of threads, tasks and greenlets."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left = dict(PLACES)
 
     def renew(self) -> None:
-        """In a forked child: the lock may be another thread's, which is not there any more."""
+        """In a forked child: a thread that no longer exists may hold the lock."""
         self._lock = threading.Lock()
 
     def entering(self) -> None:
-        """Wrap what is not wrapped yet and is there by now."""
+        """Wrap the modules that were imported since the last call."""
         modules = sys.modules
         for name in self._left:
             if name in modules:
@@ -62,15 +67,15 @@ class SurroundingsOfPython:
                 self._left = {each: wrap for each, wrap in self._left.items() if each != name}
 
     def place(self) -> object:
-        """The task, else the greenlet, else the thread that runs this."""
+        """Identify the running task, else the greenlet, else the thread."""
         task = running_task()
         if task is not None:
             return threading.get_ident(), "task", id(task)
         return threading.get_ident(), "greenlet", id(_greenlet())
 
     def is_running(self, frame: int) -> bool:
-        """Whether the frame with this ``id`` is among the callers of this code, those of its
-        greenlet's parents included.
+        """Whether the frame with this ``id`` is among the callers of this code, including those of
+        its greenlet's parents.
         """
         caller: FrameType | None = sys._getframe(1)
         greenlet = _greenlet()
@@ -84,9 +89,9 @@ class SurroundingsOfPython:
         return False
 
     def find_out(self) -> Unit | None:
-        """The unit of a context that was never told one.
+        """The unit of a context that was never assigned one.
 
-        Units that might be meant, where nobody can say which, are never run again.
+        If several units are possible and none is certain, none of them is ever run again.
         """
         unit, maybe = self.look()
         for each in maybe:
@@ -99,7 +104,7 @@ class SurroundingsOfPython:
         return unit
 
     def look(self) -> tuple[Unit | None, list[Unit]]:
-        """The same, without consequences: the unit, and those that might be meant."""
+        """The same, without side effects: the unit, and the possible ones."""
         tokens = scope.entered()
         place: Any = self.place() if tokens else None
         here = [token.unit for token in tokens if token.place == place]
@@ -115,7 +120,7 @@ class SurroundingsOfPython:
 
 
 def _creator(place: Any, tokens: list[Token]) -> tuple[Unit | None, list[Token]]:
-    """The unit that started the code at *place*, or those of which one may have."""
+    """The unit that started the code at *place*, or else the units of which one may have."""
     task = running_task()
     if task is not None:
         is_known, unit = _unit_of(task)
@@ -133,7 +138,7 @@ def _creator(place: Any, tokens: list[Token]) -> tuple[Unit | None, list[Token]]
 
 
 def _unit_of(task: Any) -> tuple[bool, Unit | None]:
-    """Whether it is known in which unit *task* is, and in which."""
+    """Whether the unit of *task* is known, and the unit."""
     if TASKS_SHOW_CONTEXTS:
         context = task.get_context()
         return scope.is_told(context), scope.told(context)
@@ -143,8 +148,8 @@ def _unit_of(task: Any) -> tuple[bool, Unit | None]:
 
 
 def _is_callback() -> bool:
-    """Whether an event loop runs this, and no task: the loop's own callbacks, as for a new
-    client.
+    """Whether an event loop runs this outside of any task: a callback of the loop itself, as for a
+    new client.
     """
     asyncio: Any = sys.modules.get("asyncio")
     return (

@@ -1,5 +1,5 @@
-"""How many sessions does the server have? Asked now and then, on an idle connection or on one more
-that was opened, so that the processes of a fleet know how many they are when it is away: see
+"""Ask the server for its number of sessions now and then, on an idle connection or on a newly
+opened one. So the processes of a fleet know their number when the server is down: see
 :mod:`unbroken.brain.pace`.
 """
 
@@ -24,13 +24,13 @@ def is_due(state: Any, now: float) -> bool:
 
 
 def _is_wanted(state: Any, now: float, own: int) -> bool:
-    """Whether the server should be asked, and may be: a pooler's count is not that of its
+    """Whether the server should be asked, and can be: a pooler's count is not that of its
     clients.
     """
     server = state.server
     if not server.outage.crowd.is_due(now, own) or server.outage.active or server.pooler.stands:
         return False
-    # else it is not known whether an answer that broke off is still to come
+    # Otherwise an interrupted answer may still be on its way.
     return state.knows_status and text_of(Question.SESSIONS, state.backend) is not None
 
 
@@ -58,10 +58,10 @@ def ask(state: Any) -> Flow[None]:
 
 
 def ask_new(state: Any, conn: Connection, until: float) -> Flow[None]:
-    """Ask the server for its count on *conn*, which was just opened, if that is due and this
-    process has others: the first connection of all serves its caller first.
+    """Ask the server for its count on *conn*, which was just opened. Only if that is due and this
+    process has other connections: the very first one serves its caller first.
 
-    Raises the driver's error where *conn* must not be used any more.
+    Raises the driver's error if *conn* must not be used any more.
     """
     own = _own(state)
     if own and _is_wanted(state, state.clock(), own + 1):
@@ -80,7 +80,7 @@ def _ask(state: Any, conn: Connection, own: int, until: float = math.inf) -> Flo
 
 
 def _own(state: Any) -> int:
-    """Connections of this process to the server."""
+    """Number of connections of this process to the server."""
     return sum(len(pool.kernel.entries) for pool in every(state.server.pools))
 
 

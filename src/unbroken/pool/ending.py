@@ -1,6 +1,7 @@
-"""What is refused when the interpreter is shutting down, and in which words.
+"""The operations that a pool refuses while the interpreter is shutting down, and the texts of these
+errors.
 
-See :mod:`unbroken.net.ending` for what Python still does then.
+:mod:`unbroken.net.ending` describes what Python can still do then.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ REMEDY = "finish the work with the database before the program ends"
 
 
 def no_connection(label: str, why: object) -> str:
-    """What an acquire is told."""
+    """The error text for an acquire."""
     return f"no connection to {label}: {why}; {REMEDY}"
 
 
 def not_sent(what: str, why: object) -> str:
-    """What a call of the pool's own is told that needs a time limit."""
+    """The error text for the pool's own calls that need a time limit."""
     return f"the pool did not send {what}: {why}, and nothing could end the call in time; {REMEDY}"
 
 
 def refuse_at_the_end(label: str, foreign: type[BaseException] | None = None) -> None:
-    """Raise PoolClosedError (a *foreign* error too) where the interpreter is finalizing: a pool
-    that is made now could not even import what it needs.
+    """Raise PoolClosedError (also a *foreign* error) if the interpreter is finalizing: a pool that
+    is made now could not even import its modules.
     """
     if is_finalizing():
         raise for_driver(PoolClosedError, foreign, AT_THE_END(no_connection(label, FINALIZING)))
 
 
 def was_too_late(state: Any, exc: BaseException) -> bool:
-    """Whether *exc*, which ended an attempt to connect, is Python's: it refuses what a connect
-    needs (a name lookup on an event loop) because the interpreter is ending.
+    """Whether Python caused *exc*, which ended an attempt to connect: it refuses a step of the
+    connect (a name lookup on an event loop) because the interpreter is shutting down.
 
-    That says nothing of the server. Callers who wait are told so.
+    That proves nothing about the server. Waiting callers get an error.
     """
     if not said_by(exc):
         return False

@@ -1,4 +1,6 @@
-"""How connections end: why, and what follows for the others and for who waits."""
+"""The end of connections: its causes, and its effects on other connections and on waiting
+callers.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,11 @@ from unbroken.pool.supply import Supply
 
 log = Part("pool")
 
-#: After a death was seen of a connection that nobody owned at that moment.
+#: Seconds until the second check of a dead connection that had no owner at the first.
 LOOK_AGAIN = 0.05
 #: Seconds by which ``last_used`` may be too early, and a little more.
 TICK = 1.2
-#: Causes that lie with the other side: worth a line in the log, and a look at the other
-#: connections.
+#: Causes on the other side: worth a log line, and a check of the other connections.
 THEIR_DOING = frozenset(
     {
         Cause.IDLE_LIMIT,
@@ -44,10 +45,10 @@ THEIR_DOING = frozenset(
 
 
 class Endings(Supply):
-    """What is done about a connection that has ended, or must end."""
+    """The handling of connections that have ended, or must end."""
 
     def discard(self, entry: Entry, cause: Cause, words: str = "") -> None:
-        """End an entry that the caller owns (it is neither idle nor lent) and make room for
+        """End an entry that the caller owns (it is neither idle nor in use) and make room for
         another.
         """
         entry.condemn(cause, words)
@@ -57,13 +58,14 @@ class Endings(Supply):
         self.ensure_connecting()
 
     def close_entry(self, entry: Entry) -> None:
-        """Close an entry that has left the kernel; count and log why."""
+        """Close an entry that has left the kernel; count and log its cause."""
         if entry.fd is not None and fork_guard.identity(entry.fd) == entry.identity:
-            # Else its driver has closed it, and the number may be another connection's by now.
+            # Otherwise its driver has closed it, and the number may belong to another connection by
+            # now.
             self.sockets.forget(entry.fd)
             self.runtime.watcher.unwatch(entry.fd)
             if sent_bytes.has_unsent(entry.fd):
-                # the goodbye would wait behind what the server does not take
+                # the goodbye would wait behind data that the server does not accept
                 self.shutdown_socket(entry)
         if entry.conn is not None:
             self.driver.close(entry.conn)
@@ -91,8 +93,8 @@ class Endings(Supply):
         self._log_end(entry, entry.cause or Cause.LOST)
 
     def _log_end(self, entry: Entry, cause: Cause) -> None:
-        """Each end at DEBUG; one that was the other side's doing at INFO, or, where it ended
-        somebody's work, at WARNING.
+        """Log each end at DEBUG. Ends caused by the other side are also logged at INFO, or at
+        WARNING if they ended a caller's work.
         """
         ending = entry.ending if cause in THEIR_DOING else None
         is_noticed = ending is not None and ending.note is not None
@@ -126,13 +128,15 @@ class Endings(Supply):
             log.warning("work lost", NOT_RUN_AGAIN(f"{text}: {ending.note}"), about=place, **fields)
 
     def discard_dead(self, entry: Entry) -> None:
-        """End an entry that was found dead while idle, and look at all other idle ones at once."""
+        """End an entry that was found dead while idle, and check all other idle ones
+        immediately.
+        """
         cause, words = self.explain(entry)
         self.discard(entry, cause, words)
         self.sweep()
 
     def sweep(self) -> int:
-        """Look at every idle socket in one poll and bury the dead: how many."""
+        """Check every idle socket in one poll and close the dead ones. Return their number."""
         by_fd = {e.fd: e for e in self.kernel.all_idle() if e.fd is not None}
         if not by_fd:
             return 0
@@ -144,11 +148,11 @@ class Endings(Supply):
         return self._evict(dead, self.explain)
 
     def drop_silent(self, idle: float) -> int:
-        """A connection that was idle for *idle* seconds does not answer: drop those that were as
-        long, or that need a ping.
+        """A connection that was idle for *idle* seconds does not answer. Drop those that were idle
+        as long, or that need a ping.
 
-        What forgot one (a NAT, a balancer) forgot the others too, and a caller must not wait for
-        the silence of each.
+        A NAT or balancer that dropped one has dropped the others too, and a caller must not wait
+        for a timeout of each.
         """
         since = self.clock() - min(idle, self.fresh_for)
         return self._evict(
@@ -157,8 +161,8 @@ class Endings(Supply):
         )
 
     def drop_unanswered(self, since: float) -> int:
-        """What was sent at *since* on a connection that went back was not answered in time: drop
-        idle ones that owe an answer for as long, and have not got it either.
+        """A statement that was sent at *since* on a returned connection got no answer in time. Drop
+        the idle ones that have been due for as long, and have no answer either.
         """
         owing = {
             e.fd: e
@@ -187,12 +191,12 @@ class Endings(Supply):
         return len(taken)
 
     def close_hung_up(self) -> None:
-        """A glance saw a death among all connections: find out whose, and deal with it."""
+        """A check saw a hang-up among all connections: find out which one it was, and handle it."""
         with self.lock:
             dead = self.sockets.dead()
             owners = {e.fd: e for e in list(self.kernel.entries.values())}
-            # What has no owner may be one that is being opened, and is about to stand in idle: it
-            # must stay in sight.
+            # A descriptor without an owner may be a connection that is being opened and becomes
+            # idle soon: keep checking it.
             leftovers = [] if self.kernel.opening else [fd for fd in dead if fd not in owners]
             for fd in leftovers:
                 self.sockets.forget(fd)
@@ -204,10 +208,10 @@ class Endings(Supply):
             self.hung_up = self.sockets.look
 
     def explain(self, entry: Entry, *, in_use: bool = False) -> tuple[Cause, str]:
-        """Why the other side ended *entry*: by its last words, or by how long it had been idle. An
-        end without a word is noted, for a limit to be learned from it.
+        """The cause by which the other side ended *entry*: from its last words, or from its idle
+        time. An end without a message is recorded, so that a limit can be learned from it.
 
-        *in_use*: somebody had it, but may have left it idle as well.
+        *in_use*: a caller had it, but may have left it idle as well.
         """
         if entry.cause is not None:
             return entry.cause, entry.words
@@ -232,8 +236,8 @@ class Endings(Supply):
         return (Cause.IDLE_LIMIT if explained else Cause.CLOSED_BY_PEER), ""
 
     def idle_for(self, entry: Entry, now: float) -> float:
-        """How long *entry* has been idle. ``last_used`` is as old as the last tick; the kernel
-        knows better, unless a goodbye by TLS was the last that came.
+        """How long *entry* has been idle. ``last_used`` is as old as the last tick. The kernel's
+        value is better, unless a TLS goodbye was the last data that came.
         """
         noted = now - entry.last_used
         quiet = sent_bytes.quiet_for(entry.fd) if entry.fd is not None else None
@@ -244,7 +248,7 @@ class Endings(Supply):
     def last_words(
         self, entry: Entry, conn: Connection | None, *, arrived: bool = True
     ) -> last_words.Words | None:
-        """What the server said unasked on *entry*'s connection; *arrived*: something may wait on
+        """The server's unsolicited message on *entry*'s connection. *arrived*: there may be data on
         its socket.
         """
         backend = self.driver.target.backend
@@ -254,54 +258,56 @@ class Endings(Supply):
             and conn is not None
             and (unread := getattr(self.driver, "unread", None)) is not None
         ):
-            # an event loop takes what comes off the socket at once
+            # an event loop reads the socket immediately
             words = last_words.parse(unread(conn), backend)
         return words
 
     def ended(self, entry: Entry) -> None:
-        """The watcher saw the other side end *entry*: evict it if it is idle; let its holder find
-        out at once if not.
+        """The watcher detected that the other side ended *entry*. Evict it if it is idle; otherwise
+        wake its holder immediately.
         """
         if self._evict([entry], self.explain):
             return
         if self.kernel.is_out(entry):
             entry.condemn(*self.explain(entry, in_use=True))
             if self._evict([entry], self.explain):
-                return  # it came back before it was condemned
-            # else the socket stays in CLOSE_WAIT for as long as its holder thinks
+                return  # it was returned before it was condemned
+            # Otherwise the socket stays in CLOSE_WAIT while its holder computes.
             self.shutdown_socket(entry)
             if entry.fd is not None and self.kernel.is_out(entry):
-                # Who gives it back from here on sees the cause, so it is lent to nobody; and it
-                # must not hide another's death. Any earlier, it could come back to idle in between,
-                # where nobody would look at it again.
+                # If it is returned from here on, its cause is seen, so no other caller gets it. It
+                # must not hide the hang-up of another connection. If it were removed earlier, it
+                # could become idle in between and would never be checked again.
                 self.sockets.forget(entry.fd)
         elif entry.cause is None:
-            # between two owners, or a worker has it: it will be one or the other soon
+            # Between two owners, or owned by a worker: soon it is idle or in use.
             this, state = weakref.ref(entry), weakref.ref(self)
             self.runtime.watcher.at(self.clock() + LOOK_AGAIN, lambda: on_end(state, this))
 
     def shutdown_socket(self, entry: Entry) -> None:
-        """Shut an entry's socket down, whoever is using it; never close it."""
+        """Shut an entry's socket down, even while it is in use. Never closes it."""
         if entry.fd is not None and entry.identity is not None:
             fork_guard.abort(entry.fd, entry.identity)
 
     def abort(self, entry: Entry, uses: int, cause: Cause) -> bool:
-        """End use number *uses* of a lent entry from outside. False: that use is over already."""
+        """End use number *uses* of an entry from outside. Return False if that use is over
+        already.
+        """
         if entry.uses != uses or not self.kernel.is_out(entry):
             return False
         before = entry.generation
         entry.condemn(cause)
         if entry.uses != uses or not self.kernel.is_out(entry):
             if entry.cause is cause and entry.uses == uses:
-                # it came back in between and nobody has it
+                # it was returned in between and no caller has it
                 entry.generation, entry.cause = before, None
             return False
         self.shutdown_socket(entry)
         return True
 
     def sever(self) -> None:
-        """In a forked child: make every inherited descriptor lead nowhere. Takes no lock: it may be
-        held for ever.
+        """In a forked child: replace every inherited descriptor with a dead socket. Takes no lock,
+        because a lock may be held for ever.
 
         A driver that hides its descriptors has a method ``abandon`` for that (see
         :class:`unbroken.abc.Capabilities`).
@@ -322,8 +328,8 @@ class Endings(Supply):
                     abandon(conn)
 
     def left_in_child(self, exc: BaseException | None) -> None:
-        """A use that was begun before the fork ends in the child, with *exc* if it failed: nothing
-        may be sent. Raises NotYoursError where nothing else is raised.
+        """A use that began before the fork ends in the child, with *exc* if it failed: nothing may
+        be sent. Raises NotYoursError unless *exc* is raised.
         """
         self.sever()
         if exc is None:
@@ -336,7 +342,7 @@ class Endings(Supply):
 
 
 def on_end(state_ref: Callable[[], Endings | None], entry_ref: Callable[[], Entry | None]) -> None:
-    """The other side ended a connection, as its watcher saw: see :meth:`Endings.ended`."""
+    """The watcher detected that the other side ended a connection: see :meth:`Endings.ended`."""
     state, entry = state_ref(), entry_ref()
     if state is not None and entry is not None:
         state.ended(entry)

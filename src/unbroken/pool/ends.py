@@ -1,5 +1,5 @@
-"""The end of the transaction that a use left open: a ROLLBACK, or the COMMIT of one that only read,
-and whether anybody waits for its answer.
+"""End the transaction that a use left open: by a ROLLBACK, or by COMMIT if it only read. Decide
+whether the pool waits for the answer.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Ends(Holding):
     __slots__ = ()
 
     def left(self) -> frozenset[Left]:
-        """What this use may have left on the session for the next one, as the setting ``reset``
-        wants to know it.
+        """The session state that this use may have left for the next one, as far as the setting
+        ``reset`` needs it.
         """
         if self.state.settings.reset != "session" or self.entry.reset_at == self.entry.uses:
             return NOTHING
         left = self.find_left()
         uses_session(self.state, left)
-        # behind a pooler that shares its sessions a reset would reach any of them
+        # Behind a pooler that shares its sessions, a reset would hit any of them.
         return NOTHING if self.state.server.pooler.shares else left
 
     def find_left(self) -> frozenset[Left]:
-        """What the ledgers heard, or anything where they cannot have heard it all."""
+        """The residue from the ledgers, or all of it if they cannot have recorded everything."""
         left: frozenset[Left] = self.state.left(self.entry, self.conn)
         return left
 
@@ -61,11 +61,11 @@ class Ends(Holding):
 
     @property
     def may_defer(self) -> bool:
-        """Whether the end of its transaction is all that this connection needs before its next
-        user, so that nobody has to wait for the answer.
+        """Whether this connection only needs the end of its transaction before its next user, so
+        that the pool does not have to wait for the answer.
 
-        What a unit of work wrote is rolled back before its end is told. Where to undo something
-        takes as long as to do it, nobody else may come to wait for that behind this connection.
+        Writes of a unit of work are rolled back before its end is reported. Where a rollback takes
+        as long as the work itself, no other caller must wait for it behind this connection.
         """
         state = self.state
         return bool(
@@ -77,8 +77,8 @@ class Ends(Holding):
         )
 
     def _may_leave_answer(self) -> bool:
-        """Whether the open transaction can be ended by what is sent now, and the answer be read
-        later.
+        """Whether a statement that is sent now ends the open transaction, so that the answer can be
+        read later.
         """
         state, entry, conn, unit = self.state, self.entry, self.conn, self.unit
         return bool(
@@ -92,12 +92,11 @@ class Ends(Holding):
         )
 
     def may_defer_commit(self, *, goes_on: bool = False) -> bool:
-        """Whether it is certain that nothing was written in the transaction that is open, so that
-        the answer to its COMMIT says nothing that the caller does not know.
+        """Whether the open transaction certainly wrote nothing, so that the answer to its COMMIT
+        tells the caller nothing new.
 
-        *goes_on*: the caller keeps the connection. It may count on its locks to be free, and on a
-        COMMIT to end the transaction, as a ``completion_type`` of the server's can keep it from
-        doing.
+        *goes_on*: the caller keeps the connection. It may rely on its locks being released, and on
+        COMMIT to end the transaction. A ``completion_type`` of the server can prevent that.
         """
         state = self.state
         if not goes_on:
@@ -117,7 +116,9 @@ class Ends(Holding):
         return only_reads(state.driver.texts(self.conn), may_hide=state.may_hide_writes)
 
     def leave_commit(self) -> Flow[None]:
-        """As :meth:`defer_commit`, of a caller that goes on: its unit of work hears of it."""
+        """Like :meth:`defer_commit`, for a caller that keeps the connection: its unit of work is
+        notified.
+        """
         unit, key = self.unit, id(self.conn)
         if unit is not None:
             unit.committing(conn_id=key)
@@ -126,11 +127,12 @@ class Ends(Holding):
             unit.committed(conn_id=key)
 
     def switch(self, *, on: bool) -> Flow[bool]:
-        """Switch autocommit in the middle of a use, where nothing is open, and wait for nothing.
-        False: the body must do it, and wait.
+        """Switch autocommit in the middle of a use while no transaction is open, without waiting.
+        Return False if the body must do it, and wait.
 
-        Off, it is switched with the next statement: behind nothing but that, if the statement only
-        reads. Else it would be stored where the switch is refused.
+        Autocommit is switched off together with the next statement. Only a statement that only
+        reads is sent before the switch was answered: a write would be stored if the switch is
+        refused.
         """
         state, entry, conn, driver = self.state, self.entry, self.conn, self.state.driver
         if not (
@@ -150,8 +152,8 @@ class Ends(Holding):
         return True
 
     def begin_later(self) -> bool:
-        """Have BEGIN go out with the next statement, or right before it, where nothing is open and
-        autocommit is on. False: the body must send it.
+        """Have BEGIN sent with the next statement, or right before it, if no transaction is open
+        and autocommit is on. Return False if the body must send it.
         """
         driver = self.state.driver
         if not (hasattr(driver, "want") and self._may_begin() and driver.autocommits(self.conn)):
@@ -160,21 +162,25 @@ class Ends(Holding):
         return True
 
     def was_not_begun(self) -> bool:
-        """Whether BEGIN has not gone out yet, so that there is nothing to end: it never does."""
+        """Whether BEGIN was not sent yet, so that there is nothing to end. It is never sent
+        then.
+        """
         if self.wanted() != "BEGIN":
             return False
         self.state.driver.want(self.conn, None, _waits)
         return True
 
     def wanted(self) -> str | None:
-        """What begins a transaction and has not gone out, nor has anything behind it."""
+        """The statement that begins a transaction, if it was not sent yet and nothing was sent
+        after it.
+        """
         ask = getattr(self.state.driver, "wants", None)
         wanted: str | None = None if ask is None else ask(self.conn)
         return wanted
 
     def was_unsent(self) -> bool:
-        """Whether the statement that lost the connection was never sent, as what begins its
-        transaction was sent before it, and not answered.
+        """Whether the statement that lost the connection was never sent. That is the case if the
+        beginning of its transaction was sent before it, and not answered.
         """
         ask = getattr(self.state.driver, "was_unsent", None)
         return self.wanted() is not None or bool(ask is not None and ask(self.conn))
@@ -189,7 +195,7 @@ class Ends(Holding):
         )
 
     def _want(self, sql: str) -> None:
-        """*sql* begins a transaction."""
+        """Register *sql*, which begins a transaction."""
         state = self.state
         follows: Callable[[Any], bool] = _waits
         if may_fly(state) and self.entry.end_seen:
@@ -199,8 +205,8 @@ class Ends(Holding):
     def defer_rollback(self, timeout: float | None = None) -> Flow[None]:
         """Send ROLLBACK and leave its answer to the next user, or to upkeep.
 
-        The server rolls back as soon as it has read it. Raises the driver's error where it cannot
-        be sent.
+        The server rolls back as soon as it has read it. Raises the driver's error if it cannot be
+        sent.
         """
         yield from self._send_end("ROLLBACK", timeout)
         with self.state.lock:
@@ -209,8 +215,8 @@ class Ends(Holding):
     def defer_commit(self) -> Flow[None]:
         """Send COMMIT for a transaction that only read, and leave its answer to the next user.
 
-        It is no ROLLBACK: should a view hide a write after all, that is stored. What cannot be sent
-        is the connection's end, and no news for the caller.
+        COMMIT rather than ROLLBACK: if a view hides a write after all, the write is stored. If it
+        cannot be sent, the connection is condemned, and the caller gets no error.
         """
         self.state.looked()
         try:
@@ -219,7 +225,7 @@ class Ends(Holding):
             self._unfit(exc)
 
     def let_go(self) -> Flow[None]:
-        """Have the server let go of what it holds although no transaction is open: see the driver's
+        """Make the server release what it holds although no transaction is open: see the driver's
         ``holds``.
         """
         try:
@@ -228,14 +234,16 @@ class Ends(Holding):
             self._unfit(exc)
 
     def rollback_by(self, send: Callable[[], None]) -> None:
-        """As :meth:`defer_rollback`, if *send*, a framework's own way, has the driver send it."""
+        """Like :meth:`defer_rollback`, if *send*, a framework's own way, makes the driver
+        send it.
+        """
         send()
         with self.state.lock:
             self.state.counters.rollbacks += 1
         self._left()
 
     def commit_by(self, send: Callable[[], None]) -> None:
-        """As :meth:`defer_commit`, likewise."""
+        """Like :meth:`defer_commit`, if *send*, a framework's own way, makes the driver send it."""
         self.state.looked()
         try:
             send()
@@ -246,7 +254,7 @@ class Ends(Holding):
 
     def _left(self) -> None:
         driver: Any = self.state.driver
-        if driver.owes_answer(self.conn):  # else the transaction was not the framework's
+        if driver.owes_answer(self.conn):  # else the framework had no transaction of its own
             self._sent_end()
 
     def _send_end(self, sql: str, timeout: float | None) -> Flow[None]:
@@ -256,7 +264,7 @@ class Ends(Holding):
     def _sent_end(self) -> None:
         state, entry = self.state, self.entry
         entry.due = state.clock()
-        if state.ran_code(self.conn):  # its answer may be another one than those that were seen
+        if state.ran_code(self.conn):  # its answer may differ from those that were seen
             entry.end_seen = False
 
     def _send_rollback(self, timeout: float | None) -> Flow[None]:
@@ -267,8 +275,8 @@ class Ends(Holding):
         state.note_settled(entry, self.conn)
 
     def _unfit(self, exc: Exception) -> None:
-        """What the pool itself sent failed with *exc*. A server that refuses even that, because it
-        serves nobody, is believed: no application wrote those words.
+        """A statement of the pool itself failed with *exc*. If a server refuses even that because
+        it serves no client, the pool believes it: the application did not write that message.
         """
         fault = self.state.classify(exc)
         if fault.kind in CANNOT_SERVE:
@@ -278,5 +286,5 @@ class Ends(Holding):
 
 
 def _waits(_text: object) -> bool:
-    """No statement is sent before what it needs was answered."""
+    """Send no statement before the answer that it needs has come."""
     return False

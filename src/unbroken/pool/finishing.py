@@ -1,4 +1,4 @@
-"""The end of a use: COMMIT or ROLLBACK, and what must be undone before the next user."""
+"""The end of a use: COMMIT or ROLLBACK, and the clean-up before the next user."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from unbroken.roles import Role
 
 log = Part("replay")
 
-#: What to do about a COMMIT without an answer.
+#: Advice for a COMMIT without an answer.
 LOOK_FIRST = "that transaction is stored whole or not at all; look before you repeat it"
 
 
 class Finishing(Ends):
-    """What is sent at the end of a use: see :class:`unbroken.pool.loan.Loan`."""
+    """The statements at the end of a use: see :class:`unbroken.pool.loan.Loan`."""
 
     __slots__ = ()
 
     def _fate(self) -> Fate:
-        """What the ledger says of the writes, now that the connection is condemned: what was open
-        on it is rolled back.
+        """The ledger's verdict on the writes, now that the connection is condemned: its open
+        transaction is rolled back.
         """
         unit = self.unit
         if unit is None:
@@ -51,9 +51,10 @@ class Finishing(Ends):
         return unit.fate()
 
     def what_is_left(self) -> str:
-        """What is known of the open transaction, which gets no COMMIT: its connection ends.
+        """A text on the fate of the open transaction, which gets no COMMIT because its connection
+        ends.
 
-        By the ledger's word. Without one, the driver's word is a proof where every statement was
+        The ledger decides. Without a ledger, the driver's state is a proof if every statement was
         answered and the transaction was still open.
         """
         state, unit, conn = self.state, self.unit, self.conn
@@ -65,12 +66,12 @@ class Finishing(Ends):
         return rolled_back(state.backend, is_proven=bool(is_open and state.knows_status))
 
     def commit(self, send: Call | None = None) -> Flow[None]:
-        """COMMIT what is open; *send* is the step that does it, where the body has a way of its
+        """Send COMMIT for the open transaction. *send*: the step that does it, if the body has its
         own.
 
-        Raises ConnectionLostError where COMMIT was not sent, CommitUnknownError where its answer
-        was lost or does not say whether it was stored. A connection that is known to have ended is
-        not written to, and neither is one whose last exchange is not known to have ended.
+        Raises ConnectionLostError if COMMIT was not sent, and CommitUnknownError if its answer was
+        lost or does not show whether the transaction was stored. Nothing is written to a connection
+        that is known to have ended, or whose last exchange is not known to have ended.
         """
         state, entry = self.state, self.entry
         yield from self._make_ready()
@@ -99,9 +100,9 @@ class Finishing(Ends):
                 state.driver.end_seen(self.conn)
 
     def commit_and_go_on(self, send: Call | None = None) -> Flow[None]:
-        """As :meth:`commit`, in the middle of a use.
+        """Like :meth:`commit`, in the middle of a use.
 
-        Nobody waits for the answer where nothing was written.
+        It does not wait for the answer if nothing was written.
         """
         if self.may_defer_commit(goes_on=True) and not self.has_ended():
             yield from self.leave_commit()
@@ -109,22 +110,22 @@ class Finishing(Ends):
             yield from self.commit(send)
 
     def _is_in_doubt(self, exc: Exception, fault: Fault) -> bool:
-        """Whether what was committed may be stored, now that COMMIT raised *exc*."""
+        """Whether the transaction may be stored, now that COMMIT raised *exc*."""
         state, unit = self.state, self.unit
         if unit is not None:
             if fault.is_lost:
                 unit.note(exc, fault)
             return unit.verdict(fault).action is Action.COMMIT_UNKNOWN
         if not isinstance(exc, state.driver.errors) and not fault.is_lost:
-            return False  # a signal handler's, or a time limit's of the caller's own
+            return False  # from a signal handler, or a time limit of the caller's own
         if not is_of_the_server(fault):
             return fault.is_lost or not state.is_in_step(self.entry, self.conn)
         return not proves_nothing_stored(state.backend, fault.code, fault.text)
 
     def _make_ready(self) -> Flow[None]:
-        """Make sure that a COMMIT sent now can be the next thing that the server answers.
+        """Ensure that a COMMIT that is sent now is the next statement that the server answers.
 
-        Raises what the caller is told if not.
+        Otherwise raises the caller's error.
         """
         state, entry, conn = self.state, self.entry, self.conn
         if self.is_closed_by_holder:
@@ -152,8 +153,8 @@ class Finishing(Ends):
                 f"connection to {state.where(entry)} was lost{why} before the pool sent COMMIT",
             )
         if state.is_in_step(entry, conn) or not state.knows_status:
-            # a driver that knows nothing of its exchanges: COMMIT is sent, and the connection is
-            # not used again
+            # The driver does not track its exchanges: COMMIT is sent, and the connection is not
+            # used again.
             return
         if state.is_streaming(conn):
             try:
@@ -189,26 +190,26 @@ class Finishing(Ends):
         return error
 
     def has_ended(self) -> bool:
-        """Whether the session is known, without a round trip, to have ended: hung up, closed, or
-        its goodbye is there already.
+        """Whether the session is known to have ended, without a round trip: the other side hung up,
+        the socket is closed, or a goodbye has arrived.
 
-        PostgreSQL's goodbye arrives up to a millisecond before the hang-up; a COMMIT sent in
-        between would be in doubt for nothing.
+        PostgreSQL's goodbye arrives up to a millisecond before the hang-up. A COMMIT that is sent
+        in between would be in doubt needlessly.
         """
         state, entry = self.state, self.entry
         looks = judge(entry.poll(0))
         if looks is Liveness.DEAD or entry.fd is None:
             return looks is Liveness.DEAD
         if state.driver.fileno(self.conn) is None:
-            return True  # the driver has let go of its socket: nothing can be sent
+            return True  # the driver has closed its socket: nothing can be sent
         words = state.last_words(entry, self.conn, arrived=looks is Liveness.UNDECIDED)
         return words is not None and is_goodbye(words.code, words.text, state.driver.target.backend)
 
     def end_unless_settled(self) -> bool:
-        """Before a body sends what would commit in passing (autocommit switched on, say): whether
-        nothing is open.
+        """Called before a body sends a statement that commits implicitly (switching autocommit on,
+        for example). Return whether no transaction is open.
 
-        A connection of which that is not certain is ended. Its server rolls back.
+        If that is not certain, the connection is ended, and its server rolls back.
         """
         state, entry = self.state, self.entry
         if (
@@ -221,7 +222,7 @@ class Finishing(Ends):
         return False
 
     def end(self, why: str) -> None:
-        """End this connection, so that the server rolls back what is open on it and nothing more
+        """End this connection, so that the server rolls back its open transaction and nothing more
         can be sent.
         """
         self.entry.condemn(Cause.DISCARDED, why)
@@ -229,11 +230,11 @@ class Finishing(Ends):
             self.state.shutdown_socket(self.entry)
 
     def finish(self, exc: BaseException | None, *, commit: bool) -> Flow[BaseException | None]:
-        """The caller is done; *exc* is what its work raised. Gives the exception that counts, None
-        where all went well.
+        """The caller is done; *exc* is the exception of its work. Return the exception that counts.
+        None if everything succeeded.
 
-        On success commit what is open (with *commit*); else roll it back. Afterwards the connection
-        is as it was opened, or condemned.
+        On success commit the open transaction (with *commit*); otherwise roll it back. Afterwards
+        the connection is as it was opened, or condemned.
         """
         if exc is None:
             try:
@@ -278,9 +279,9 @@ class Finishing(Ends):
             yield from self.roll_back(at_end=True)
 
     def reset(self, *, at_end: bool = False) -> Flow[None]:
-        """Make the connection fit for the next user, as the setting ``reset`` says, or condemn it.
+        """Clean the connection for the next user, as the setting ``reset`` says, or condemn it.
 
-        *at_end*: it goes back to the pool right afterwards, so the answer to a ROLLBACK may be
+        *at_end*: it is returned to the pool right afterwards, so the answer to a ROLLBACK can be
         read later.
         """
         state, entry = self.state, self.entry
@@ -302,9 +303,9 @@ class Finishing(Ends):
         yield from self.undo()
 
     def undo(self, timeout: float | None = None) -> Flow[None]:
-        """Reset the session if something was left on it, or condemn the connection.
+        """Reset the session if residue was left on it, or condemn the connection.
 
-        Nothing is open on it.
+        No transaction is open on it.
         """
         entry, conn = self.entry, self.conn
         left = self.left()
@@ -320,13 +321,14 @@ class Finishing(Ends):
             return
         self.state.note_settled(entry, self.conn)
         entry.reset_at = entry.uses
-        yield from self.roll_back()  # puts back what the holder changed on the object
+        yield from self.roll_back()  # restores the connection's attributes that the holder changed
 
     def roll_back(self, timeout: float | None = None, *, at_end: bool = False) -> Flow[None]:
-        """Roll back what is open and put back what its holder changed, or condemn the connection.
+        """Roll back the open transaction and restore attributes that the holder changed, or condemn
+        the connection.
 
-        Nothing is sent where nothing needs to be, nor on a connection whose last exchange is not
-        known to have ended. *at_end* as for :meth:`reset`.
+        Sends nothing if that is not needed, or if the last exchange is not known to have ended.
+        *at_end* as for :meth:`reset`.
         """
         suspect = self.entry.suspect
         self.entry.cleared()
@@ -335,8 +337,8 @@ class Finishing(Ends):
             yield from self.ask_why(suspect[1])
 
     def was_refused_to_all(self) -> Flow[bool]:
-        """Roll back. Gives whether the server has refused a statement because it takes none from
-        anybody; then the connection is condemned.
+        """Roll back. Return whether the server refused a statement because it is read-only for all
+        clients. If so, the connection is condemned.
         """
         suspect = self.entry.suspect
         if suspect is None:
@@ -349,12 +351,12 @@ class Finishing(Ends):
         return (yield from self.ask_why(suspect[1]))
 
     def ask_why(self, refusal: Fault) -> Flow[bool]:
-        """The server has refused a write as read-only, or said that it serves nobody: leave it
-        where that is so for everybody, after a failover, say. Gives whether another attempt may
-        help.
+        """The server refused a write as read-only, or reported that it serves no client. Leave it
+        if that applies to all clients, for example after a failover. Return whether another attempt
+        may help.
 
-        A transaction that the application wanted read-only is its own affair, and so is a standby
-        that this process has known for nothing else. Nothing is open on the connection.
+        A transaction that the application made read-only does not count. Neither does a server that
+        this process has only known as a standby. No transaction is open on the connection.
         """
         entry, unit = self.entry, self.unit
         entry.cleared()
@@ -365,12 +367,12 @@ class Finishing(Ends):
             yield from self._undo()
         if is_so is None:
             entry.condemn(Cause.FAILOVER, "it refused a statement, and could not be asked why")
-            # the pool has left this server meanwhile: another connection was told the same
+            # The pool has left this server meanwhile: another connection got the same report.
             is_so = entry.born < self.state.server.drained_at or self._is_elsewhere()
         elif is_so:
             is_so = refused(self.state, entry, refusal)
         elif refusal.kind is FaultKind.READ_ONLY and refusal.cause is Cause.FAILOVER:
-            # it says so of the whole server, which takes writes by now
+            # it reports that of the whole server, which accepts writes by now
             entry.condemn(Cause.FAILOVER, refusal.text)
             if unit is not None:
                 unit.rule(refusal, FaultKind.RETRY)
@@ -385,7 +387,9 @@ class Finishing(Ends):
         return entry.address is not None and hosts.place not in (None, entry.address)
 
     def _serves_nobody(self) -> Flow[bool | None]:
-        """Whether the server says again that it serves nobody; None: it was lost."""
+        """Whether the server reports again that it serves no client. None: the connection was
+        lost.
+        """
         try:
             role = yield from self.state.read_answer(self.conn, Question.ROLE, self.entry)
         except Exception as exc:
@@ -394,7 +398,7 @@ class Finishing(Ends):
         return role is Role.UNREADY
 
     def ask(self, question: Question) -> Flow[Any]:
-        """What the server answers on this connection; None where it does not.
+        """The server's answer to *question* on this connection. None if it gives none.
 
         May leave a transaction open.
         """

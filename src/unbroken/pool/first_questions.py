@@ -1,4 +1,4 @@
-"""What the pool asks on a connection that was just opened, before anybody gets it."""
+"""The pool's queries on a newly opened connection, before a caller gets it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = Part("pool")
 
 
 def _within(state: PoolState, until: float) -> float:
-    """How long a question may take that must be answered by *until*."""
+    """Seconds that a query may take if it must be answered by *until*."""
     return min(state.settings.ping_timeout, max(until - state.clock(), AT_THE_LIMIT))
 
 
 def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
     """Ask the server for its idle limit, once per process.
 
-    Where it may not be asked, learning has to do.
+    If the pool must not ask, it has to learn the limit.
     """
     with state.server.lock:
         if state.server.limit.asked:
@@ -38,8 +38,8 @@ def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
     except Exception as exc:
         if state.classify(exc).is_lost:
             state.server.limit.asked = False
-            # it must not be lent: a driver that knows it to be closed shows no socket to look at
-            # any more
+            # It must not be used: a driver that knows it to be closed shows no socket to check any
+            # more.
             raise
         log.debug(
             "question not answered",
@@ -47,7 +47,8 @@ def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
             pool=state.name,
         )
         if state.knows_status and not state.driver.is_quiet(conn):
-            # Its answer may still come: nobody may get this connection. The next one is not asked.
+            # Its answer may still come, so no caller may get this connection. The next one is not
+            # asked.
             raise ConnectionAbortedError(
                 errno.ECONNABORTED, "the question for the idle limit was broken off"
             ) from exc
@@ -60,8 +61,8 @@ def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
 def ask_uptime(
     state: PoolState, conn: Connection, place: Any, until: float = math.inf
 ) -> Flow[None]:
-    """After idle connections ended without a word: ask the server, at *place*, whether it was up
-    all the time that they were open. Only then their ends may teach an idle limit.
+    """After idle connections ended without a message: ask the server at *place* whether it was up
+    for their whole lives. Only then can their ends teach an idle limit.
     """
     with state.server.lock:
         limit = state.server.limit
@@ -84,10 +85,12 @@ def ask_uptime(
 
 
 def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[bool]:
-    """Have the driver send a statement before it has read the answer to another one, where it is
-    not known yet whether that goes well. False: *conn* was lost, or cannot be used any more.
+    """Have the driver send a statement before it has read the answer to another one, if it is
+    unknown whether the server supports that. Return False if *conn* was lost, or cannot be used any
+    more.
 
-    The first statement takes its time, so that the second one meets what still waits for an answer.
+    The first statement takes some time, so that the second one arrives while the first is
+    unanswered.
     """
     if not (state.tries_flights and state.pipelines):
         return True
@@ -102,13 +105,13 @@ def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> F
             fault = state.classify(exc)
             if not fault.is_lost and driver.is_quiet(conn) and not driver.owes_answer(conn):
                 driver.let_fly(conn, False)
-                return True  # it was refused: the next one tries again
+                return True  # it was refused: the next one tests again
             flight_failed(state, began)
             return False
         if went_well is False:
             flight_failed(state, began, is_proven=True)
             return False
-        if went_well is None:  # it could not be tried
+        if went_well is None:  # it could not be tested
             driver.let_fly(conn, False)
             return True
         with state.server.lock:
@@ -118,7 +121,7 @@ def try_flight(state: PoolState, conn: Connection, until: float = math.inf) -> F
 
 
 def _fly(driver: Any, conn: Connection, within: float) -> Flow[bool | None]:
-    """Two statements in one flight: whether each of them got its own answer."""
+    """Send two statements without waiting. Return whether each of them got its own answer."""
     if hasattr(driver, "try_flight"):
         went_well: bool | None = yield Call("try_flight", conn, None, within)
         return went_well
@@ -129,7 +132,7 @@ def _fly(driver: Any, conn: Connection, within: float) -> Flow[bool | None]:
 
 def ask_share(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
     """Ask the server, once per process, how many connections it grants: the pools of this host
-    share them. Behind a pooler its answer says nothing.
+    share them. Behind a pooler its answer is meaningless.
     """
     share = state.share
     assert share is not None
@@ -145,7 +148,7 @@ def ask_share(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
 
 
 def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[Any]:
-    """What a reset of this session has to set again; None where that is not known.
+    """The values that a reset of this session must restore. None if they are unknown.
 
     One round trip.
     """
@@ -164,8 +167,8 @@ def remember(state: PoolState, conn: Connection, until: float = math.inf) -> Flo
 
 
 def prove(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[None]:
-    """Have the driver prove, once per process, that it sees what its library sends; without proof
-    no unit is replayed.
+    """Have the driver prove, once per process, that it sees the statements that its library sends.
+    Without proof no unit is replayed.
     """
     driver = state.driver
     if not driver.needs_trial(conn):

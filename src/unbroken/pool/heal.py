@@ -1,4 +1,4 @@
-"""What every body does around a statement that is run again on a fresh connection
+"""The code of every body around a statement that is run again on a fresh connection
 (:mod:`unbroken.ledger.heal`).
 """
 
@@ -25,25 +25,27 @@ from unbroken.pool.undone import Ending, tell_on
 
 log = Part("replay")
 
-#: A fresh connection that is lost before the statement reached it is replaced so often. So often,
-#: too, is a statement sent.
+#: Maximum number of fresh connections for a statement, if each is lost before the statement reaches
+#: it. Also the maximum number of times that a statement is sent.
 ATTEMPTS = 4
 
 _HINT = "a unit of work (@unbroken.replayable, pool.run) runs the whole transaction again"
 
 
 def say_why_not(error: BaseException, why: object) -> None:
-    """Add to *error* why its statement was not run again, and how a whole transaction would be."""
+    """Add to *error* why its statement was not run again, and how to run a whole transaction
+    again.
+    """
     error.add_note(
         STATEMENT_NOT_REPEATED(f"unbroken did not run this statement again: {why}; {_HINT}")
     )
 
 
 def is_open(loan: Loan, past: Past, commits_itself: Callable[[], bool | None]) -> bool | None:
-    """Whether a transaction is open, also where the driver does not know it: because the connection
-    is dead, or because an error was the last answer. None: nobody knows.
+    """Whether a transaction is open, even if the driver does not know: because the connection is
+    dead, or because the last answer was an error. None: unknown.
 
-    *commits_itself*: whether autocommit is on. It is called only where that decides.
+    *commits_itself*: whether autocommit is on. It is called only if that decides.
     """
     known: bool | None = loan.state.driver.is_in_transaction(loan.conn)
     if known is False or (known is not None and not loan.is_dead):
@@ -56,15 +58,15 @@ def is_open(loan: Loan, past: Past, commits_itself: Callable[[], bool | None]) -
 
 
 def is_at_rest(past: Past, commits_itself: Callable[[], bool | None]) -> bool:
-    """Whether what was sent last was committed by itself: autocommit is on, and nothing began a
-    transaction.
+    """Whether the last statement was committed by itself: autocommit is on, and no statement began
+    a transaction.
     """
     return not past.may_have_begun() and commits_itself() is True
 
 
 def connections(state: Any) -> Iterator[int]:
-    """The other connections that a lost statement is given, one after the other, as long as each is
-    lost before the statement reached it. All but the first are paid for by the retry budget.
+    """Yield once for each other connection that a lost statement gets, as long as each is lost
+    before the statement reaches it. The retry budget pays for all but the first.
     """
     for number in range(ATTEMPTS):
         if number and may_repeat(state) is not None:
@@ -73,17 +75,18 @@ def connections(state: Any) -> Iterator[int]:
 
 
 def tell_spent(error: BaseException, why: object) -> None:
-    """Add to *error* that its statement is not sent again because the retry budget is spent, as
-    *why* says. One line in the log stands for all of them.
+    """Add to *error* that its statement is not sent again because the retry budget is spent, with
+    *why*. One log line covers all of them.
     """
     error.add_note(NO_BUDGET(f"unbroken did not run this statement again: {why}"))
 
 
 class Losses:
-    """The connections that one statement has lost: how many of them were well before it was sent.
+    """The connections that one statement has lost. ``count`` is the number of those that were alive
+    before it was sent.
 
-    What ends one connection may end others at the same moment. So after the first one only those
-    count that were opened later, and whatever is lost at the last attempt.
+    The event that ends one connection may end others at the same moment. So after the first one,
+    only connections that were opened later count, and any that is lost at the last attempt.
     """
 
     __slots__ = ("_ending", "_first", "_has_paid", "_tries", "count")
@@ -96,7 +99,7 @@ class Losses:
         self.count = 0
 
     def add(self, loan: Loan, past: Past, *, was_dead: int = False) -> int:
-        """The connection of *loan* was lost. *was_dead*: before anything was sent. Gives the
+        """The connection of *loan* was lost. *was_dead*: before anything was sent. Return the
         count.
         """
         entry = loan.entry
@@ -112,9 +115,9 @@ class Losses:
 
     def pay(self, loan: Loan, fault: Fault) -> str | None:
         """Why the statement, which was lost with *fault* on the connection of *loan*, must not be
-        sent again though that is safe: the retry budget is spent. None: it may.
+        sent again although that is safe: the retry budget is spent. None: it may.
 
-        What is sent again after an outage was waited for is paid for once.
+        Repeats after waiting for the end of an outage are charged once.
         """
         waits = fault.kind in CANNOT_SERVE or fault.kind is FaultKind.READ_ONLY
         if waits and self._has_paid:
@@ -124,27 +127,27 @@ class Losses:
         return against
 
     def take_over(self, loan: Loan) -> None:
-        """The statement may be run again: until that is refused, its error is nobody's."""
+        """The statement may be run again: until that is refused, no caller gets its error."""
         self._ending, loan.entry.ending = loan.entry.ending or self._ending, None
 
     def refused(self, exc: BaseException, why: object, loan: Loan) -> None:
-        """Say on *exc*, and in the log, why its statement was not run again."""
+        """Add to *exc*, and to the log, why its statement was not run again."""
         refuse(exc, why, loan, self._ending)
 
 
 def refuse(exc: BaseException, why: object, loan: Loan, ending: Any = None) -> None:
-    """Say on *exc*, and in the log, why a statement that lost the connection of *loan* was not run
-    again. *ending* is of the work that it was part of.
+    """Add to *exc*, and to the log, why a statement that lost the connection of *loan* was not run
+    again. *ending* belongs to the unit of work that it was part of.
     """
     state, entry = loan.state, loan.entry
     ending = ending or entry.ending
-    # told here: whatever else fails on this connection, and its end, is no news
+    # Reported here: later failures on this connection, and its end, are not reported again.
     entry.ending = Ending(
         None if ending is None else ending.function,
         None if ending is None else ending.request,
         None,
     )
-    if str(why).startswith(NO_REPLAY):  # one line stands for all of them
+    if str(why).startswith(NO_REPLAY):  # one log line covers all of them
         tell_spent(exc, why)
         return
     if ending is not None and ending.who:
@@ -171,8 +174,8 @@ def refuse(exc: BaseException, why: object, loan: Loan, ending: Any = None) -> N
 def curable(loan: Loan, fault: Fault, *, was_dead: int) -> Fault | None:
     """*fault*, if another connection might cure it. *was_dead*: before anything was sent.
 
-    Where the server says that it serves nobody, and was not asked yet whether that is so, the fault
-    is taken as it was said: ask :func:`is_own_affair` before another connection is taken.
+    If the server reports that it serves no client, and was not asked yet whether that is so, the
+    fault is used as reported. Call :func:`is_own_affair` before taking another connection.
     """
     if was_dead:
         fault = Fault(FaultKind.LOST, loan.entry.cause, fault.code, fault.text)
@@ -183,8 +186,9 @@ def curable(loan: Loan, fault: Fault, *, was_dead: int) -> Fault | None:
 
 
 def is_own_affair(loan: Loan, fault: Fault) -> Flow[bool]:
-    """Whether *fault* is a refusal (of a write as read-only, say) of this transaction alone, and
-    not of everybody's. Asks the server; rolls back first, so nothing may have gone before.
+    """Whether *fault* is a refusal (of a write as read-only, for example) that concerns only this
+    transaction, not all clients. Asks the server and rolls back first, so the transaction must have
+    no earlier statements.
     """
     if fault.kind is not FaultKind.READ_ONLY and not _is_suspect(loan, fault):
         return False
@@ -192,24 +196,24 @@ def is_own_affair(loan: Loan, fault: Fault) -> Flow[bool]:
 
 
 def _is_suspect(loan: Loan, fault: Fault) -> bool:
-    """Whether the server has to be asked about *fault*."""
+    """Whether the server must be asked about *fault*."""
     suspect = loan.entry.suspect
     return suspect is not None and suspect[1].text == fault.text
 
 
 class Before(IntEnum):
-    """What was known of a connection when a statement was to be sent on it."""
+    """The state of a connection when a statement was about to be sent on it."""
 
     WELL = 0
-    CONDEMNED = 1  #: it must not be used again, and may not have ended
-    GONE = 2  #: the other end had hung up: nothing that is sent now can be executed
+    CONDEMNED = 1  #: it must not be used again, but may still be open
+    GONE = 2  #: the other side had hung up: a statement sent now cannot be executed
 
 
 def before(loan: Loan, past: Past, sql: Any) -> Before:
-    """What is known of the connection of *loan*, on which *sql* is about to be sent.
+    """The state of the connection of *loan*, on which *sql* is about to be sent.
 
-    The socket is looked at only where that decides what becomes of *sql*: a connection that has
-    just ended may not be known as such yet.
+    The socket is checked only if that decides what happens to *sql*: a connection that has just
+    ended is perhaps not marked yet.
     """
     entry = loan.entry
     if entry.cause is None and (past.count or not runs_once(sql)):
@@ -223,9 +227,9 @@ def lost_at(
     loan: Loan, sql: Any, fault: Fault, losses: int, *, in_transaction: bool, until: float,
     was: int = Before.WELL,
 ) -> Lost:  # fmt: skip
-    """What :mod:`unbroken.ledger.heal` wants to know of *sql*, which lost the connection of *loan*.
-    The caller has time until *until*. Outside of a transaction it may have been in autocommit.
-    *was*: what :func:`before` said.
+    """The input of :mod:`unbroken.ledger.heal` for *sql*, which lost the connection of *loan*. The
+    caller has time *until*. Outside of a transaction it may have been in autocommit. *was*: the
+    result of :func:`before`.
     """
     return Lost(
         sql=sql,
@@ -240,14 +244,14 @@ def lost_at(
 
 
 def is_replayed() -> bool:
-    """Whether this is done for a unit of work, which is run again as a whole."""
+    """Whether this runs in a unit of work, which is run again as a whole."""
     unit = current() if current_token() is not None else None
     return unit is not None and not unit.observing
 
 
 def forget(exc: BaseException) -> None:
-    """*exc* is nobody's error any more. Its traceback would keep what is on this stack, results
-    and connections, wherever a driver keeps its errors.
+    """No caller gets *exc* any more. Its traceback would keep the objects on this stack, results
+    and connections, alive if a driver stores its errors.
     """
     link: BaseException | None = exc
     while link is not None and link.__traceback__ is not None:
@@ -256,23 +260,24 @@ def forget(exc: BaseException) -> None:
 
 
 def is_serializable(pool: Any) -> bool:
-    """Whether a transaction of *pool*'s is, or may be, SERIALIZABLE where nobody says so: asked of
-    PostgreSQL on another connection of the (blocking) *pool*.
+    """Whether a transaction of *pool* is, or may be, SERIALIZABLE by default. Asks PostgreSQL on
+    another connection of the (blocking) *pool*.
     """
     try:
         with pool.connection() as conn:
             cursor = conn.cursor()
-            cursor.execute("SHOW transaction_isolation")  # as the driver begins one, too
+            cursor.execute("SHOW transaction_isolation")  # in a transaction that the driver begins
             return bool(cursor.fetchone()[0] == "serializable")
     except Exception:
         return True
 
 
 def objection(loan: Loan, ruling: Ruling) -> Flow[str | None]:
-    """What the server says against *ruling*, asked on the fresh connection of *loan*; None:
-    nothing.
+    """The server's objection to *ruling*, asked on the fresh connection of *loan*. None if there is
+    none.
 
-    Nothing is open on the connection afterwards. If it was lost meanwhile, its entry has a cause.
+    No transaction is open on the connection afterwards. If it was lost meanwhile, its entry has a
+    cause.
     """
     if not ruling.asks:
         return None
@@ -291,12 +296,12 @@ def objection(loan: Loan, ruling: Ruling) -> Flow[str | None]:
             yield Call("rollback", loan.conn, entry, state.settings.ping_timeout)
         except Exception as exc:
             loan.failed(exc)
-            entry.condemn(Cause.RESET_FAILED, str(exc))  # the first cause stands
+            entry.condemn(Cause.RESET_FAILED, str(exc))  # the first cause is kept
     return None if heard == "" else against
 
 
 def note(state: Any, sql: str | bytes | None, where: object, fault: Fault) -> None:
-    """Count and log a statement that was run again, which the function at *where* has sent."""
+    """Count and log a statement that was run again and that the function at *where* had sent."""
     with state.lock:
         state.counters.healed += 1
     function, request = subjects(current() if current_token() is not None else None)

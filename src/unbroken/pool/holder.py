@@ -1,4 +1,6 @@
-"""Who holds a connection, for people: a thread, or a greenlet, and where it is now."""
+"""Describe the holder of a connection for messages: a thread or a greenlet, and its current
+stack.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +18,28 @@ from unbroken.brain.entry import Entry
 from unbroken.brain.kernel import Ticket
 from unbroken.net.forks import has_threads_of_parent
 
-#: So many frames of a stack are told.
+#: Maximum number of stack frames in a description.
 DEPTH = 8
-#: Asked at call time: an extension module that needs the lock brings it back. Python names it from
-#: 3.13 on.
+#: Called each time, because importing an extension module can enable the lock again. Python has
+#: this function from 3.13 on.
 _one_at_a_time: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 
 
 def thread_frames() -> dict[int, FrameType] | None:
-    """Where each thread is now, by its ident; None where that cannot be asked.
+    """The current frame of each thread, by its ident. None if it cannot be read.
 
-    Where threads run at once, without a lock of the interpreter's, a frame goes on while somebody
-    else reads it, which may crash the interpreter (Python's free-threading HOWTO). Where threads of
-    the parent process are listed, to ask alone may.
+    In a free-threaded interpreter a frame keeps running while another thread reads it, which may
+    crash the interpreter (Python's free-threading HOWTO). If threads of the parent process are
+    listed, the call itself may crash.
     """
     return sys._current_frames() if _one_at_a_time() and not has_threads_of_parent() else None
 
 
 def outside(packages: frozenset[str]) -> FrameType:
-    """The nearest frame above the caller's that belongs to none of these top-level *packages*:
-    whose code took a connection.
+    """The nearest frame above the caller's that belongs to none of these top-level *packages*: the
+    code that took a connection.
 
-    0.1 µs a frame.
+    Takes 0.1 µs per frame.
     """
     frame = sys._getframe(2)
     while (
@@ -48,16 +50,16 @@ def outside(packages: frozenset[str]) -> FrameType:
     return frame
 
 
-#: Objects of other kinds that stand for an entry, and how to get at it: a framework's own record of
-#: a connection, say.
+#: Other kinds of objects that stand for an entry, with a function that returns it: a framework's
+#: own record of a connection, for example.
 HANDLES: dict[type, Callable[[Any], Entry | None]] = {Ticket: lambda ticket: ticket.entry}
 
 
 def referred_to(frames: Iterable[FrameType], wanted: set[int]) -> set[int]:
-    """Which of the pool entries with the ids in *wanted* stand in a variable of one of the stacks
+    """Which of the pool entries with the ids in *wanted* are in a variable of one of the stacks
     that end in *frames*.
 
-    A flow that waits for one of its steps is looked into as well: it is a variable of the function
+    A flow that waits for one of its steps is searched as well: it is a variable of the function
     that runs it.
     """
     found: set[int] = set()
@@ -92,26 +94,25 @@ def _look_into_flow(flow: Any, wanted: set[int], found: set[int], seen: set[int]
 
 @lru_cache(maxsize=256)
 def enters_block(code: CodeType, lasti: int) -> bool:
-    """Whether instruction *lasti* of *code* enters a ``with`` block that ends with its call of
-    *code* at the latest.
+    """Whether instruction *lasti* of *code* enters a ``with`` block that ends no later than its
+    call of *code*.
 
-    The frame of a generator or coroutine may be put aside inside the block: of these nobody can
-    say.
+    False for a generator or coroutine: its frame may be suspended inside the block.
     """
     if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
         return False
     before = ""
     for instruction in dis.get_instructions(code):
-        if instruction.offset == lasti:  # since Python 3.14 it is a call of what LOAD_SPECIAL found
+        if instruction.offset == lasti:  # from Python 3.14 on it is a call of LOAD_SPECIAL's result
             return instruction.opname == "BEFORE_WITH" or before == "LOAD_SPECIAL"
         before = instruction.opname
     return False
 
 
 def suspended() -> list[FrameType]:
-    """Where each greenlet is that is switched away.
+    """The frame of each suspended greenlet.
 
-    Looking for them takes tens of milliseconds in a large process.
+    The search takes tens of milliseconds in a large process.
     """
     module: Any = sys.modules.get("greenlet")
     if module is None:
@@ -124,8 +125,8 @@ def suspended() -> list[FrameType]:
 
 
 def is_inside(tops: Iterable[FrameType], code: CodeType, lasti: int | None) -> bool:
-    """Whether a call of *code* is under way on one of these stacks, at instruction *lasti* if one
-    is given.
+    """Whether a call of *code* is in progress on one of these stacks, at instruction *lasti* if
+    given.
     """
     for top in tops:
         frame: FrameType | None = top
@@ -137,8 +138,8 @@ def is_inside(tops: Iterable[FrameType], code: CodeType, lasti: int | None) -> b
 
 
 def describe(ident: int) -> str:
-    """The thread or greenlet with *ident* (``get_ident()`` of whichever ``threading`` knows), and
-    its stack where that may be read.
+    """The thread or greenlet with *ident* (``get_ident()`` of the current ``threading``), and its
+    stack if it can be read.
     """
     frames = thread_frames()
     name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), None)
@@ -157,16 +158,16 @@ def describe(ident: int) -> str:
 
 
 def in_a_line(frames: Iterable[FrameType]) -> str:
-    """Where *frames* are, the innermost first."""
+    """The positions of *frames*, the innermost first."""
     return " < ".join(
         f"{each.f_code.co_filename}:{each.f_lineno} in {each.f_code.co_qualname}" for each in frames
     )
 
 
 def _greenlet(ident: int, otherwise: str) -> tuple[FrameType | None, str]:
-    """Under gevent a thread's ident is its greenlet's id.
+    """Find a greenlet by its id, which is its thread's ident under gevent.
 
-    Looking for it takes milliseconds: only for a report of a leak.
+    The search takes milliseconds, so it is only made for a leak report.
     """
     module: Any = sys.modules.get("greenlet")
     if module is not None:

@@ -1,4 +1,4 @@
-"""A connection in use: which unit hears of it, is it fit, what does an error mean?"""
+"""A connection in use: its unit of work, its fitness, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Call, Flow
 from unbroken.pool.undone import concerns, ending_of, tell_on
 
-#: What is said of a connection in use that ended without a word. The driver may have read the word.
+#: The causes of a connection in use that ended without a message. The driver may have read the
+#: message.
 _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
-#: Causes that a driver makes of nothing but the end of the stream: no reason to forget for how long
-#: nothing had been asked.
+#: Causes that a driver derives from nothing but the end of the stream. They do not replace the idle
+#: time as the explanation.
 _WORDLESS = (Cause.CLOSED_BY_PEER, Cause.CONNECTION_RESET, Cause.LOST, Cause.SILENT_DROP)
-#: Why a unit is not run again that a server refuses which serves others.
+#: Why a unit is not run again if a server refuses it while it serves others.
 CONTRADICTED = (
     "the server refused it for as long as outage_wait, and let in new connections all the while"
 )
@@ -39,21 +40,21 @@ _MAY_BE_THE_HOLDER = (None, Cause.CLOSED_BY_HOLDER, *_VAGUE)
 
 
 class Holding:
-    """What is asked of a connection during its use: see :class:`unbroken.pool.loan.Loan`."""
+    """The checks of a connection during its use: see :class:`unbroken.pool.loan.Loan`."""
 
     __slots__ = ("begun", "conn", "entry", "state")
 
-    #: what to write so that work outside of any unit is run again; None: as its pool says
+    #: Advice for getting work outside of any unit run again. None: the pool's advice.
     remedy: str | None = None
 
-    state: Any  #: a PoolState, whose driver and shell are of the body's kind
+    state: Any  #: a PoolState whose driver and runtime fit the body
     entry: Entry
     conn: Connection
     begun: tuple[Unit | None, Any] | None
 
     @classmethod
     def of(cls, state: PoolState, entry: Entry, conn: Connection) -> Self:
-        """The loan of *entry*, whose connection is *conn*, for a body that keeps none of its
+        """The loan of *entry*, whose connection is *conn*, for a body that does not keep its
         own.
         """
         loan = cls()
@@ -62,17 +63,17 @@ class Holding:
 
     @property
     def unit(self) -> Unit | None:
-        """The unit of work that is told what is sent on this connection."""
+        """The unit of work that records the statements on this connection."""
         if self.begun is not None and self.begun[0] is not None and not self.begun[0].closed:
             return self.begun[0]
         return current(id(self.conn))
 
     def begin(self, until: float = math.inf) -> Unit | None:
-        """Enlist in the caller's unit of work, if any, and end this use at *until* or when the
-        unit's time is up.
+        """Enlist in the caller's unit of work, if any. End this use at *until* or when the unit's
+        time is up.
 
-        Returns the unit. Raises ConnectionLostError for a task that an attempt left behind which is
-        run again.
+        Returns the unit. Raises ConnectionLostError for a task that an earlier attempt left behind,
+        if its unit is run again.
         """
         unit = self.enlist()
         self.begun = (unit, None)
@@ -80,8 +81,9 @@ class Holding:
         return unit
 
     def is_lost_at_begin(self, exc: BaseException) -> bool:
-        """Whether BEGIN failed with *exc* because the connection was lost: nothing was done on it,
-        so another one will do. Where the server said that it cannot serve, an outage begins.
+        """Whether BEGIN failed with *exc* because the connection was lost. No work was done on it,
+        so another one can replace it. If the server reported that it cannot serve, an outage
+        begins.
         """
         state = self.state
         if not isinstance(exc, Exception) or isinstance(exc, UnbrokenError):
@@ -92,11 +94,11 @@ class Holding:
         return bool(fault.is_lost and self.entry.cause is not Cause.DEADLINE)
 
     def arm(self, until: float) -> None:
-        """End this use at *until* (infinite: never), if it is not over by then. Without a deadline
-        before.
+        """End this use at *until* (infinite: never), if it is not over by then. It must have no
+        deadline yet.
 
-        What such an end means for the caller's writes only a ledger can say. Outside of a unit of
-        work, the use gets one of its own.
+        Only a ledger can tell what such an end means for the caller's writes. Outside of a unit of
+        work, the use gets its own unit.
         """
         if until == math.inf:
             return
@@ -107,14 +109,12 @@ class Holding:
         self.begun = (unit, self.timer(until))
 
     def timer(self, until: float) -> Any:
-        """A timer of the caller's own that ends this use at *until*; None where that is
-        infinite.
-        """
+        """A timer of the caller's own that ends this use at *until*. None if that is infinite."""
         return None if until == math.inf else self.state.arm(self.entry, until)
 
     def join(self, unit: Unit, doubt: str | None = None) -> None:
-        """*unit* hears what is sent from now on; *doubt*: why it must not be replayed all the
-        same.
+        """*unit* records the statements from now on. *doubt*: why it must not be replayed
+        anyway.
         """
         if doubt is not None:
             unit.forbid(doubt, conn_id=id(self.conn))
@@ -123,11 +123,11 @@ class Holding:
         self.begun = (unit, None if self.begun is None else self.begun[1])
 
     def has_joined(self, unit: Unit) -> bool:
-        """Whether *unit* has met this connection."""
+        """Whether *unit* has joined this connection."""
         return self.begun is not None and self.begun[0] is unit
 
     def enlist(self) -> Unit | None:
-        """Let the caller's unit of work hear what is sent from now on.
+        """Make the caller's unit of work record the statements from now on.
 
         Returns that unit, if there is one.
         """
@@ -149,7 +149,7 @@ class Holding:
         return unit
 
     def disarm(self) -> None:
-        """This use has no deadline any more."""
+        """Cancel the deadline of this use."""
         if self.begun is not None and self.begun[1] is not None:
             self.begun[1].cancel()
             self.begun = (self.begun[0], None)
@@ -164,7 +164,7 @@ class Holding:
 
     @property
     def is_in_step(self) -> bool:
-        """Whether a statement sent now would get its own answer.
+        """Whether a statement that is sent now would get its own answer.
 
         A half-read result that the driver can read to its end counts.
         """
@@ -176,8 +176,8 @@ class Holding:
     def is_out_of_step(self) -> bool:
         """Whether an answer is known to be missing.
 
-        A driver that does not show its exchanges lets nobody know. Its connection serves its holder
-        until the end of the use, and nobody after that.
+        Unknown if the driver does not show its exchanges. Then the connection serves its holder
+        until the end of the use, and no caller after that.
         """
         return self.state.knows_status and not self.is_in_step
 
@@ -189,17 +189,16 @@ class Holding:
         )
 
     def _blame_holder(self) -> None:
-        """Note that the application closed the connection: the server's hang-up that answers may
-        have been seen first.
+        """Record that the application closed the connection. The server's hang-up in response may
+        have been detected first.
         """
         self.entry.cause, self.entry.words = None, ""
         self.entry.condemn(Cause.CLOSED_BY_HOLDER)
 
     def answers(self, since: float) -> Flow[bool]:
-        """Whether the connection is fit for another statement. *since*: the moment it was used
-        last.
+        """Whether the connection is fit for another statement. *since*: when it was last used.
 
-        After as long a silence as the pool itself would not trust, one ping tells, within
+        After a silence that the pool itself would not trust, it sends one ping, within
         ``ping_timeout``. A connection that does not answer is condemned.
         """
         state, entry = self.state, self.entry
@@ -216,11 +215,11 @@ class Holding:
         return True
 
     def failed(self, exc: BaseException) -> Fault:
-        """Work on the connection raised *exc*: what that means. The unit of work is told.
+        """Work on the connection raised *exc*. Return its meaning, and notify the unit of work.
 
-        A connection that was lost, that its holder closed, or whose exchange is not known to have
-        ended is condemned: it is never used again. Where the driver does not show its exchanges, an
-        error of the server's own is taken for the end of one.
+        A connection is condemned, and never used again, if it was lost, if its holder closed it, or
+        if its exchange is not known to have ended. If the driver does not show its exchanges, an
+        error from the server counts as the end of one.
         """
         entry = self.entry
         stopped = self.outlives_time()
@@ -244,15 +243,16 @@ class Holding:
         elif not self.is_in_step and (self.state.knows_status or not is_of_the_server(fault)):
             self.break_off()
         elif unit is not None and unit.is_doubted(id(self.conn)):
-            # nothing more is sent on it: a ROLLBACK's answer would look like the COMMIT's
+            # Nothing more is sent on it: the answer to a ROLLBACK would look like that to the
+            # COMMIT.
             self.entry.condemn(Cause.LOST, f"its COMMIT was answered so: {fault.text}")
         if entry.cause in THEIR_DOING and concerns(fault):
             self._ended_under(exc, fault, unit)
         return fault
 
     def outlives_time(self) -> str:
-        """Why nothing may be sent on the connection any more, because nothing could end it in
-        time: the interpreter is shutting down. The connection is ended then.
+        """Why nothing can be sent on the connection any more: the interpreter is shutting down, so
+        no time limit works. The connection is ended then.
         """
         stopped = self.state.runtime.watcher.stopped()
         if stopped is None or not stopped.is_ending:
@@ -263,8 +263,8 @@ class Holding:
         return str(stopped)
 
     def _ended_under(self, exc: BaseException, fault: Fault, unit: Unit | None) -> None:
-        """The connection was lost under somebody's work: say on *exc* why it is not run again,
-        where nobody does.
+        """The connection was lost during a caller's work. Add to *exc* why the work is not run
+        again, if it is not.
         """
         entry = self.entry
         if entry.ending is None:
@@ -274,14 +274,14 @@ class Holding:
         tell_on(exc, entry.ending)
 
     def ended_unseen(self) -> None:
-        """The caller releases a connection that has ended. If a statement was under way, only the
-        driver has told the caller so: note what was lost, for the log.
+        """The caller releases a connection that has ended. If a statement was in progress, only the
+        driver has reported that to the caller: record the lost work for the log.
         """
         entry, driver = self.entry, self.state.driver
         if (
             entry.cause not in THEIR_DOING
             or entry.ending is not None
-            or entry.recall() is not None  # a framework's: it tells by itself
+            or entry.recall() is not None  # a framework's own: it reports by itself
             or (driver.is_quiet(self.conn) and driver.is_in_transaction(self.conn) is False)
         ):
             return
@@ -291,11 +291,11 @@ class Holding:
         )
 
     def _believed(self, fault: Fault) -> Fault:
-        """*fault*, as far as it is believed before the server was asked.
+        """*fault*, as far as it is trusted before the server was asked.
 
-        An error that says that nobody can be served may be the application's own where the session
-        lives on: MySQL's protocol does not tell the two apart. Until the server was asked it is a
-        reason to try again, with a pause.
+        If the session is still alive, an error that says that no client can be served may come from
+        the application itself: MySQL's protocol does not distinguish the two. Until the server was
+        asked, it is a reason to try again, after a pause.
         """
         entry = self.entry
         if fault.kind is FaultKind.READ_ONLY:
@@ -313,7 +313,9 @@ class Holding:
         return fault
 
     def _may_be_the_callers(self) -> bool:
-        """Whether the session lives on, and the error's protocol has no word for its severity."""
+        """Whether the session is still alive, and the protocol does not show the error's
+        severity.
+        """
         return (
             self.state.backend in ("mysql", "mariadb")
             and self.entry.cause is None
@@ -322,30 +324,31 @@ class Holding:
         )
 
     def break_off(self) -> None:
-        """End a connection whose last exchange is not known to have ended: nobody must wait for the
-        rest of an answer, or take it for another's."""
+        """End a connection whose last exchange is not known to have ended. No caller must wait for
+        the rest of an answer, or take it for its own.
+        """
         if self.is_closed_by_holder:
             self._blame_holder()
-        # the first cause stands
+        # the first cause is kept
         if self.state.knows_status:
             self.entry.condemn(Cause.CANCELLED)
         else:
             self.entry.condemn(Cause.DISCARDED, "its driver does not show whether all was answered")
         if not getattr(self.state.driver, "is_async", False):
-            # a transport is aborted when the connection goes back
+            # a transport is aborted when the connection is returned
             self.state.shutdown_socket(self.entry)
 
     def _fault_of(self, exc: BaseException) -> Fault:
-        """What *exc* means here.
+        """The meaning of *exc* here.
 
-        A ConnectionError or TimeoutError may also be about something else that the work does.
+        A ConnectionError or TimeoutError may also come from other work of the caller.
         """
         state, entry = self.state, self.entry
         if isinstance(exc, ConnectionLostError | CommitUnknownError):
-            # our own word; the driver would not know it
+            # our own error, which the driver does not know
             return Fault(FaultKind.LOST, text=str(exc))
         if isinstance(exc, UnbrokenError):
-            # another acquire that failed, or another pool: it only quotes what drivers say
+            # Another acquire failed, or another pool: the error only quotes a driver's message.
             return Fault(FaultKind.OTHER, text=str(exc))
         fault: Fault = state.classify(exc)
         if fault.kind is FaultKind.LOST and fault.code is None:
@@ -367,7 +370,7 @@ class Holding:
         known = fault.cause is not None and not (
             entry.cause is Cause.IDLE_LIMIT and fault.cause in _WORDLESS
         )
-        if entry.cause in _VAGUE and known:  # the watcher saw the end before we did
+        if entry.cause in _VAGUE and known:  # the watcher detected the end first
             entry.cause, entry.words = fault.cause, fault.text
         if entry.cause is not None:
             return

@@ -1,5 +1,5 @@
-"""Asking the server what only it can say (:mod:`unbroken.ledger.questions`), on a connection of the
-same pool.
+"""Ask the server a question that only it can answer (:mod:`unbroken.ledger.questions`), on a
+connection of the same pool.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from unbroken.pool.loan import Loan
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow
 
-#: A connection that is lost while it is asked is replaced so often.
+#: Maximum number of connections, if each is lost while it is asked.
 ATTEMPTS = 3
 
 
 def inquire(state: PoolState, question: Question, until: float) -> Flow[Any]:
-    """What the server answers to *question*; None where it does not. Ends at *until*, or after the
+    """The server's answer to *question*. None if it gives none. Ends at *until*, or after the
     setting acquire_timeout.
 
-    Raises what an acquire raises.
+    Raises the errors of an acquire.
     """
     if state.backend == "sqlite" and question is Question.HIDDEN_WRITES:
-        return ""  # there is nothing but the application's own Python to be called
+        return ""  # a SELECT can only call the application's own Python
     if text_of(question, state.backend) is None:
         return None
     for _ in range(ATTEMPTS):

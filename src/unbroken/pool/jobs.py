@@ -1,6 +1,6 @@
-"""What a unit of work hands to threads, executors and tasks.
+"""Work that a unit of work hands to threads, executors and tasks.
 
-Each of them runs in the unit that it was started in.
+Each piece of work runs in the unit that started it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unbroken.ledger import scope
 from unbroken.ledger.unit import Unit
 from unbroken.net.signals import IN_NO_UNIT
 
-#: Threads of these libraries work for everybody. What they are given brings its own unit with it.
+#: Threads of these libraries serve all code. The work that they get brings its own unit.
 _POOLS = (
     "concurrent.futures.",
     "multiprocessing.pool",
@@ -29,7 +29,7 @@ _POOLS = (
 )
 
 
-#: Units that the code of this context may be part of: none of them is run again if it uses a
+#: Units that the code of this context may be part of. None of them is run again if it uses a
 #: connection.
 suspects: ContextVar[tuple[weakref.ref[Unit], ...] | None] = ContextVar(
     "unbroken_suspects", default=None
@@ -37,8 +37,8 @@ suspects: ContextVar[tuple[weakref.ref[Unit], ...] | None] = ContextVar(
 
 
 class Job:
-    """Work that is handed over: runs *function* in the unit and attempt of the code that makes the
-    job.
+    """Work that is handed over: runs *function* in the unit and attempt of the code that creates
+    the job.
     """
 
     __slots__ = ("_attempt", "_chain", "_function", "_once", "_was_run", "calls", "unit")
@@ -51,12 +51,14 @@ class Job:
             once,
         )
         self._chain = (*_within.get(), self)
-        self.calls = 0  #: how many are under way
+        self.calls = 0  #: how many are in progress
         self._was_run = False
 
     @property
     def is_done(self) -> bool:
-        """Whether a call has ended, or this code is part of one: then it is not left behind."""
+        """Whether a call has ended, or this code is part of one: then the job is not left
+        behind.
+        """
         return self._was_run or self.is_around
 
     @property
@@ -68,11 +70,11 @@ class Job:
         return self in _within.get() or (on_thread is not None and self in on_thread._chain)
 
     def fail(self) -> None:
-        """It will never be called."""
+        """The job will never be called."""
         self._was_run = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What *function* gives or raises."""
+        """Return the result of *function*, or raise its exception."""
         before, function = (scope.current_token(), scope.attempt()), self._function
         if self._once:
             self._function = (
@@ -95,12 +97,12 @@ class Job:
             self._was_run = True
 
 
-#: Whether the unit of this context came with something that was taken out of a queue.
+#: Whether the unit of this context came with a queue item.
 fed: ContextVar[bool] = ContextVar("unbroken_fed", default=False)
-#: Python's own. gevent puts a class that derives from it into its place.
+#: Python's own class. gevent replaces it by a derived one.
 THREAD: Any = next(each for each in threading.Thread.__mro__ if "start" in each.__dict__)
 TASKS_SHOW_CONTEXTS = sys.version_info >= (3, 12)
-#: The jobs that this code is part of. What a job starts inherits it.
+#: The jobs that this code is part of. Work that a job starts inherits them.
 _within: ContextVar[tuple[Job, ...]] = ContextVar("unbroken_within_jobs", default=())
 unit_of_job: dict[object, Unit] = {}  # the unit of the job that runs at a place
 _running: dict[int, Job] = {}  # the innermost job on a thread's stack
@@ -118,7 +120,7 @@ def _nothing() -> None:
 
 
 def start_thread(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``threading.Thread.start``."""
+    """Wrap ``threading.Thread.start``."""
 
     @functools.wraps(original)
     def start(self: threading.Thread) -> None:
@@ -146,7 +148,7 @@ def _is_of_a_pool(thread: threading.Thread) -> bool:
 
 
 def start_raw_thread(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``_thread.start_new_thread``."""
+    """Wrap ``_thread.start_new_thread``."""
 
     @functools.wraps(original)
     def start_new_thread(function: Callable[..., Any], *args: Any) -> Any:
@@ -166,7 +168,7 @@ def _freely(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def submit_job(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``submit`` of an executor, and ``spawn`` of gevent's thread pool."""
+    """Wrap ``submit`` of an executor, and ``spawn`` of gevent's thread pool."""
 
     @functools.wraps(original)
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +176,7 @@ def submit_job(original: Callable[..., Any]) -> Callable[..., Any]:
         if unit is None:
             return original(self, fn, *args, **kwargs)
         if type(self).__name__ == "InterpreterPoolExecutor":
-            # Python 3.14: another interpreter is as far away as a process
+            # Python 3.14: another interpreter is as separate as a process
             unit.doubt("work was handed to another interpreter")
             return original(self, fn, *args, **kwargs)
         job = Job(unit, fn)
@@ -186,9 +188,9 @@ def submit_job(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _ended(job: Job, future: Any) -> Callable[[], bool]:
-    """Whether the only call of *job* has ended, or will never begin.
+    """A function that reports whether the only call of *job* has ended, or will never begin.
 
-    A future that waits for its turn is held by its executor.
+    A pending future is kept alive by its executor.
     """
     ref = weakref.ref(future)
 
@@ -204,8 +206,8 @@ def _ended(job: Job, future: Any) -> Callable[[], bool]:
 
 
 def apply_jobs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``apply_async`` and ``_map_async`` of multiprocessing's pools of threads; those of processes
-    are out of sight.
+    """Wrap ``apply_async`` and ``_map_async`` of multiprocessing's thread pools. Process pools
+    cannot be observed.
     """
 
     @functools.wraps(original)
@@ -222,7 +224,7 @@ def apply_jobs(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def imap_jobs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``imap`` and ``imap_unordered`` of the same."""
+    """Wrap ``imap`` and ``imap_unordered`` of the same pools."""
 
     @functools.wraps(original)
     def imap(self: Any, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -253,7 +255,7 @@ def _is_exhausted(results: Any) -> bool:
 
 
 def start_elsewhere(original: Callable[..., Any]) -> Callable[..., Any]:
-    """What hands work to another process."""
+    """Wrap a function that hands work to another process."""
 
     @functools.wraps(original)
     def hand_over(self: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -271,7 +273,9 @@ def leaving_the_process() -> None:
 
 
 def begin_task(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``create_task`` of an event loop: a context that knows no unit gets the one of this code."""
+    """Wrap ``create_task`` of an event loop: a context without a known unit gets this code's
+    unit.
+    """
 
     @functools.wraps(original)
     def create_task(self: Any, coro: Any, **kwargs: Any) -> Any:
@@ -302,7 +306,7 @@ def tell_context(context: Context, unit: Unit | None) -> None:
     """From now on *context* is in *unit*, or in none."""
     try:
         context.run(scope.tell, unit, None if unit is None else (unit, unit.attempts))
-    except RuntimeError:  # code runs in it just now: that code can tell
+    except RuntimeError:  # code runs in it just now, and can determine it
         pass
 
 
@@ -325,7 +329,7 @@ def greenlet_spawned(greenlet: Any) -> None:
 
 
 def running_task() -> Any:
-    """The asyncio task that runs this code; None outside of one."""
+    """The asyncio task that runs this code. None outside of one."""
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None or asyncio._get_running_loop() is None:
         return None

@@ -1,5 +1,5 @@
-"""A connection that a framework keeps for its caller between calls: its end may be broken off, and
-is then gone on with.
+"""A connection that a framework keeps for its caller between calls. An exception may interrupt its
+return, which is then resumed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from unbroken.pool.loan import Loan
 
 
 class _Giver:
-    """A call that gives a connection back; it goes with that call, wherever an exception
-    strikes.
+    """A call that returns a connection. This object disappears with that call, wherever an
+    exception strikes.
     """
 
     __slots__ = ("__weakref__", "thread")
@@ -24,11 +24,11 @@ class _Giver:
 
 
 class Kept(Loan):
-    """A loan that its body still knows of until the connection is back.
+    """A loan that its body still knows until the connection is returned.
 
-    Whoever begins :meth:`end` first gives the connection back. Where an exception strikes that
-    call, whoever comes next goes on with it: the same thread, or a caller that waits for a
-    connection, from any thread.
+    The call that begins first returns the connection. If an exception interrupts it, the next call
+    resumes the return: from the same thread, or from a caller that waits for a connection, on any
+    thread.
     """
 
     __slots__ = ("__weakref__", "_giver", "_lock", "uses")
@@ -40,13 +40,13 @@ class Kept(Loan):
     def keep(self) -> None:
         """The loan begins."""
         self.uses = self.entry.uses
-        self._giver = None  #: a weak reference to the call that gives it back
-        self._lock = threading.RLock()  # reentrant: a finalizer may come in between
+        self._giver = None  #: a weak reference to the call that returns it
+        self._lock = threading.RLock()  # reentrant: a finalizer may run in between
         self.entry.recall = weakref.WeakMethod(self.yield_to_waiter)
 
     @property
     def is_over(self) -> bool:
-        """Whether the connection has gone back."""
+        """Whether the connection was returned."""
         entry, kernel = self.entry, self.state.kernel
         return entry.uses != self.uses or not (
             kernel.is_out(entry) or kernel.reclaimed.get(entry.key) is entry
@@ -54,13 +54,13 @@ class Kept(Loan):
 
     @property
     def was_broken_off(self) -> bool:
-        """Whether a call that gave the connection back did not come to its end."""
+        """Whether a call that returned the connection was interrupted."""
         return self._giver is not None and self._giver() is None and not self.is_over
 
     def begin_end(self) -> object:
-        """The call that gives the connection back begins.
+        """The call that returns the connection begins.
 
-        What it gets is to be kept in a variable of that call.
+        That call must keep the result in a variable.
         """
         giver = _Giver()
         with self._lock:
@@ -69,8 +69,8 @@ class Kept(Loan):
         return giver
 
     def end_once(self, give: Callable[[], None], may: Callable[[], bool] = lambda: True) -> bool:
-        """Give the connection back by *give*, unless another call is at it. *may*: asked with the
-        lock. False: it was not done.
+        """Return the connection by *give*, unless another call is doing that. *may*: checked under
+        the lock. Return False if it was not done.
         """
         giver = _Giver()
         with self._lock:
@@ -83,11 +83,11 @@ class Kept(Loan):
         return True
 
     def yield_to_waiter(self) -> bool:
-        """A caller waits: go on with an end that was broken off. From any thread."""
+        """A caller waits: resume an interrupted return. Any thread may call this."""
         return self.was_broken_off and self.end_once(self.put_back, lambda: self.was_broken_off)
 
     def put_back(self) -> None:
-        """Give the connection back. To be called again where it was broken off."""
+        """Return the connection. Called again if it was interrupted."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
-"""What one process (and, for asyncio, one event loop) knows of one pool.
+"""The state of one pool in one process (and, for asyncio, on one event loop).
 
-The fields stand here once, with what can be told from them: of a connection in use, of the server,
-in the words of messages. Nothing here changes who has a connection.
+This file defines the fields, and methods that derive facts from them: about a connection in use,
+about the server, and for messages. Nothing here changes the owner of a connection.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ from unbroken.settings import Settings
 
 log = Part("pool")
 
-#: Seconds for a driver that keeps the time to connect itself, and says better why it failed, before
-#: it is ended from outside.
+#: Seconds for a driver that limits its connect itself, and reports the failure better, before the
+#: pool ends the connect from outside.
 AT_THE_LIMIT = 0.1
 
 
@@ -72,17 +72,17 @@ class Start:
         self.is_called_off = False
 
 
-#: The drivers (each pool has one of its own) by which a connection was opened. A forked child knows
+#: The drivers (each pool has its own) that have opened a connection. A forked child also knows
 #: those of its parent.
 _served: WeakSet[BaseDriver] = WeakSet()
 
 
 class Knowledge(Guarded):
-    """The fields of a pool in one process, and what can be told from them."""
+    """The fields of a pool in one process, and the facts derived from them."""
 
-    #: what to write so that work outside of any unit is run again
+    #: Advice for getting work outside of any unit run again.
     remedy = REMEDY
-    #: what a body keeps of a connection, if it is more than an Entry
+    #: The body's record of a connection, if it is more than an Entry.
     entry_kind: type[Entry] = Entry
 
     def __init__(
@@ -112,108 +112,108 @@ class Knowledge(Guarded):
         self.kernel = Kernel(settings.max_size, settings.min_size)
         self.line = Line()
         self.share = share_of(driver, settings, self.kernel)
-        #: for the hot paths
+        #: Aliases for the hot paths.
         self.idle, self.in_use, self.waiting = (
             self.kernel.idle,
             self.kernel.in_use,
             self.kernel.waiting,
         )
         self.sockets = HangUps()
-        #: ``hung_up()`` is false: no connection of this pool is known dead
+        #: If ``hung_up()`` is false, no connection of this pool is known to be dead.
         self.hung_up = self.sockets.look
-        #: of the last tick: near enough to note when a connection was used last
+        #: Time of the last tick: precise enough to record when a connection was last used.
         self.now = time.monotonic()
         self.counters = stats.Counters()
         self.random = Random()
         self.clock = time.monotonic
         self.connector = connector  #: the flow that opens connections
-        self.at_work = 0  #: how many of them have begun and not ended
-        self.ordered: set[Start] = set()  #: those that were ordered and have not begun
-        self.tries: dict[Try, Any] = {}  #: their attempts under way, and what can end each of these
+        self.at_work = 0  #: workers that have begun and not ended
+        self.ordered: set[Start] = set()  #: workers that were ordered and have not begun
+        self.tries: dict[Try, Any] = {}  #: attempts in progress, and the objects that can end them
         self.no_thread: NoThreadError | None = (
             None  #: why no worker could be started: callers connect by themselves
         )
-        self.stuck = 0  #: workers that are given up: their attempts still block, and count no more
-        self.refusals = Refusals()  #: of logins, where they are asked for
-        #: when an attempt is ended from outside
+        self.stuck = 0  #: given-up workers, whose attempts still block; they do not count
+        self.refusals = Refusals()  #: of logins that are asked for at each attempt
+        #: Seconds after which an attempt is ended from outside.
         self.connect_limit = settings.connect_timeout + AT_THE_LIMIT
-        self.oversight: Any = None  #: the timer for the next look at these
+        self.oversight: Any = None  #: the timer for the next check of the attempts
         self.oversee: Callable[[Any], None] = (
-            _look_away  #: has that look not be later than it must be
+            _look_away  #: schedules that check no later than necessary
         )
-        #: it was not let in while others were: what it meets is its own
+        #: Whether this pool was rejected while others were accepted: its errors concern it alone.
         self.is_apart = False
-        #: what was last heard from something else than a server of this kind, and when it was asked
+        #: The last answer from something other than a server of this kind, and when it was asked.
         self.stranger: tuple[Fault | None, float] = (None, -math.inf)
-        self.scouting = False  #: whether one looks for another host: see :mod:`.scouting`
-        self.next_scout = 0.0  #: when the place may be looked at again
+        self.scouting = False  #: whether a search for another host runs: see :mod:`.scouting`
+        self.next_scout = 0.0  #: when the place may be checked again
         self.prober_wakeup: Any = None  #: the sleeping prober's signal
-        self.rejected_at = -math.inf  #: when the server last said no: see :meth:`wants`
-        #: finalizers append here; they must not take the lock
+        self.rejected_at = -math.inf  #: when the server last rejected us: see :meth:`wants`
+        #: Finalizers append here; they must not take the lock.
         self.forgotten: deque[Entry] = deque()
-        #: since when: see :mod:`unbroken.pool.windows`
+        #: Start times: see :mod:`unbroken.pool.windows`.
         self.borne: WeakKeyDictionary[Entry, float] = WeakKeyDictionary()
-        self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when they are one
-        self.next_look, self.next_wide_look = 0.0, 0.0  #: when to look for those again
-        self.unseen: set[tuple[Entry, int]] = set()  #: uses that nobody was seen to be inside of
-        #: Of flows that wait for an entry, were granted one and do not have it yet, or own one
-        #: while they wait for the server. Weak: a ticket goes with its flow, wherever an exception
-        #: strikes.
+        self.suspects: dict[tuple[Entry, int], float] = {}  #: strays, and since when
+        self.next_look, self.next_wide_look = 0.0, 0.0  #: when to check for those again
+        self.unseen: set[tuple[Entry, int]] = set()  #: uses that no stack was seen inside of
+        #: The tickets of flows that wait for an entry, that were granted one and do not have it
+        #: yet, or that own one while they wait for the server. Weak: a ticket disappears with its
+        #: flow, wherever an exception strikes.
         self.tickets: weakref.WeakSet[Ticket] = weakref.WeakSet()
-        self.next_look_around = 0.0  #: when a caller in line looks around again
+        self.next_look_around = 0.0  #: when a waiting caller checks again
         self.last_collect = 0.0
         self.collect_took = (
-            0.1  #: seconds; a caller with less time left than twice that does not collect
+            0.1  #: seconds; a caller with less than twice that left does not collect
         )
-        self.collect_cost = 0.0  #: seconds of the processor's that it took
+        self.collect_cost = 0.0  #: seconds of processor time that it took
         self.upkeep_timer: Any = None
         self.upkeep_running = False
-        self.follows = settings.reset == "session"  #: what a use leaves on its session is followed
-        #: a lease need not begin a transaction itself
+        self.follows = settings.reset == "session"  #: whether session residue is tracked
+        #: A lease does not need to begin a transaction itself.
         self.plain = driver.capabilities.implicit_begin
         self.is_clean = self._end_check()
         self.look_at_answers()
         self.heard_goodbye: Callable[[Connection], bool] = getattr(driver, "has_ended", _not_known)
         self.is_tcp = driver.target.unix_socket is None
-        #: whose addresses are followed
+        #: The host names whose addresses are followed.
         self.names = names_of(driver.target) if settings.follow_dns else ()
         self.decide_policy()
         with self.server.lock:
-            # last: from now on other pools' threads come here with news
+            # last: from now on other pools' threads call methods here
             self.server.pools.add(self)
         registry.add(self)
 
     def look_at_answers(self) -> None:
-        """What the driver can leave for later."""
+        """Determine the work that the driver can postpone."""
         driver = self.driver
-        #: whether a COMMIT or ROLLBACK can be sent now and its answer read later
+        #: Whether a COMMIT or ROLLBACK can be sent now and its answer read later …
         self.defers = hasattr(driver, "send_end")
-        #: … and how much was written does not count: PostgreSQL undoes nothing, it forgets
+        #: … for any amount of writes: PostgreSQL does not undo writes, it ignores them …
         self.undoes_at_once = getattr(
             driver, "undoes_at_once", driver.target.backend == "postgresql"
         )
-        #: … as far as it is known what the answer says
+        #: … if the answer is known in advance …
         self.may_leave = may_leave(driver)
-        #: … as long as all else is as it was opened
+        #: … if everything else is as it was opened …
         self.has_traits = has_traits(driver)
-        #: … and is that of a session on which nothing ran that may have changed what it will be
+        #: … if no code ran on the session that may have changed the answer …
         self.ran_code: Callable[[Connection], bool] = getattr(driver, "ran_code", _not_known)
-        #: … and a statement be sent before that answer has come
+        #: … and whether a statement can be sent before that answer has come …
         self.pipelines = getattr(driver, "pipelines", False)
-        #: … once that was tried with what answers at the server's address
+        #: … once that was tested with the server at this address.
         self.tries_flights = hasattr(driver, "let_fly")
 
     def _end_check(self) -> Callable[[Connection, Any], bool]:
-        """What to ask of a connection when it comes back: True means nothing has to be done."""
+        """The check of a returned connection: True means that nothing has to be done."""
         return _never if callable(self.settings.reset) or self.follows else self.driver.is_clean
 
     def follow_sessions(self, wanted: bool) -> None:
-        """Whether what a use leaves on its session is followed here; else the body does it."""
+        """*wanted*: track the residue of uses on sessions here. Otherwise the body does it."""
         self.follows = wanted
         self.is_clean = self._end_check()
 
     def decide_policy(self) -> None:
-        """Fill in the automatic settings with what is known of the server by now."""
+        """Resolve the automatic settings with the current knowledge about the server."""
         limit = self.server.limit.limit
         self.policy = Policy.decide(
             self.settings, self.driver.capabilities, is_tcp=self.is_tcp, idle_limit=limit
@@ -221,7 +221,7 @@ class Knowledge(Guarded):
         self.fresh_for = self.policy.fresh_for
 
     def forgot_limit(self) -> None:
-        """A learned idle limit was outlived, or is too old to be believed."""
+        """A learned idle limit was outlived, or is too old to be trusted."""
         log.info(
             "idle limit forgotten",
             f"{self.name}: the learned idle limit is forgotten: it does not hold, or is old",
@@ -230,51 +230,49 @@ class Knowledge(Guarded):
         self.limit_changed()
 
     def limit_changed(self) -> None:
-        """The server's idle limit was told or learned, or taken back: that concerns all its
-        pools.
-        """
+        """The server's idle limit was reported, learned or cancelled: update all its pools."""
         with self.server.lock:
             pools = every(self.server.pools)
         for pool in pools:
             pool.decide_policy()
 
-    # -- of a connection in use --------------------------------------------------------------------
+    # -- facts about a connection in use -----------------------------------------------------------
 
     @property
     def knows_status(self) -> bool:
-        """Whether the driver's own word on a connection counts.
+        """Whether the driver's own report on a connection is used.
 
-        Where it does not, the kernel's count of bytes does.
+        If not, the kernel's count of bytes is.
         """
         return self.driver.capabilities.transaction_status and self.driver.blindness is None
 
     def is_settled(self, entry: Entry, conn: Connection) -> bool:
         """Whether it is certain, without a round trip, that no transaction is open.
 
-        Either the driver knows, or nothing has been sent since it was certain last.
+        Either the driver knows, or nothing was sent since that was last certain.
         """
         status = self.driver.is_in_transaction(conn)
         return status is False if status is not None else self._is_untouched(entry)
 
     def is_due(self, entry: Entry, conn: Connection) -> bool:
-        """Whether the answer to the COMMIT or ROLLBACK that the pool sent is still to be read."""
+        """Whether the answer to the COMMIT or ROLLBACK that the pool sent is still unread."""
         if entry.due is not None and not self.driver.owes_answer(conn):  # type: ignore[attr-defined] # the driver that sent it has it
             entry.due = None  # it was read with the answer to the next statement
         return entry.due is not None
 
     def is_in_step(self, entry: Entry, conn: Connection) -> bool:
-        """Whether it is certain that every answer was read: a statement sent now gets its own."""
+        """Whether all answers were certainly read: a statement that is sent now gets its own."""
         return self.driver.is_quiet(conn) or (not self.knows_status and self._is_untouched(entry))
 
     def is_streaming(self, conn: Connection) -> bool:
-        """Whether nothing but a result that the application left half read is missing, and the
-        driver can read the rest.
+        """Whether only a result that the application left half read is missing, and the driver can
+        read the rest.
         """
         ask = getattr(self.driver, "is_streaming", None)
         return ask is not None and bool(ask(conn))
 
     def is_good(self, entry: Entry, conn: Connection) -> bool:
-        """Whether *conn* is known to be fit for the next user just as it is."""
+        """Whether *conn* is known to be fit for the next user without any clean-up."""
         driver = self.driver
         if self.settings.reset is None:
             return self.is_in_step(entry, conn)
@@ -289,20 +287,20 @@ class Knowledge(Guarded):
     def note_settled(self, entry: Entry, conn: Connection) -> None:
         """Our own COMMIT, ROLLBACK or reset on *conn* was answered.
 
-        A driver whose insides are not known may have read another answer instead. Its connection
-        serves nobody after its holder.
+        A driver with unknown internals may have read another answer instead. Its connection serves
+        no caller after its holder.
         """
         driver = self.driver
         if driver.blindness is None or driver.is_quiet(conn):
             entry.sent, entry.settled_at = entry.count(), entry.uses
 
     def _is_untouched(self, entry: Entry) -> bool:
-        """Whether nothing was sent since the connection was known to be well: the kernel counts."""
+        """Whether the kernel counts no bytes sent since the connection was known to be good."""
         return entry.sent is not None and entry.count() == entry.sent
 
     def has_ended(self, entry: Entry) -> bool:
-        """Whether the other side is known to have ended a quiet *entry*: hung up, or said something
-        unasked.
+        """Whether the other side is known to have ended a quiet *entry*: it hung up, or sent an
+        unsolicited message.
         """
         looks = liveness.judge(entry.poll(0))
         return (
@@ -312,7 +310,7 @@ class Knowledge(Guarded):
             or (looks is liveness.Liveness.UNDECIDED and entry.due is None)
         )
 
-    # -- of the server -----------------------------------------------------------------------------
+    # -- facts about the server --------------------------------------------------------------------
 
     @property
     def backend(self) -> str:
@@ -321,22 +319,22 @@ class Knowledge(Guarded):
 
     @property
     def asks_login(self) -> bool:
-        """Whether another attempt may have another login: then a refusal is not final at once."""
+        """Whether another attempt may use another login: then a refusal is not yet final."""
         return self.secrets.are_asked or self.driver.login_may_change
 
     @property
     def may_hide_writes(self) -> bool:
-        """Whether a SELECT may store something here, as far as the server said."""
+        """Whether a SELECT may store something here, as far as the server reported."""
         return self.backend != "sqlite" and self.hidden.answer != ""
 
     def looked(self) -> None:
-        """A SELECT was committed that may have stored something: what the server says of that
-        should be kept new.
+        """A SELECT was committed that may have stored something: the server's answer about that
+        should be kept up to date.
         """
         self.hidden.wanted = True
 
     def meaning(self, exc: BaseException) -> Fault | None:
-        """What *exc* means if it is the driver's own, else None."""
+        """The meaning of *exc* if it is the driver's own, else None."""
         return (
             self.classify(exc)
             if isinstance(exc, self.driver.errors) and not isinstance(exc, UnbrokenError)
@@ -344,7 +342,7 @@ class Knowledge(Guarded):
         )
 
     def classify(self, exc: BaseException) -> Fault:
-        """What the driver (or the system) means by *exc*."""
+        """The meaning of *exc*, by the driver or the system."""
         return self.driver.classify(exc)
 
     def stats(self) -> stats.Stats:
@@ -363,10 +361,10 @@ class Knowledge(Guarded):
                 share=None if self.share is None else self.share.seen(),
             )
 
-    # -- in words ----------------------------------------------------------------------------------
+    # -- texts -------------------------------------------------------------------------------------
 
     def where(self, entry: Entry) -> str:
-        """The host that *entry* goes to and the database, for messages about one connection."""
+        """The host and database of *entry*, for messages about one connection."""
         target = self.driver.target
         if entry.address is None:
             return target.label
@@ -374,20 +372,20 @@ class Knowledge(Guarded):
         return f"{host}/{target.database}" if target.database else host
 
     def error(self, kind: type[E], message: str, **attributes: Any) -> E:
-        """One of our errors that the callers of this driver catch too."""
+        """Make one of our errors that the callers of this driver catch too."""
         error = for_driver(kind, self.driver.errors[0], message, **attributes)
         testify(error)
         return error
 
     def closed_error(self) -> PoolClosedError:
-        """What an acquire from a closed pool gets."""
+        """The error for an acquire from a closed pool."""
         return self.error(
             PoolClosedError,
             POOL_CLOSED(f"pool {self.name} is closed; make a new one to connect again"),
         )
 
     def not_lent_error(self) -> NotYoursError:
-        """What a release of a connection gets that this pool does not know as lent."""
+        """The error for releasing a connection that is not in use in this pool."""
         return NotYoursError(
             NOT_YOURS(
                 f"pool {self.name} has not given out this connection, or it was released before;"
@@ -396,19 +394,19 @@ class Knowledge(Guarded):
         )
 
     def ending_error(self, why: object) -> PoolClosedError:
-        """What an acquire gets when the interpreter is shutting down, for the reason *why*."""
+        """The error for an acquire while the interpreter is shutting down, for the reason *why*."""
         return self.error(PoolClosedError, AT_THE_END(no_connection(self.driver.target.label, why)))
 
     @property
     def is_opened_outside(self) -> bool:
-        """Whether the application's own code opens the connections: what it reads is not known."""
+        """Whether the application's own code opens the connections: its input is unknown."""
         connect = getattr(self.driver, "_connect", None)
         return connect is not None and not isinstance(connect, Opener)
 
     @property
     def has_served(self) -> bool:
-        """Whether a connection has come about, here, before a fork or on another event loop: the
-        settings are right.
+        """Whether a connection was ever opened here, before a fork or on another event loop: if so,
+        the settings are right.
         """
         return self.counters.opened > 0 or self.driver in _served
 
@@ -416,12 +414,12 @@ class Knowledge(Guarded):
         """Count a connection that was opened."""
         self.counters.opened += 1
         self.counters.most = max(self.counters.most, self.kernel.size)
-        with suppress(TypeError):  # of somebody's own driver that has no room for it
+        with suppress(TypeError):  # a foreign driver without room for a weak reference
             _served.add(self.driver)
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
-        """What each caller in the line gets when the server (or its driver) rejects a connect with
-        *exc*.
+        """The error for each caller in the line when the server (or its driver) rejects a connect
+        with *exc*.
         """
         what = f"cannot connect to {self.driver.target.label}"
         told = self.error(*verdict(exc, fault, what, is_opened_outside=self.is_opened_outside))
@@ -429,11 +427,13 @@ class Knowledge(Guarded):
         return told
 
     def describe_load(self) -> str:
-        """``in use 10, idle 0, waiting 14`` for messages."""
+        """The load, for messages: ``in use 10, idle 0, waiting 14``."""
         return load(self)
 
     def describe_outage(self, now: float) -> str:
-        """``the server has been away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
+        """The outage or "": ``the server has been away for 7.2 s: [Errno 111] Connection
+        refused``.
+        """
         return outage(self, now)
 
 

@@ -1,4 +1,6 @@
-"""What callers did not give back: forgotten, held for too long, struck out of their hands."""
+"""Connections that callers did not return: forgotten, held for too long, or lost by an
+exception.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ log = Part("leak")
 
 
 def discard_forgotten(state: PoolState) -> None:
-    """Take back the places of connections whose holders let them be collected, and say who that
-    was.
+    """Recover the places of connections whose holders let them be garbage-collected, and log where
+    they were taken.
     """
     while True:
         try:
@@ -41,23 +43,23 @@ def discard_forgotten(state: PoolState) -> None:
                 place=str(entry.place),
             )
         state.emit("forgotten", {"pool": state.name, "place": str(entry.place)})
-        entry.conn = None  # collected: its driver has closed it
+        entry.conn = None  # garbage-collected: its driver has closed it
         state.discard(entry, Cause.FORGOTTEN)
 
 
-#: An entry that nobody is seen to have counts as lost after so many seconds. Moving one between two
+#: Seconds after which an entry without a visible owner counts as lost. Moving one between two
 #: owners takes microseconds.
 STRAY_AFTER = 0.04
-#: … and where stacks cannot be read, after longer than any worker has one to itself.
+#: … and if stacks cannot be read, longer than any worker owns one.
 STRAY_UNSEEN = 30.0
 
 
 def recover_strays(state: PoolState) -> None:
-    """Take back the places of connections that an exception struck out of their holder's hands.
+    """Recover the places of connections whose holder lost them by an exception.
 
     A signal handler or a worker's time limit may raise at any instruction, also between taking an
-    entry out of one place and noting it in the next. Such an entry is in none of the pool's books,
-    and no thread's stack knows it any more.
+    entry out of one place and recording it in the next. The pool has no record of the owner of such
+    an entry, and no thread's stack refers to it any more.
     """
     with state.lock:
         now = state.clock()
@@ -91,20 +93,20 @@ def recover_strays(state: PoolState) -> None:
         state.ensure_connecting()
 
 
-#: At least so many seconds between two looks for what was left behind …
+#: Minimum seconds between two checks for abandoned uses …
 LOOK_EVERY = 0.2
-#: … and between two wide ones so many times what the last one took: 5 % of the time at most, while
-#: somebody waits.
+#: … and between two wide ones this many times the duration of the last one: at most 5 % of the time
+#: while a caller waits.
 WIDE_SHARE = 20.0
 
 
 def recover_left(state: PoolState) -> None:
-    """Take back connections whose ``with`` block, or whose call of ``run``, was left without giving
-    them back.
+    """Recover connections whose ``with`` block, or whose call of ``run``, was left without
+    returning them.
 
-    An exception that strikes before the first instruction of ``__exit__`` does that. As long as
-    somebody keeps it, its traceback keeps the connection. Each is looked at twice before it is
-    taken: a greenlet may be switched to meanwhile.
+    An exception that strikes before the first instruction of ``__exit__`` causes that. While any
+    code keeps that exception, its traceback keeps the connection. Each use is checked twice before
+    its connection is taken: a greenlet may be resumed meanwhile.
     """
     now = state.clock()
     with state.lock:
@@ -136,8 +138,8 @@ def recover_left(state: PoolState) -> None:
 
 
 def _left_blocks(state: PoolState, now: float) -> set[tuple[Entry, int]] | None:
-    """The uses, by entry and number, that no stack is inside of any more; None where that cannot be
-    told now.
+    """The uses, by entry and number, that no stack is inside of any more. None if that cannot be
+    determined now.
     """
     lent = {
         (e, e.uses): (e.code, e.lasti, e.run_in == e.uses)
@@ -155,7 +157,7 @@ def _left_blocks(state: PoolState, now: float) -> set[tuple[Entry, int]] | None:
         return None
     spots = _outside(spots, state.runtime.stacks_aside())
     state.next_wide_look = now + WIDE_SHARE * (state.clock() - now)
-    # one that was aside may have been switched to meanwhile
+    # a suspended one may have been resumed meanwhile
     return set(_outside(spots, state.runtime.stacks()))
 
 
@@ -171,7 +173,7 @@ def _outside(
 
 
 def is_leak(state: PoolState, entry: Entry, now: float) -> bool:
-    """Whether a lent *entry* is held for too long and something is still to be done about it."""
+    """Whether an *entry* in use is held for too long and still has to be reported or reclaimed."""
     held = now - entry.taken_at
     return held >= state.settings.leak_after and (
         entry.reported != entry.uses or state.settings.reclaim
@@ -221,10 +223,10 @@ def _report(state: PoolState, entry: Entry, now: float) -> None:
 
 
 def reclaim(state: PoolState, entry: Entry, uses: int, cause: Cause = Cause.RECLAIMED) -> bool:
-    """End a connection under its holder's hands, safely: shutdown, never close. The pool gets its
-    place back.
+    """End a connection while its holder has it, safely: by shutdown, never by close. The pool
+    recovers its place.
 
-    False: it came back meanwhile.
+    Return False if it was returned meanwhile.
     """
     # kept until the end: else a new connection may get its key
     held = entry.anchor if entry.ref is None else entry.ref()
@@ -234,9 +236,9 @@ def reclaim(state: PoolState, entry: Entry, uses: int, cause: Cause = Cause.RECL
         taken = state.kernel.reclaim(entry)
     if not taken:
         return False
-    # the object stays its holder's: closing it here could crash the driver
+    # The object still belongs to its holder: closing it here could crash the driver.
     entry.conn, ref = (None, entry.ref)
     state.close_entry(entry)
-    entry.ref = ref  # tells when the holder drops it
+    entry.ref = ref  # reports when the holder drops it
     state.ensure_connecting()
     return True

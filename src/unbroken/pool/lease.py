@@ -1,4 +1,4 @@
-"""What ``Pool.connection`` gives: a ``with`` block around one loan."""
+"""The result of ``Pool.connection``: a ``with`` block around one loan."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ getframe = sys._getframe
 
 
 def caller() -> FrameType:
-    """Who called the function that calls this; that function itself when it was C, as the first
-    thing that a greenlet does.
+    """The frame of the caller of the function that calls this. If that caller is C code (at the
+    start of a greenlet), the frame of that function itself.
     """
     try:
         return getframe(2)
@@ -30,11 +30,10 @@ def caller() -> FrameType:
 
 
 class Lease(Loan, Generic[ConnectionT]):
-    """``with pool.connection() as conn:`` lends a connection, commits on success, rolls back on an
-    exception.
+    """``with pool.connection() as conn:`` acquires a connection, commits on success, rolls back on
+    an exception.
 
-    Without ``__init__``: whoever makes one sets ``_pool``, since a call costs more than an
-    attribute.
+    It has no ``__init__``: its maker sets ``_pool``, because a call costs more than an attribute.
     """
 
     __slots__ = ("_pool",)
@@ -43,7 +42,7 @@ class Lease(Loan, Generic[ConnectionT]):
     _deadline: float | None = None
     _transaction = True
     in_block = True
-    _plain = True  #: nothing to do at the beginning, unless a unit of work looks on
+    _plain = True  #: nothing to do at the beginning, unless a unit of work records
 
     _pool: Any  #: the Pool
 
@@ -88,10 +87,10 @@ class Lease(Loan, Generic[ConnectionT]):
         self._pool._acquire_slowly(self, suspect, started, self._timeout, self._deadline, frame)
 
     def _start(self) -> ConnectionT:
-        """What not every lease needs: a deadline, a unit of work that looks on, a BEGIN.
+        """The parts that not every lease needs: a deadline, a unit of work that records, a BEGIN.
 
-        A connection that is lost at its BEGIN was not used yet: another one is taken, and the
-        caller sees nothing.
+        If a connection is lost at its BEGIN, no statement ran on it yet. The pool takes another
+        one, and the caller does not notice.
         """
         started, frame = self.entry.taken_at, getframe(2)
         while True:
@@ -110,8 +109,8 @@ class Lease(Loan, Generic[ConnectionT]):
             self._take(None, started, frame)
 
     def _give_up(self) -> None:
-        """An exception came between taking a connection and handing it out, or while it went
-        back.
+        """An exception struck between taking a connection and handing it out, or during its
+        return.
         """
         if getattr(self, "conn", None) is not None:
             self.give_back()
@@ -131,8 +130,8 @@ class Lease(Loan, Generic[ConnectionT]):
             ):
                 if (
                     entry.cause is None
-                    # asked after the pop (see PoolState.ended): a taker does not look at what
-                    # stands in idle
+                    # Checked after the pop (see PoolState.ended): a taker does not check the cause
+                    # of an idle entry.
                 ):
                     self.conn = None
                     entry.last_used = state.now
@@ -148,9 +147,9 @@ class Lease(Loan, Generic[ConnectionT]):
             raise
 
     def _leave(self, exc: BaseException | None) -> None:
-        """The end of a lease that needs more than a glance.
+        """End a lease that needs more than a quick check.
 
-        Raises what the caller should see, if that is not *exc*.
+        Raises the exception that the caller must see, if that is not *exc*.
         """
         state = self.state
         if not state.here[0]:

@@ -1,4 +1,4 @@
-"""What happens to a connection between its being lent and its coming back."""
+"""A connection between its acquire and its return."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from unbroken.net import liveness
 from unbroken.pool.endings import THEIR_DOING, Endings
 from unbroken.pool.poolers import uses_session
 
-#: A connection that was opened, or used, so many seconds ago was well a moment ago.
+#: A connection that was opened or used within this many seconds was alive a moment ago.
 JUST_USED = 5.0
-#: Of these, the causes that say nothing of what else ended the connection than the statement that
-#: it carried.
+#: Causes on the other side that do not exclude that the statement itself ended the connection.
 UNEXPLAINED = THEIR_DOING - {
     Cause.IDLE_LIMIT,
     Cause.TRANSACTION_LIMIT,
@@ -26,15 +25,15 @@ UNEXPLAINED = THEIR_DOING - {
     Cause.FAILOVER,
     Cause.CANNOT_SERVE,
 }
-#: … and those that say that the holder had asked nothing of the server for too long.
+#: … and those that mean that the holder sent nothing to the server for too long.
 PAUSED = frozenset({Cause.IDLE_LIMIT, Cause.TRANSACTION_LIMIT})
 
 
 class Leases(Endings):
-    """Lending, following what is sent, taking back, granting."""
+    """Acquire, record statements, take back, grant."""
 
     def lend(self, loan: Any, entry: Entry, frame: Any, now: float, holder: int) -> None:
-        """Note in *loan* and in the books who has *entry* from now on. (The pools have this
+        """Record the new owner of *entry* in *loan* and in the kernel. (The pools have this
         inline.)
         """
         entry.code, entry.lasti = frame.f_code, frame.f_lasti if loan.in_block else ~frame.f_lasti
@@ -47,7 +46,7 @@ class Leases(Endings):
         entry.conn = entry.anchor
 
     def arm(self, entry: Entry, until: float) -> Any:
-        """End this use of *entry* at *until*, if it is not over by then: the timer."""
+        """End this use of *entry* at *until*, if it is not over by then. Return the timer."""
         uses, this = entry.uses, weakref.ref(self)
 
         def end() -> None:
@@ -58,7 +57,7 @@ class Leases(Endings):
         return self.runtime.watcher.at(until, end)
 
     def take_back(self, entry: Entry, conn: Connection, healthy: bool) -> None:
-        """A lease is over. *healthy*: its connection may be lent again."""
+        """A lease is over. *healthy*: its connection can be used again."""
         kernel = self.kernel
         if kernel.is_back(entry):
             self.give_back(entry, conn, healthy)
@@ -90,8 +89,8 @@ class Leases(Endings):
         return Cause.DRAINED, ""
 
     def put(self, entry: Entry, conn: Connection, used: float | None = None) -> None:
-        """Put a healthy entry that the caller owns into idle. (The pools have this inline.) *used*:
-        when it was used last; None: now.
+        """Make a healthy entry that the caller owns idle. (The pools have this inline.) *used*:
+        when it was last used; None: now.
         """
         entry.conn = conn
         entry.last_used = self.clock() if used is None else used
@@ -99,8 +98,8 @@ class Leases(Endings):
         self.dispatch()
 
     def left_early(self, entry: Entry) -> None:
-        """The caller that has *entry* was cancelled. Where it had waited for longer than it has
-        used it, the line is to blame.
+        """The caller that has *entry* was cancelled. If it had waited for longer than it has used
+        the entry, this counts as leaving the line.
         """
         use, since = entry.queued
         now = self.clock()
@@ -109,7 +108,9 @@ class Leases(Endings):
                 self.line.left(now, now - since, self.kernel.bound)
 
     def dispatch(self) -> None:
-        """After something was put into idle: grant it to who waits, close what must not stay."""
+        """After an entry became idle: grant it to a waiting caller, and close entries that must
+        leave.
+        """
         with self.lock:
             tickets, stale = self.kernel.serve()
         self.wake(tickets)
@@ -120,16 +121,15 @@ class Leases(Endings):
     # -- units of work -----------------------------------------------------------------------------
 
     def join(self, unit: Unit, entry: Entry, conn: Connection) -> None:
-        """A unit of work takes *conn*: what is sent on it is told to the unit until
-        :meth:`part`.
-        """
+        """*unit* takes *conn*: it records the statements on it until :meth:`leave_unit`."""
         reason = self.driver.blindness
         if reason is None and not self.driver.capabilities.watchable:
             reason = f"{self.driver.name} does not show its statements"
         if reason is not None:
             unit.doubt(reason)
             return
-        # What ended the first attempt's connection may have ended another at the same moment.
+        # The event that ended the first attempt's connection may have ended another at the same
+        # time.
         older = unit.attempts == 2 and entry.uses > 1
         just_used = self.clock() - entry.last_used < JUST_USED
         unit.join(id(conn), self, entry, fresh=just_used and not older, older=older)
@@ -142,9 +142,9 @@ class Leases(Endings):
             followed.setdefault(id(conn), Trace(self.driver.target.backend))
 
     def follow(self, unit: Unit | None, entry: Entry, conn: Connection) -> None:
-        """As :meth:`join`, and note what statements leave on the session.
+        """Like :meth:`join`, and also record what statements leave on the session.
 
-        Without a *unit*, for that alone.
+        Without a *unit*, only the residue is recorded.
         """
         followed.pop(id(conn), None)
         self.join(Unit(observing=True) if unit is None else unit, entry, conn)
@@ -152,9 +152,9 @@ class Leases(Endings):
             followed[id(conn)] = Trace(self.driver.target.backend)
 
     def left(self, entry: Entry, conn: Connection) -> frozenset[Left]:
-        """What may have been left on the session since :meth:`follow`.
+        """The residue that may be on the session since :meth:`follow`.
 
-        Anything, where something was not heard.
+        Everything, if some statements were not recorded.
         """
         trace, unit = followed.get(id(conn)), heard_by(id(conn))
         if trace is None or unit is None or self._was_unseen(unit, entry, conn):
@@ -162,7 +162,9 @@ class Leases(Endings):
         return trace.left
 
     def leave_unit(self, entry: Entry, conn: Connection) -> None:
-        """Undo :meth:`join`: nothing is open on *conn* any more, or it is about to be closed."""
+        """Undo :meth:`join`: no transaction is open on *conn* any more, or it is about to be
+        closed.
+        """
         trace = followed.pop(id(conn), None)
         if trace is not None:
             uses_session(self, trace.left)
@@ -185,10 +187,10 @@ class Leases(Endings):
                 )
 
     def _was_unseen(self, unit: Unit, entry: Entry, conn: Connection) -> bool:
-        """Whether bytes may have gone out on *conn* since it joined *unit*, without any report.
+        """Whether bytes may have been sent on *conn* since it joined *unit*, without any report.
 
-        A socket that is closed tells no count. An event loop closes one by itself when the server
-        hangs up; a blocking driver only after it tried to send or to read.
+        A closed socket gives no count. An event loop closes one by itself when the server hangs up;
+        a blocking driver only after it tried to send or to read.
         """
         before, reports = entry.joined
         if before is None or unit.reports(id(conn)) != reports:

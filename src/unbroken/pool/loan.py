@@ -1,9 +1,9 @@
 """One connection while a caller has it: every decision about it, for every body.
 
-A body (threads, asyncio, SQLAlchemy, Django, peewee) asks a :class:`Loan` and nothing else: is the
-connection dead, whose fault is it, what does an error mean, is the exchange with the server known
-to have ended, may the connection go back, and what is the caller told. What is not known to be good
-is closed, and the pool opens another one.
+A body (threads, asyncio, SQLAlchemy, Django, peewee) asks only the :class:`Loan`: whether the
+connection is dead and why, what an error means, and whether the last exchange with the server has
+ended. The loan also decides whether the connection can be reused, and which error the caller gets.
+A connection that is not known to be good is closed, and the pool opens another one.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from unbroken.pool.rollbacks import in_words
 
 
 class Loan(Finishing):
-    """One connection in a caller's hands, from the moment it was noted in ``Kernel.in_use`` until
-    it goes back.
+    """One connection in use, from its entry in ``Kernel.in_use`` until it is returned.
 
     Methods that talk to the server are flows: the body runs their steps in its own way. ``begun``
-    is None until :meth:`begin`; then it holds the unit of work that looks on and the timer that
-    ends this use, either of them None.
+    is None until :meth:`begin`. Then it holds the unit of work that records and the timer that ends
+    this use; either can be None.
     """
 
     __slots__ = ()
@@ -33,9 +32,9 @@ class Loan(Finishing):
     in_block = False  #: whether it ends with the ``with`` block that took the connection
 
     def give_back(self, otherwise: Cause | None = None) -> None:
-        """The connection goes back to the pool where it is known to be good.
+        """Return the connection to the pool if it is known to be good.
 
-        Else it is closed, *otherwise* being why.
+        Otherwise close it, with the cause *otherwise*.
         """
         state, entry, conn = self.state, self.entry, self.conn
         self.disarm()
@@ -48,17 +47,17 @@ class Loan(Finishing):
         state.take_back(entry, conn, healthy=good)
 
     def drop(self) -> None:
-        """Close the connection, whatever state it is in; the pool opens another one."""
+        """Close the connection, in any state. The pool opens another one."""
         state, entry, conn = self.state, self.entry, self.conn
         self.disarm()
         state.leave_unit(entry, conn)
         state.take_back(entry, conn, healthy=False)
 
-    # -- words -------------------------------------------------------------------------------------
+    # -- texts -------------------------------------------------------------------------------------
 
     def shown(self, exc: BaseException, deadline: float | None) -> BaseException:
-        """The error that the caller should see for *exc*: its own, unless we were the ones who
-        ended the connection.
+        """The error that the caller should see for *exc*: its own, unless the pool ended the
+        connection.
         """
         state, entry = self.state, self.entry
         if (
@@ -66,7 +65,7 @@ class Loan(Finishing):
             and isinstance(exc, Exception)
             and not isinstance(exc, CommitUnknownError | DeadlineExceeded)
         ):
-            # a unit's deadline bounds all of its loans together
+            # a unit's deadline limits all of its loans together
             limit = "" if deadline is None else f" of {deadline} s"
             fate = self._fate()
             left = in_words(fate, state.backend)

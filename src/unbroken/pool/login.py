@@ -1,5 +1,5 @@
-"""As whom an attempt to connect goes: its user and password are asked for, and a refusal is not
-believed at once where the next answer may be another one.
+"""The user and password of an attempt to connect: ask for them, and do not treat a refusal as final
+if the next answer may differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = Part("pool")
 
 
 def login_of(state: PoolState, attempt: Try) -> Flow[Login | None]:
-    """Where *attempt* goes, and as whom. Its dialing may be another one then. Raises LoginError."""
+    """The host and login of *attempt*. Its dialing may be replaced meanwhile. Raises LoginError."""
     secrets = state.secrets
     if not secrets.are_asked:
         return host_of(attempt)
@@ -50,7 +50,7 @@ def _ask(state: PoolState, attempt: Try, name: str, function: Any) -> Flow[str]:
     dialing = state.tries[attempt]
     dialing.asks = name
     with state.lock, state.server.lock:
-        # a callable that takes long says nothing about the server
+        # a slow callable says nothing about the server
         state.server.outage.over(attempt)
     try:
         value = yield Consult(name, function, dialing)
@@ -71,7 +71,9 @@ def _ask(state: PoolState, attempt: Try, name: str, function: Any) -> Flow[str]:
 
 
 def time_left(state: PoolState, attempt: Try) -> float:
-    """Of the time to connect, what asking for the login, or a caller who has less, has left."""
+    """Seconds left for the connect, after asking for the login, or for a caller that has less
+    time.
+    """
     left = attempt.until - AT_THE_LIMIT - state.clock()
     if not state.secrets.are_asked and left > state.settings.connect_timeout - AT_THE_LIMIT:
         return state.settings.connect_timeout
@@ -79,7 +81,7 @@ def time_left(state: PoolState, attempt: Try) -> float:
 
 
 class ClientError(Exception):
-    """An attempt was not begun, for a reason of the client's own: *fault* says which."""
+    """An attempt was not begun, for a reason on the client's side: *fault*."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.text)
@@ -92,7 +94,7 @@ def options_of(state: PoolState) -> tuple[Option, ...]:
 
 
 def check_keys(state: PoolState) -> None:
-    """Raise ClientError where OpenSSL would ask for a password on the terminal."""
+    """Raise ClientError if OpenSSL would ask for a password on the terminal."""
     if state.is_opened_outside:
         return
     found = asks_for_password(options_of(state))
@@ -101,8 +103,8 @@ def check_keys(state: PoolState) -> None:
 
 
 def fault_of(state: PoolState, exc: BaseException, *, is_open: bool = True) -> Fault:
-    """What *exc*, which ended an attempt, means; unless *is_open*, with the client's option that is
-    to blame, if one is. Called without locks: it looks at files.
+    """The meaning of *exc*, which ended an attempt. Unless *is_open*, it names the client's option
+    that caused it, if one did. Called without locks: it reads files.
     """
     if isinstance(exc, LoginError | CannotServeError | ClientError):
         return exc.fault
@@ -111,14 +113,14 @@ def fault_of(state: PoolState, exc: BaseException, *, is_open: bool = True) -> F
         return fault
     target, is_foreign = state.driver.target, state.is_opened_outside
     if is_foreign and getattr(state.driver, "is_async", False):
-        return fault  # "no such file" may be said of a socket that the application connects to
+        return fault  # "no such file" may concern a socket that the application connects to
     found = diagnosed(fault, target, options_of(state), is_foreign=is_foreign)
     return found if found is fault else replace(found, text=text_of(state, found))
 
 
 def is_put_off(state: PoolState, exc: BaseException, fault: Fault) -> bool:
-    """Whether *exc*, with its *fault*, ended an attempt by what this pool alone meets, and what
-    another attempt may not meet: then the pool tries again, and its server is not away.
+    """Whether *exc*, with its *fault*, ended an attempt for a reason that concerns this pool alone
+    and perhaps does not recur. Then the pool tries again, and its server is not considered down.
     """
     if isinstance(exc, LoginError):
         return fault.kind is not FaultKind.REJECTED
@@ -132,17 +134,17 @@ def is_put_off(state: PoolState, exc: BaseException, fault: Fault) -> bool:
 
 
 def is_of_one_host(state: PoolState, fault: Fault) -> bool:
-    """Whether another host of the pool may be reached where *fault* was met."""
+    """Whether another host of the pool may be reachable in spite of *fault*."""
     return len(state.driver.target.hosts) > 1 and is_the_systems(fault)
 
 
 def is_alone(state: PoolState, fault: Fault) -> bool:
-    """Whether the pool has never been let in, and *fault* may be of its own making."""
+    """Whether the pool has never been accepted, and *fault* may be its own."""
     return may_be_own(fault) and not state.has_served and state.backend != "sqlite"
 
 
 def refused(state: PoolState, exc: BaseException, fault: Fault, started: float) -> None:
-    """An attempt has ended with *exc*, by the pool's own trouble: the next one may not."""
+    """An attempt has ended with *exc*, for the pool's own reason: the next one may succeed."""
     with state.lock:
         state.refusals.is_apart = is_alone(state, fault)
         began = state.refusals.failed(started, state.clock(), fault, exc, state.random)
@@ -166,7 +168,7 @@ def refused(state: PoolState, exc: BaseException, fault: Fault, started: float) 
 
 
 def let_in(state: PoolState) -> None:
-    """An attempt ended otherwise than by its login. The caller holds the pool's lock."""
+    """An attempt did not fail at its login. The caller holds the pool's lock."""
     fault = state.refusals.fault
     since = state.refusals.over()
     if since is not None:
@@ -182,20 +184,20 @@ def let_in(state: PoolState) -> None:
 
 
 def text_of(state: PoolState, said: Fault | str) -> str:
-    """What *said* says, as one line without a password."""
+    """The text of *said*, as one line without a password."""
     shown = getattr(state.driver, "shown", one_line)
     return str(shown(said.text if isinstance(said, Fault) else said))
 
 
 def scrub(state: PoolState, exc: BaseException) -> None:
-    """Mask passwords in *exc*, which callers are shown as the cause of theirs."""
+    """Mask passwords in *exc*, which callers see as the cause of their error."""
     clean = getattr(state.driver, "scrub", None)
     if clean is not None:
         clean(exc)
 
 
 def login_error(state: PoolState, now: float) -> UnbrokenError:
-    """What a caller is told who has waited for a login for long enough."""
+    """The error for a caller that has waited for a login for long enough."""
     refusals, fault = state.refusals, state.refusals.fault
     assert fault is not None
     what = text_of(state, fault)
@@ -244,5 +246,5 @@ def _whose(state: PoolState, fault: Fault) -> str:
 
 
 def still_asking(state: PoolState) -> str | None:
-    """The name of what an attempt is being asked for now; None: nothing."""
+    """The name of the secret that an attempt is being asked for now. None if there is none."""
     return next((each.asks for each in list(state.tries.values()) if each.asks), None)

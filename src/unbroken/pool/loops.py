@@ -1,5 +1,5 @@
-"""How a pool for asyncio does the flows' steps: by awaiting, on one event loop; and what becomes of
-it with its loop.
+"""How a pool for asyncio runs the flows' steps, by awaiting them on one event loop, and how it ends
+with its loop.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ AFTER_THE_END = 0.25
 
 
 class LoopRuntime:
-    """Does the flows' steps by awaiting, on one event loop."""
+    """Runs the flows' steps by awaiting, on one event loop."""
 
-    #: seconds for each of the driver's methods; the pool's own come from its state
+    #: Seconds for each of the driver's methods; the pool's own come from its state.
     limits: Mapping[str, float] = limits_of(Settings())
 
     def __init__(self, driver: AsyncDriver, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,20 +45,20 @@ class LoopRuntime:
         self.loop = loop
         self.watcher = LoopWatcher(loop)
         self.aside = Aside(loop)
-        self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly only
+        self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks only weakly
         self.finalizer: weakref.finalize[..., Any] | None = None  #: for a pool that is dropped
         self.farewell: AsyncGenerator[None, None] | None = None  #: for a loop that ends
 
     def new_lock(self) -> AbstractContextManager[Any]:
-        """Nothing to lock: between two awaits a task is alone."""
+        """A context manager that locks nothing: between two awaits only one task runs."""
         return contextlib.nullcontext()
 
     def new_signal(self) -> asyncio.Future[None]:
-        """A future that somebody resolves."""
+        """A new future, for :meth:`wake`."""
         return self.loop.create_future()
 
     def wake(self, signal: asyncio.Future[None]) -> None:
-        """Resolve it."""
+        """Resolve *signal*."""
         if not signal.done():
             signal.set_result(None)
 
@@ -75,7 +75,7 @@ class LoopRuntime:
 
         async def do(step: Any) -> Any:
             if task is not None and task.cancelling():
-                # a driver made an error of its own of the cancellation
+                # a driver turned the cancellation into its own error
                 raise asyncio.CancelledError
             return await self.do(step)
 
@@ -88,38 +88,38 @@ class LoopRuntime:
             )
 
     def call(self, function: Callable[[], None]) -> None:
-        """Run *function* on the loop, soon; from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        """Run *function* on the loop, soon. Any thread may call this."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to run it
             self.loop.call_soon_threadsafe(function)
 
     def is_awake(self) -> bool:
-        """Whether somebody runs the loop just now."""
+        """Whether the loop runs now."""
         return self.loop.is_running()
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:  # noqa: ARG002 - as the blocking one has it
-        """None of them: between two awaits a task is alone, and what it owns while it awaits the
-        pool notes itself.
+        """Return none of them: between two awaits only one task runs, and the pool itself records
+        the entries that a task owns while it awaits.
         """
         return set()
 
     def stacks(self) -> list[FrameType] | None:
-        """Nobody can say: a coroutine may wait anywhere.
+        """Return None, unknown: a coroutine may wait anywhere.
 
-        No exception strikes a task but where it awaits something.
+        An exception strikes a task only where it awaits something.
         """
         return None
 
     def stacks_aside(self) -> list[FrameType]:
-        """See :meth:`stacks`."""
+        """Return nothing: see :meth:`stacks`."""
         return []
 
     def dialing(self, limit: float) -> Dialing:
-        """An attempt to connect, of the task that makes it."""
+        """An attempt to connect in the current task."""
         return OnLoop(self.watcher, limit)
 
     def describe_holder(self, entry: Entry) -> str:
-        """The task that has *entry*, and where it is now: one that has it in a variable, else one
-        inside the function that took it.
+        """The task that has *entry*, and its current position. That is a task with the connection
+        in a variable, else one inside the function that took it.
         """
         conn = None if entry.ref is None else entry.ref()
         found: tuple[asyncio.Task[Any], list[FrameType]] | None = None
@@ -139,7 +139,7 @@ class LoopRuntime:
         )
 
     async def do(self, step: Any) -> Any:
-        """Do one step of a flow."""
+        """Run one step of a flow."""
         kind = type(step)
         if kind is Wait:
             await asyncio.wait((step.signal,), timeout=step.timeout)
@@ -180,8 +180,8 @@ class LoopRuntime:
     async def _bounded(
         self, conn: Connection, limit: float, what: str, entry: Entry | None = None
     ) -> AsyncIterator[None]:
-        """End the socket when the time is up, which every driver notices; then cancel a call that
-        goes on in spite of it.
+        """End the socket when the time is up, which every driver detects. Then cancel a call that
+        continues nevertheless.
 
         A cancelled driver may itself wait for the server first (psycopg asks it to cancel the
         query, asyncpg too).
@@ -200,8 +200,8 @@ class LoopRuntime:
 
 
 def _stack(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Where a suspended *task* is, innermost last. (``Task.get_stack`` knows its outermost
-    coroutine only.)
+    """The frames of a suspended *task*, innermost last. (``Task.get_stack`` only gives the
+    outermost coroutine.)
     """
     frames: list[FrameType] = []
     inside: Any = task.get_coro()
@@ -221,15 +221,15 @@ def runtime_of(state: PoolState) -> LoopRuntime:
 
 
 def cut_off(state: PoolState) -> None:
-    """End a state whose loop may never run again: its sockets at once, and its part in finding the
-    server again.
+    """End a state whose loop may never run again: shut down its sockets immediately, and resign as
+    the prober.
     """
     if state.share is not None:
         state.share.leave_behind()
     for entry in list(state.kernel.entries.values()):
         state.shutdown_socket(entry)
         if entry.conn is not None and runtime_of(state).loop.is_closed():
-            # or it would try to in its finalizer, and say that it cannot
+            # otherwise its finalizer would try, and warn that it cannot
             state.driver.close(entry.conn)
     if state.server.lock.acquire(blocking=False):  # a finalizer may run inside it
         state.server.outage.resign(state)
@@ -237,13 +237,13 @@ def cut_off(state: PoolState) -> None:
 
 
 def put_away(state: PoolState) -> None:
-    """Close a state and stop looking at its sockets."""
+    """Close a state and stop watching its sockets."""
     state.close()
     state.runtime.watcher.close()
 
 
 def abandon(state: PoolState) -> None:
-    """The pool was collected without being closed; by any thread."""
+    """The pool was garbage-collected without being closed. Any thread may call this."""
     if state.here[0]:
         cut_off(state)
         state.runtime.call(partial(put_away, state))
@@ -253,11 +253,11 @@ async def farewell(
     forget_ref: Callable[[], Callable[[PoolState], None] | None],
     state_ref: Callable[[], PoolState | None],
 ) -> AsyncGenerator[None, None]:
-    """Waits for the end of its loop, which ends its asynchronous generators before it closes
-    (``asyncio.run`` sees to it).
+    """Wait for the end of the loop, which ends its asynchronous generators before it closes
+    (``asyncio.run`` ensures that).
 
-    So connections of a pool that nobody closed are closed in order, while they can be.
-    *forget_ref* gives what takes the state out of its pool; it and *state_ref* are weak.
+    So connections of an unclosed pool are closed in order, while that is possible. *forget_ref*
+    gives a function that removes the state from its pool; both references are weak.
     """
     try:
         yield
@@ -267,9 +267,9 @@ async def farewell(
             forget(state)
             put_away(state)
             for entry in list(state.kernel.in_use.values()):
-                # whoever has these still can do nothing with them any more
+                # a holder of these can do nothing with them any more
                 conn = entry.conn if entry.ref is None else entry.ref()
                 if conn is not None:
                     state.driver.close(conn)
             await runtime_of(state).stop()
-            await asyncio.sleep(0)  # transports end in the loop's next turn
+            await asyncio.sleep(0)  # transports end in the loop's next iteration

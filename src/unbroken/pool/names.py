@@ -1,8 +1,8 @@
-"""Names that move: every few seconds somebody looks where the name of a server leads, and the pools
-let go of connections to an address that it has left.
+"""Host names that move: look up the name of a server every few seconds, and close connections to an
+address that it has left.
 
-One place per server and process, beside everybody's work: never on a caller's thread, never on an
-event loop. A lookup that hangs keeps one thread, and no other begins meanwhile.
+There is one lookout per server and process. It never runs on a caller's thread or on an event loop.
+A lookup that hangs blocks one thread, and no other begins meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unbroken.pool.registry import every
 
 log = Part("cluster")
 
-#: Seconds between two looks, from and to.
+#: Seconds between two lookups, from and to.
 EVERY = (2.0, 3.0)
 #: Seconds that the new address has to accept a connection before the old one is left.
 ACCEPTS_WITHIN = 1.0
@@ -38,8 +38,8 @@ _IPV4 = re.compile(r"[\d.]+")
 
 
 def names_of(target: Target) -> tuple[str, ...]:
-    """The hosts of *target* that a name service is asked for: no addresses, no sockets, not this
-    machine's own name.
+    """The hosts of *target* that need a name service: no addresses, no sockets, not this machine's
+    own name.
     """
     if target.backend not in _PORTS:
         return ()
@@ -58,7 +58,7 @@ def names_of(target: Target) -> tuple[str, ...]:
 
 
 def peer_of(fd: int) -> str | None:
-    """The address at the other end of the socket *fd*; None where there is none."""
+    """The remote address of the socket *fd*. None if there is none."""
     try:
         with borrowed(fd) as sock:
             name = sock.getpeername()
@@ -68,23 +68,21 @@ def peer_of(fd: int) -> str | None:
 
 
 def _plain(address: str) -> str:
-    """*address* as it is compared: without its zone, an IPv4 one always as such."""
+    """*address* in comparable form: without its zone, and a mapped IPv4 address as IPv4."""
     return address.partition("%")[0].removeprefix("::ffff:")
 
 
 class Lookout:
-    """Looks where the names of one server's hosts lead, for as long as a pool has connections
-    there.
-    """
+    """Looks up the names of one server's hosts for as long as a pool has connections there."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_at_work = False  #: a look is due, or under way
+        self._is_at_work = False  #: a lookup is due or in progress
         self._names: dict[str, Name] = {}
         self._server: weakref.ref[Any] | None = None
 
     def begin(self, server: Any) -> None:
-        """A pool of *server*'s has a new connection to one of its names."""
+        """A pool of *server* has a new connection to one of its names."""
         if self._is_at_work:
             return
         with self._lock:
@@ -98,7 +96,7 @@ class Lookout:
         ThreadWatcher.get().at(when, self._send)
 
     def _send(self) -> None:
-        """On the watcher: send somebody to look, if anybody needs to know."""
+        """On the watcher: start a lookup, if a pool needs it."""
         with self._lock:
             pools = self._pools()
             if not pools:
@@ -106,17 +104,17 @@ class Lookout:
                 return
         try:
             start_thread(self._look, pools, name="unbroken-names")
-        except RuntimeError:  # no thread to be had now
+        except RuntimeError:  # no thread available now
             self._look_at(monotonic() + uniform(*EVERY))
 
     def _pools(self) -> list[Any]:
         server = None if self._server is None else self._server()
         pools = [] if server is None else every(server.pools)
-        # one that is being opened counts: it may be the pool's only one
+        # a connection that is being opened counts: it may be the pool's only one
         return [each for each in pools if each.names and each.kernel.size and each.here[0]]
 
     def _look(self, pools: list[Any]) -> None:
-        """On a thread of its own."""
+        """The lookup, on its own thread."""
         try:
             for host in {host: None for pool in pools for host in pool.names}:
                 answers = _addresses(host)
@@ -130,12 +128,12 @@ class Lookout:
             self._look_at(monotonic() + uniform(*EVERY))
 
     def _leads_elsewhere(self, pool: Any) -> bool:
-        """Whether connections of *pool* are to be replaced, and can be."""
+        """Whether connections of *pool* must be replaced, and can be."""
         left = {_host_of(pool, entry) for entry in self.moved(pool)}
         return any(self._is_served(host, port) for host, port in left)
 
     def _is_served(self, host: str, port: int) -> bool:
-        """Whether something accepts connections where *host* leads now."""
+        """Whether a host accepts connections at the current addresses of *host*."""
         for address in sorted(self._names[host].answers):
             try:
                 socket.create_connection((address, port), ACCEPTS_WITHIN).close()
@@ -145,9 +143,7 @@ class Lookout:
         return False
 
     def moved(self, pool: Any) -> list[Any]:
-        """The entries of *pool* whose address their name has left, but for those that end
-        anyway.
-        """
+        """The entries of *pool* whose address their name has left, except those that end anyway."""
         now = monotonic()
         found = []
         for entry in list(pool.kernel.entries.values()):
@@ -166,9 +162,9 @@ def _host_of(pool: Any, entry: Any) -> tuple[str, int]:
 
 
 def _addresses(host: str) -> set[str]:
-    """Where *host* leads; nothing where that cannot be told now."""
+    """The addresses of *host*. Empty if the lookup fails."""
     try:
-        with Connecting():  # a fork meanwhile would leave its child the name service's locks
+        with Connecting():  # a fork meanwhile would leave its child with the name service's locks
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return set()
@@ -176,8 +172,8 @@ def _addresses(host: str) -> set[str]:
 
 
 def retire_moved(state: Any) -> None:
-    """Close what is idle at an address that its name has left, what is in use when it comes
-    back.
+    """Close idle connections to an address that its name has left, and those in use when they are
+    returned.
     """
     moved = state.server.lookout.moved(state)
     with state.lock:

@@ -1,6 +1,4 @@
-"""What the log is told of a server: that it is away, that it still is, that it is back; and of a
-fork.
-"""
+"""Log lines about a server (it is down, it is still down, it is back), and about a fork."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ pool_log = Part("pool")
 
 
 class _Place(TypedDict):
-    """Where something happened: fields of a record, as :class:`unbroken.logs.Fields` has them."""
+    """The place of an event: fields of a record, as in :class:`unbroken.logs.Fields`."""
 
     pool: str
     server: str
@@ -48,7 +46,7 @@ def opened(state: Any, entry: Entry, took: float | None = None) -> None:
 
 
 def began(state: Any, fault: Fault) -> None:
-    """The server is away, as a failed attempt to connect shows."""
+    """The server is down: an attempt to connect failed."""
     server = state.driver.target.server
     with state.server.lock:
         state.server.toll.begin(state.clock())
@@ -63,8 +61,8 @@ def began(state: Any, fault: Fault) -> None:
 
 
 def cannot_serve(state: Any, fault: Fault, *, is_again: bool) -> None:
-    """The server cannot serve, as a connection in use was told. *is_again*: the outage that seemed
-    to be over goes on.
+    """The server cannot serve: a connection in use reported it. *is_again*: the outage that seemed
+    to be over continues.
     """
     server, why = state.driver.target.server, one_line(fault.text)
     if not is_again:
@@ -82,7 +80,7 @@ def cannot_serve(state: Any, fault: Fault, *, is_again: bool) -> None:
 
 
 def goes_on(state: Any) -> None:
-    """Another attempt has failed: once a minute, say so."""
+    """Another attempt has failed: log that once a minute."""
     now = state.clock()
     with state.server.lock:
         outage, toll = state.server.outage, state.server.toll
@@ -103,7 +101,7 @@ def goes_on(state: Any) -> None:
 
 
 def ended(state: Any, seconds: float) -> None:
-    """The server is back after so many *seconds*."""
+    """The server is back after *seconds*."""
     server = state.driver.target.server
     with state.server.lock:
         toll = state.server.toll
@@ -121,7 +119,9 @@ def ended(state: Any, seconds: float) -> None:
 
 
 def rejected(state: Any, exc: Exception, fault: Fault) -> None:
-    """The server said no, or the client's own settings will not do: waiting does not help."""
+    """The server rejected the login, or the client's own settings do not work: waiting does not
+    help.
+    """
     what = f"{state.name}: cannot connect to {state.driver.target.label}"
     told = verdict(exc, fault, what, is_opened_outside=state.is_opened_outside)
     _log_rejection(state, told.message, fault)
@@ -137,7 +137,7 @@ def _of(state: Any) -> _Place:
 
 
 def reset_raised(state: Any, exc: Exception) -> None:
-    """The application's ``reset=`` raised *exc*, which is no loss of its connection."""
+    """The application's ``reset=`` raised *exc*, and the connection was not lost."""
     if state.classify(exc).is_lost:
         return
     shown = getattr(state.driver, "shown", one_line)
@@ -152,7 +152,7 @@ def reset_raised(state: Any, exc: Exception) -> None:
 
 
 def began_anew(old: Any) -> None:
-    """A forked child uses a pool for the first time; *old* is what it inherited."""
+    """A forked child uses a pool for the first time; *old* is the inherited state."""
     count = len(old.kernel.entries)
     text = f"{old.name}: this process ({os.getpid()}) was forked from {old.pid} and"
     if count:

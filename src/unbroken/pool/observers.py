@@ -1,4 +1,4 @@
-"""The application's observers are told of each event. What they raise is logged."""
+"""Notify the application's observers of each event. Their exceptions are logged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Connections that a thread has from before its unit of work began: nobody reports what is sent on
-them.
+"""Connections that a thread took before its unit of work began: their statements are not
+recorded.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from unbroken.pool.registry import every_state
 
 
 def watching(unit: Unit, work: Callable[[], Any]) -> Callable[[], Any]:
-    """*work*, an attempt of *unit* on this thread, that doubts the unit where a connection from
-    before it was used.
+    """Wrap *work*, an attempt of *unit* on this thread. If it fails after using a connection from
+    before the unit, the unit is doubted.
 
-    The kernel counts the bytes. A connection that went back to its pool meanwhile is not looked at:
-    the pool itself writes then.
+    The kernel counts the bytes. A connection that was returned to its pool meanwhile is not
+    checked: the pool itself may have written to it.
     """
 
     def attempt() -> Any:
@@ -39,15 +39,15 @@ def watching(unit: Unit, work: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _lent_here() -> list[tuple[Any, Entry, int, int | None]]:
-    """What this thread has taken and no unit follows: the pool's state, the entry, its use, and the
-    bytes sent so far.
+    """The connections that this thread has taken and no unit records: the pool's state, the entry,
+    its use, and the bytes sent so far.
     """
     me = get_ident()
     return [
         (state, entry, entry.uses, segments_sent(entry.fd))
         for state in every_state()
         if state.here[0]
-        # an event loop's thread has those of all its tasks
+        # an event loop's thread has the connections of all its tasks
         and not getattr(state.driver, "is_async", False)
         for entry in list(state.kernel.in_use.values())
         if entry.holder == me and not entry.watched

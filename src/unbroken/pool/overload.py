@@ -1,8 +1,8 @@
-"""More callers than connections: what a caller that joins the line is told, and what the line
-learns.
+"""More callers than connections: refuse a caller that joins a line that is too long, and feed the
+line's statistics.
 
-``brain/line.py`` decides; this file asks it, under the pool's lock, and writes the message. Only
-callers that have to wait come here.
+``brain/line.py`` decides. This file calls it under the pool's lock, and writes the message. Only
+callers that have to wait get here.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from unbroken.pool.state import PoolState
 
 log = Part("pool")
 
-#: Those that are told at once are asked to come again after so many seconds, each after another
-#: time: together they would only make the next overload.
+#: Seconds after which refused callers are asked to come again, each after a different time:
+#: together they would only cause the next overload.
 AFTER, SPREAD = 1.0, 4.0
-#: While the line moves, a connection may have been forgotten that has been in use for four usual
-#: units of work, but not for less than the one, nor more than the other.
+#: While the line moves, a connection may have been forgotten if it is in use for four usual units
+#: of work. These are the minimum and the maximum of that time, in seconds.
 HELD_LONG, HELD_TOO_LONG = 0.3, 1.0
-#: Seconds after which a caller in a line that moves looks around: for each that waits, and at most.
+#: Seconds between two checks of a caller in a moving line: per waiting caller, and at most.
 EACH, MOST = 0.01, 1.0
 IN_VAIN = "it would have been served too late for those who wait for it"
 
 
 class TooLate(Exception):  # noqa: N818 - no error yet: the caller's own context makes one of it
-    """What a ticket gets whose caller will leave before it has been served."""
+    """The error of a ticket whose caller will leave before it is served."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal)
@@ -49,8 +49,9 @@ def new_ticket(state: PoolState) -> Ticket:
 
 
 def joined(state: PoolState, ticket: Ticket, until: float) -> tuple[Refusal | None, list[Ticket]]:
-    """*ticket*, whose caller has time until *until*, stands at the end of the line: why its caller
-    is told at once, or None; and others to wake, whose time is lost. The caller holds the lock.
+    """*ticket*, whose caller has time *until*, is at the end of the line. Return why its caller is
+    refused immediately, or None, and other tickets to wake whose wait is hopeless. The caller holds
+    the lock.
     """
     kernel, line, settings = state.kernel, state.line, state.settings
     places = kernel.bound
@@ -81,10 +82,10 @@ def joined(state: PoolState, ticket: Ticket, until: float) -> tuple[Refusal | No
 
 
 def _is_busy(state: PoolState) -> bool:
-    """Whether all places are taken, so that nothing but the holders of connections decides how long
-    a caller waits. In an outage, and while most connections are being opened, other rules hold.
+    """Whether all places are taken, so that only the holders of connections determine how long a
+    caller waits. In an outage, and while most connections are being opened, other rules apply.
 
-    Where callers are cancelled at work, some connections are being replaced all the time.
+    If callers are often cancelled, some connections are being replaced all the time.
     """
     kernel = state.kernel
     return (
@@ -96,7 +97,7 @@ def _is_busy(state: PoolState) -> bool:
 
 
 def waited(state: PoolState) -> None:
-    """A caller in the line was granted a connection. The caller holds the lock."""
+    """A caller in the line was granted a connection. The caller of this function holds the lock."""
     if _is_busy(state):
         state.line.granted(state.clock(), state.kernel.bound, others=bool(state.kernel.waiting))
     else:
@@ -104,8 +105,8 @@ def waited(state: PoolState) -> None:
 
 
 def left(state: PoolState, ticket: Ticket) -> None:
-    """A caller left the line although its time was not up: it was cancelled. The caller holds the
-    lock.
+    """A caller was cancelled and left the line before its time was up. The caller of this function
+    holds the lock.
     """
     if _is_busy(state) and ticket.rank is Rank.NORMAL:
         now = state.clock()
@@ -113,8 +114,8 @@ def left(state: PoolState, ticket: Ticket) -> None:
 
 
 def is_held_long(state: PoolState, now: float) -> bool:
-    """Whether a connection may have been forgotten: while others come back all the time, one that
-    does not is in use for longer.
+    """Whether a connection may have been forgotten: it is in use for long while others are returned
+    all the time.
     """
     usual = state.line.gap * state.kernel.bound
     long = min(max(HELD_LONG, 4 * usual), HELD_TOO_LONG)
@@ -122,10 +123,10 @@ def is_held_long(state: PoolState, now: float) -> bool:
 
 
 def pause(state: PoolState, usual: float) -> float:
-    """After how many seconds a caller in the line looks around, if that is *usual*ly so many.
+    """Seconds until a caller in the line checks again; *usual* if the line does not move.
 
-    Where the line moves there is little to be found, and thousands that look take all the time
-    there is.
+    If the line moves there is little to find, and thousands of checks would take all the processor
+    time.
     """
     if not state.line.moves(state.clock()):
         return usual
@@ -135,9 +136,9 @@ def pause(state: PoolState, usual: float) -> float:
 def raise_told(state: PoolState, ticket: Ticket) -> NoReturn:
     """Raise the error that *ticket* was given while it waited in the line.
 
-    No frame in the error's traceback refers to the error. Otherwise all that the frames of the
-    caller refer to would live until a collection: for example a connection that the caller has
-    released, and that the pool has lent to another caller since.
+    No frame in the error's traceback refers to the error. Otherwise all objects that the caller's
+    frames refer to would live until a collection. One of them may be a connection that the caller
+    has released and that another caller uses since.
     """
     error, ticket.error = ticket.error, None
     assert error is not None
@@ -150,7 +151,7 @@ def raise_told(state: PoolState, ticket: Ticket) -> NoReturn:
 
 
 def overload_error(state: PoolState, refusal: Refusal, waited: float) -> PoolTimeoutError:
-    """What the caller is told. *waited*: for so many seconds it did."""
+    """The error for a refused caller. *waited*: the seconds that it has waited."""
     after = AFTER + SPREAD * state.random.random()
     figures = f"{refusal.ahead} callers before it"
     if refusal.expected > 0.0 and not waited:

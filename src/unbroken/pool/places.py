@@ -1,7 +1,7 @@
-"""A pool and the hosts of its cluster: which one an attempt goes to, what its end means for the
-others, and letting go of connections that are elsewhere.
+"""A pool and the hosts of its cluster: choose the host of an attempt, apply its result, and leave
+connections to other hosts.
 
-What is decided here is decided in :mod:`unbroken.brain.hosts`.
+The decisions are made in :mod:`unbroken.brain.hosts`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from unbroken.pool.registry import every
 log = Part("cluster")
 
 
-#: An answer that is due for so many seconds is overdue …
+#: An answer that is due for this many seconds is overdue …
 OVERDUE = 0.7
-#: … and where the place has said nothing on any connection for so long, it may be frozen.
+#: … and if the place has sent nothing on any connection for this many seconds, it may be frozen.
 UNHEARD = 0.7
 
 
 def choose(state: Any, attempt: Try) -> None:
-    """Decide where *attempt*, which has just begun, goes. The caller holds both locks."""
+    """Choose the host of *attempt*, which has just begun. The caller holds both locks."""
     server, now = state.server, state.clock()
     attempt.address = server.hosts.next(now, _silent(state, attempt))
 
@@ -40,13 +40,13 @@ def _silent(state: Any, attempt: Try | None = None) -> list[Try]:
 
 
 def host_of(attempt: Try) -> Login | None:
-    """The host that *attempt* goes to, as a login; None: the one that the URL says."""
+    """The host of *attempt*, as a login. None: the URL's host."""
     return None if attempt.address is None else Login(*attempt.address)
 
 
 def after_failure(state: Any, attempt: Try, fault: Fault) -> tuple[After, Fault]:
-    """What follows now that *attempt* failed with *fault*; and the fault in the words of all hosts.
-    The caller holds both locks.
+    """The next step after *attempt* failed with *fault*, and the fault with the reasons of all
+    hosts. The caller holds both locks.
     """
     hosts, now, silent = state.server.hosts, state.clock(), _silent(state, attempt)
     after = hosts.failed(attempt, now, fault, silent)
@@ -60,8 +60,8 @@ def after_failure(state: Any, attempt: Try, fault: Fault) -> tuple[After, Fault]
 
 
 def came_about(state: Any, attempt: Try) -> bool:
-    """*attempt* gave a connection that can serve. False: it is unwanted, since the pool has got
-    others from another host since it began.
+    """*attempt* opened a connection that can serve. Return False if it is unwanted, because the
+    pool got others from another host since the attempt began.
     """
     with state.lock, state.server.lock:
         wanted: bool = state.server.hosts.succeeded(attempt, state.clock(), _silent(state, attempt))
@@ -70,12 +70,12 @@ def came_about(state: Any, attempt: Try) -> bool:
 
 
 def look(state: Any) -> None:
-    """Some attempts are silent: the place may have to be left. The caller holds both locks."""
+    """Some attempts are silent: leave the place if necessary. The caller holds both locks."""
     state.server.hosts.leave(state.clock(), _silent(state))
 
 
 def follow(state: Any) -> None:
-    """Where the place has moved, all pools of the cluster let go of their connections elsewhere.
+    """If the place has moved, all pools of the cluster leave their connections to other hosts.
     Called without locks.
     """
     server = state.server
@@ -99,8 +99,8 @@ def follow(state: Any) -> None:
 
 
 def overdue(state: Any, place: Address | None) -> list[tuple[Entry, float]]:
-    """The connections in use at *place* whose answers are overdue, and for how many seconds;
-    nothing where the place has said something lately on any of them.
+    """The connections in use at *place* whose answers are overdue, and for how many seconds. Empty
+    if the place has recently sent data on any of them.
     """
     found: list[tuple[Entry, float]] = []
     for entry in list(state.kernel.in_use.values()):
@@ -112,7 +112,7 @@ def overdue(state: Any, place: Address | None) -> list[tuple[Entry, float]]:
         sent, received = data
         if received < UNHEARD:
             return []
-        # the system's clock is coarse: an answer in the same tick looks like one that is due
+        # The system's clock is coarse: an answer in the same tick looks like one that is due.
         if received >= sent >= OVERDUE and _is_asking(state, entry):
             found.append((entry, sent))
     return found
@@ -131,8 +131,8 @@ def condemn_elsewhere(state: Any, entry: Entry) -> None:
 
 
 def retire_elsewhere(state: Any) -> None:
-    """Close what is idle elsewhere than at the place now, what is in use when it comes back. What
-    hangs there is ended at once, if another host has taken the writes.
+    """Close idle connections to hosts other than the place now, and those in use when they are
+    returned. If another host has taken over the writes, hanging ones are ended immediately.
     """
     with state.lock, state.server.lock:
         for entry in [*state.kernel.entries.values()]:

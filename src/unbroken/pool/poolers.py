@@ -1,5 +1,5 @@
-"""Connections through a pooler: recognised when they are opened, and kept from relying on their
-session.
+"""Connections through a pooler: detect them when they are opened, and keep drivers from relying on
+their session.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ _ASK = "SELECT pg_backend_pid()"
 
 
 def recognise(state: Any, conn: Connection, until: float = math.inf) -> Flow[int | None]:
-    """Find out whether the new *conn* goes through a pooler, and end at *until*. Gives the number
-    of the session that it was led to, where it was asked.
+    """Find out, no longer than *until*, whether the new *conn* goes through a pooler. Return the
+    number of the session that it was routed to, if it was asked.
 
-    One round trip for the first connection of a process, and for each where there is a pooler: it
-    lets clients in for whom it has no session. Leaves no transaction open. Raises CannotServeError
-    where the pooler said that it has none, and the driver's error where *conn* was lost.
+    Costs one round trip for the first connection of a process, and for each one behind a pooler: a
+    pooler accepts clients for which it has no session. Leaves no transaction open. Raises
+    CannotServeError if the pooler reported that it has none, and the driver's error if *conn* was
+    lost.
     """
     if state.backend != "postgresql":
         return None
@@ -57,7 +58,9 @@ def recognise(state: Any, conn: Connection, until: float = math.inf) -> Flow[int
 
 
 def compare(state: Any, entry: Entry) -> None:
-    """Was *entry*, which stands in the books from now on, led to the session of another one?"""
+    """Check whether *entry*, which is recorded from now on, was routed to the session of another
+    one.
+    """
     if entry.led_to is None:
         return
     others = _sessions(state, entry)
@@ -68,7 +71,7 @@ def compare(state: Any, entry: Entry) -> None:
 
 
 def settle(state: Any, conn: Connection) -> None:
-    """Tell the driver whether *conn* may rely on its session, by what is known so far."""
+    """Tell the driver whether *conn* can rely on its session, by the current knowledge."""
     if state.backend != "postgresql":
         return
     with state.server.lock:
@@ -98,7 +101,7 @@ def _ask(state: Any, conn: Connection, until: float) -> Flow[int | None]:
     except Exception as exc:
         hidden = state.driver.told(conn)
         if hidden is not None and hidden.kind in CANNOT_SERVE:
-            raise CannotServeError(hidden) from exc  # the library raises no more than the hang-up
+            raise CannotServeError(hidden) from exc  # the library raises only the hang-up
         if state.server.pooler.stands and state.clock() - began >= allowed:
             words = f"the pooler let us in, and gave us no session within {allowed:g} s"
             raise CannotServeError(Fault(FaultKind.TOO_MANY, text=words)) from exc
@@ -111,7 +114,7 @@ def _ask(state: Any, conn: Connection, until: float) -> Flow[int | None]:
             pool=state.name,
         )
         if state.knows_status and not state.driver.is_quiet(conn):
-            # Its answer may still come: nobody may get this connection
+            # Its answer may still come: no caller may get this connection.
             raise ConnectionAbortedError(
                 errno.ECONNABORTED, "the question for the session's number was broken off"
             ) from exc
@@ -122,7 +125,7 @@ def _ask(state: Any, conn: Connection, until: float) -> Flow[int | None]:
 
 
 def _number(text: Any) -> int | None:
-    """A session's number as the drivers give it: a number, or its digits as text or bytes."""
+    """A session's number in the form of the drivers: a number, or its digits as text or bytes."""
     try:
         return int(text)
     except (TypeError, ValueError):
@@ -130,8 +133,8 @@ def _number(text: Any) -> int | None:
 
 
 def _sessions(state: Any, entry: Entry) -> list[int]:
-    """The sessions to which the other open connections to the address of *entry* were led, in all
-    pools of the server; none of a connection of which the other end has hung up.
+    """The sessions of the other open connections to the address of *entry*, in all pools of the
+    server. Connections whose other side has hung up are left out.
     """
     with state.server.lock:
         pools = every(state.server.pools)
@@ -147,12 +150,12 @@ def _sessions(state: Any, entry: Entry) -> list[int]:
     ]
 
 
-# -- sessions that are shared ----------------------------------------------------------------------
+# -- shared sessions -------------------------------------------------------------------------------
 
 
 def met_another(state: Any) -> bool:
-    """A session does not know what was prepared on its connection. Gives whether that was in
-    another session, as far as is known; else its holder had it forget.
+    """A session does not know a statement that was prepared on its connection. Return whether it
+    was prepared in another session, as far as is known. Otherwise its holder deallocated it.
     """
     with state.server.lock:
         is_news = state.server.pooler.met_stranger()
@@ -179,8 +182,8 @@ def shared(state: Any) -> None:
 
 
 def uses_session(state: Any, left: frozenset[Left]) -> None:
-    """*left* may have been left on the session behind a connection: warn, once, where that session
-    is not the connection's own.
+    """*left* may be on the session behind a connection. Warn once if that session does not belong
+    to the connection alone.
     """
     left -= DOUBTFUL | {Left.UNKNOWN}
     pooler = state.server.pooler

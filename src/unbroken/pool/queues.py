@@ -1,4 +1,4 @@
-"""What a unit of work puts into a queue is worked on in that unit."""
+"""Process the queue items of a unit of work in that unit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unbroken.pool.jobs import fed, suspects
 
 
 class _Tags:
-    """Which unit put each item of one queue there, by the item's ``id``, oldest first; kept from
-    the first unit's item on.
+    """The unit that put each item of one queue there, by the item's ``id``, oldest first. Recorded
+    from the first unit's item on.
     """
 
     __slots__ = ("_by_item", "_lock", "handed")
 
     def __init__(self) -> None:
-        self.handed: dict[int, int] = {}  #: to which thread ``_get`` has just given which item
+        self.handed: dict[int, int] = {}  #: the item that ``_get`` has just given to each thread
         self._by_item: dict[int, deque[_Tag | None]] = {}
         self._lock = threading.RLock()  # a finalizer may use the queue, too
 
@@ -42,7 +42,7 @@ class _Tags:
 
 
 class _Suspects(tuple["weakref.ref[Unit]", ...]):
-    """The units of which one may have put an item there, where nobody can say."""
+    """The units that may have put an item there, if it is uncertain which one did."""
 
     __slots__ = ()
 
@@ -51,7 +51,7 @@ _Tag: TypeAlias = "tuple[weakref.ref[Unit], int] | _Suspects"
 
 
 def put_into(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``put`` of a queue: the item will be worked on in the unit that put it there."""
+    """Wrap ``put`` of a queue: the item is processed in the unit that put it there."""
 
     @functools.wraps(original)
     def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,8 +75,9 @@ _TAGS = "_unbroken_tags"
 
 
 def _tag() -> _Tag | None:
-    """What an item gets that this code puts into a queue. To put it there is not to use a
-    connection: where nobody can say whose code this is, those that take the item are told so.
+    """The tag of an item that this code puts into a queue. Putting it there does not use a
+    connection. So if the unit of this code is uncertain, the item is tagged with the possible
+    units.
     """
     token = scope.current_token()
     if token is scope.UNTOLD:
@@ -89,8 +90,8 @@ def _tag() -> _Tag | None:
 
 
 def get_from(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``get`` of a queue: code that is in no unit by itself is in the one that put the item there,
-    until it gets another.
+    """Wrap ``get`` of a queue: code without a unit of its own joins the unit that put the item
+    there, until it gets another.
     """
 
     @functools.wraps(original)
@@ -107,8 +108,8 @@ def get_from(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def take_out(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``_get`` of a queue, which ``get`` calls: also the one in which a thread waited when the
-    first unit began.
+    """Wrap ``_get`` of a queue, which ``get`` calls. It also covers a thread that was waiting in
+    ``get`` when the first unit began.
     """
 
     @functools.wraps(original)
@@ -125,7 +126,7 @@ def take_out(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _feed(tag: _Tag | None) -> None:
     if not fed.get() and scope.current() is not None:
-        return  # it is in a unit of its own
+        return  # it is in its own unit
     suspects.set(tag if isinstance(tag, _Suspects) else None)
     if isinstance(tag, _Suspects):
         scope.tell(scope.UNTOLD)

@@ -1,4 +1,4 @@
-"""Every pool's state in this process, for those who look at all of them from outside."""
+"""All pool states of this process, for code that checks them all from outside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def every(things: WeakSet[T]) -> list[T]:
-    """What is in *things* now, while other threads make and drop such."""
+    """The members of *things* now, while other threads add and remove some."""
     while True:
         try:
             return list(things)
@@ -20,7 +20,9 @@ def every(things: WeakSet[T]) -> list[T]:
 
 
 class Registry:
-    """Knows states without keeping them. States are made rarely; nothing here is on a hot path."""
+    """Tracks states without keeping them alive. States are made rarely; nothing here is on a hot
+    path.
+    """
 
     def __init__(self) -> None:
         self._states: WeakSet[Any] = WeakSet()
@@ -34,8 +36,8 @@ class Registry:
 
     @contextmanager
     def watching(self, meet: Callable[[Any], None]) -> Iterator[None]:
-        """Within the block *meet* is called with every state: those there are, now, and those to
-        come, as they are made.
+        """Call *meet* with every state during the block: with the existing ones immediately, and
+        with new ones when they are made.
         """
         self._watchers.append(meet)
         try:
@@ -46,7 +48,7 @@ class Registry:
             self._watchers.remove(meet)
 
     def states(self) -> list[Any]:
-        """All there are now."""
+        """All current states."""
         return every(self._states)
 
 

@@ -1,5 +1,5 @@
-"""What callers and the log are told of an attempt to connect that was turned down for good: one
-decision for both.
+"""The error and the log line for an attempt to connect that was rejected permanently: one decision
+for both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unbroken.messages.configuration import BAD_LOGIN, OPTION_TO_BLAME
 from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT, STRANGER
 from unbroken.pool.secrets import LoginError
 
-#: How a fault begins that says what the application's own ``connect=`` gave.
+#: The start of a fault's text about the result of the application's own ``connect=``.
 GAVE = "connect= gave"
 
 
@@ -30,7 +30,8 @@ class Verdict(NamedTuple):
 
 
 def verdict(exc: Exception, fault: Fault, what: str, *, is_opened_outside: bool) -> Verdict:
-    """The error that *exc*, which means *fault*, becomes. *what* failed stands before its words.
+    """The error for *exc*, which means *fault*. *what*: the failed action, which the message begins
+    with.
 
     *is_opened_outside*: the application's own code opens the connections. Pure.
     """

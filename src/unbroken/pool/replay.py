@@ -1,4 +1,4 @@
-"""Running a unit of work: again from the start, on another connection, when it is provable that
+"""Run a unit of work, and run it again from the start on another connection if it is provable that
 nothing was committed.
 """
 
@@ -35,24 +35,24 @@ from unbroken.pool.undone import not_replayed, replayed
 
 log = Part("replay")
 
-#: After a deadlock or a serialization failure: wait up to this long, twice as long each time, so
-#: that the two who collided do not collide again.
+#: Seconds to pause after a deadlock or a serialization failure, doubled each time up to the
+#: maximum, so that the same two transactions do not collide again.
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 0.5
 
 
-#: Replays after a server said that it cannot serve do not count against ``max_replays``: each waits
-#: for the end of that outage, and the outage ends those that wait too long. This many are too many
-#: all the same.
+#: Replays after a server reported that it cannot serve do not count against ``max_replays``: each
+#: waits for the end of that outage, and the outage itself limits the wait. This is their maximum
+#: nevertheless.
 MOST_WAITS = 200
 
-#: A pool's last word, whatever broke before it: the caller's time is up, or there is no connection
-#: to be had.
+#: Final errors of a pool, independent of earlier failures: the caller's time is up, or no
+#: connection is available.
 _FINAL = (DeadlineExceeded, PoolTimeoutError, OutageError, ConnectRejectedError, PoolClosedError)
 
 
-#: Gives what a server answers to a question (None: it does not), as a unit's work gives its result:
-#: at once, or awaited.
+#: Returns a server's answer to a question (None: it gives none), as a unit's work returns its
+#: result: directly, or awaited.
 Ask: TypeAlias = Callable[[Any, Question, float], Any]
 
 
@@ -65,11 +65,11 @@ def replay(
     on_replay: Callable[[str], None],
     ask: Ask,
 ) -> Flow[Any]:
-    """Attempt *work* until it succeeds, fails for good, has been replayed *max_replays* times, or
-    its ``until`` has passed, or the retry budget is spent.
+    """Attempt *work* until it succeeds or fails permanently, until it was replayed *max_replays*
+    times, until its ``until`` has passed, or until the retry budget is spent.
 
-    *ask* is called with a pool's state, a question and a moment at which to give up. What is raised
-    knows the unit's fate.
+    *ask* is called with a pool's state, a question and a time limit. Raised errors carry the unit's
+    fate.
     """
     replays = waits = 0
     try:
@@ -83,7 +83,7 @@ def replay(
                 fault = unit.fault_of(exc)
                 if fault is None or isinstance(exc, _FINAL):
                     raise
-                # an outage bounds by itself how long is waited for its end
+                # an outage itself limits how long callers wait for its end
                 waited = fault.kind in CANNOT_SERVE
                 is_last = clock() >= unit.until or (
                     waits >= MOST_WAITS if waited else replays >= max_replays
@@ -148,9 +148,9 @@ def _this(unit: Unit) -> str:
 
 
 def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
-    """The unit's, after every server was asked what the unit wants to know.
+    """The unit's verdict, after the servers were asked the unit's questions.
 
-    Raises what an acquire raises.
+    Raises the errors of an acquire.
     """
     verdict = unit.verdict(fault)
     while verdict.asks:
@@ -175,14 +175,14 @@ def _unknown(exc: Exception, fault: Fault, verdict: Verdict) -> CommitUnknownErr
         type(exc),
         COMMIT_UNKNOWN(f"{verdict.reason}: {fault.text}; {LOOK_FIRST}"),
     )
-    # code that catches errors of this class may rely on what its own constructor has set
+    # Code that catches errors of this class may rely on attributes that its own constructor sets.
     theirs = {name: value for name, value in vars(exc).items() if name != "__notes__"}
     unknown.__dict__.update(theirs)
     testify(unknown)
     return unknown
 
 
-#: Faults of which a caller may expect that they are cured by another attempt.
+#: Faults that a caller may expect another attempt to cure.
 _TOLD = (
     FaultKind.LOST,
     *CANNOT_SERVE,
@@ -193,7 +193,7 @@ _TOLD = (
 
 
 def _tell_fate(unit: Unit, exc: BaseException) -> None:
-    """Our errors say what became of the unit's writes."""
+    """Set the fate of the unit's writes on our errors."""
     seen: set[int] = set()
     link: BaseException | None = exc
     while link is not None and id(link) not in seen:

@@ -1,4 +1,4 @@
-"""What an error says of a transaction that the library has sent no COMMIT for."""
+"""Texts on a transaction for which the library has sent no COMMIT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ IN_DOUBT = "it is not known whether the open transaction is stored: look before 
 _ROLLED_BACK = "nothing of the open transaction is stored"
 _UNLESS = "unless the code that had the connection sent a COMMIT itself"
 _KEEPS = "without transactions (MyISAM, Aria, MEMORY)"
-#: What is excepted where "nothing is stored" is said of a server that may have such tables.
+#: The exception to "nothing is stored" for a server that may have such tables.
 EXCEPT = f", except in tables {_KEEPS}"
 
 _FATES = {
@@ -18,15 +18,15 @@ _FATES = {
 
 
 def in_words(fate: Fate, backend: str) -> str:
-    """What the ledger says of the writes of work that was ended."""
+    """The ledger's verdict on the writes of work that was ended."""
     if fate is Fate.NOTHING:
         return f"nothing is stored{EXCEPT}" if keeps_rows(backend) else "nothing is stored"
     return _FATES[fate]
 
 
 def rolled_back(backend: str, *, is_proven: bool) -> str:
-    """That the server rolls back. *is_proven*: what the code did that had the connection is
-    known.
+    """The text that the server rolls back. *is_proven*: all actions of the code that had the
+    connection are known.
     """
     keeps = keeps_rows(backend)
     if is_proven:

@@ -1,4 +1,4 @@
-"""Running a unit of work: on this thread, or in this task."""
+"""Run a unit of work on this thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def tell_nobody(_why: str) -> None:
-    """For a runner that does not count replays."""
+    """Ignore a replay, for a runner that does not count replays."""
 
 
 def run_unit(
@@ -31,7 +31,7 @@ def run_unit(
 ) -> T:
     """Run *work* as a unit of work on this thread, replayed where that is provably safe.
 
-    Nested: just run it, in its time. *subject* is its function or request, for messages.
+    A nested unit is just run, within its time. *subject* is its function or request, for messages.
     """
     unit, token = Unit(), None
     unit.subject = subject
@@ -59,6 +59,6 @@ def run_unit(
         finally:
             if token is not None:
                 leave(token)
-    finally:  # again: an exception of a signal's may have struck while it was left
+    finally:  # again: an exception from a signal may have struck while it was left
         if token is not None:
             leave(token)

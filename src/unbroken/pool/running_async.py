@@ -1,4 +1,4 @@
-"""Running a unit of work in this task."""
+"""Run a unit of work in this task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def run_unit_async(
 ) -> T:
     """Run *work* as a unit of work in this task, replayed where that is provably safe.
 
-    Nested: just run it. *subject* is its function or request, for messages.
+    A nested unit is just run. *subject* is its function or request, for messages.
     """
     unit, token = Unit(), None
     unit.subject = subject
@@ -54,13 +54,15 @@ async def run_unit_async(
         finally:
             if token is not None:
                 leave(token)
-    finally:  # again: an exception of a signal's may have struck while it was left
+    finally:  # again: an exception from a signal may have struck while it was left
         if token is not None:
             leave(token)
 
 
 async def inquire_async(state: Any, question: Question, until: float) -> Any:
-    """As :func:`unbroken.pool.threads.inquire`, awaited; a pool for threads is asked on one."""
+    """Like :func:`unbroken.pool.threads.inquire`, awaited. A pool for threads is asked on a
+    thread.
+    """
     if not state.driver.is_async:
         return await asyncio.to_thread(threads.inquire, state, question, until)
     if state.runtime.loop is not running_loop():

@@ -1,4 +1,4 @@
-"""What the flows need of threads, or of an event loop."""
+"""The interface between the flows and threads, or an event loop."""
 
 from __future__ import annotations
 
@@ -13,48 +13,50 @@ from unbroken.pool.steps import Flow
 
 
 class Runtime(Protocol):
-    """What the flows need of a body: threads or tasks, locks or none."""
+    """The operations that the flows need from a body: with threads or tasks, with locks or
+    without.
+    """
 
     limits: Mapping[str, float]  #: see :func:`unbroken.pool.bounds.limits_of`
 
     @property
     def watcher(self) -> Watcher:
-        """Who sees sockets end and keeps the time."""
+        """The watcher, which detects closed sockets and runs timers."""
 
     def new_lock(self) -> AbstractContextManager[Any]:
         """A lock for decisions."""
 
     def new_signal(self) -> Any:
-        """Something that a ``Wait`` step waits for."""
+        """A new signal that a ``Wait`` step waits for."""
 
     def wake(self, signal: Any) -> None:
-        """Wake who waits for *signal*; once too often does no harm."""
+        """Wake the waiter of *signal*. Calling it more than once is harmless."""
 
     def spawn(self, flow: Flow[Any], name: str) -> None:
         """Run *flow* in the background."""
 
     def call(self, function: Callable[[], None]) -> None:
-        """Run *function* where this pool's state may be touched."""
+        """Run *function* where this pool's state can be accessed."""
 
     def is_awake(self) -> bool:
-        """Whether what is spawned makes progress: an event loop may stand still.
+        """Whether spawned flows make progress: an event loop may be stopped.
 
-        From any thread.
+        Any thread may call this.
         """
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """Which of the entries with these ids somebody's stack refers to; None where stacks cannot
-        be read.
+        """The ids in *wanted* of entries that any stack refers to. None if stacks cannot be
+        read.
         """
 
     def stacks(self) -> list[FrameType] | None:
-        """Where all are that run now; None where that cannot be seen."""
+        """The current frames of all running threads. None if they cannot be read."""
 
     def stacks_aside(self) -> list[FrameType]:
-        """Where all are that were put aside and will go on. Expensive."""
+        """The frames of all that are suspended and will continue. Expensive."""
 
     def dialing(self, limit: float) -> Any:
         """An attempt to connect that can be ended from outside: see :mod:`unbroken.net.dialing`."""
 
     def describe_holder(self, entry: Entry) -> str:
-        """Who has a lent *entry*, and where they are now: a thread or a task with its stack."""
+        """The thread or task that has *entry* in use, with its current stack."""

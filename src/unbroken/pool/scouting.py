@@ -1,9 +1,9 @@
-"""A host that freezes while all its connections are in use: nobody connects, so nobody finds out.
+"""Detect a host that freezes while all its connections are in use, when no connect would reveal it.
 
-Where answers are overdue, and the server at the pool's place does not greet anybody new, the pool
-looks for another host that takes writes. Once there is one, it moves there, and ends what hangs at
-the old place: its units of work are run again. A server that only works on a long statement greets,
-and nothing is ended there.
+If answers are overdue, and the server at the pool's place does not greet new connections, the pool
+looks for another host that accepts writes. If there is one, the pool moves there, and ends hanging
+connections to the old place: their units of work are run again. A server that is only busy with a
+long statement still greets, and its connections are kept.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ from unbroken.roles import Role
 
 log = Part("cluster")
 
-#: Seconds that a host has to greet us, or to let us in.
+#: Seconds that a host has to greet us, or to accept our login.
 LIMIT = 0.75
-#: Seconds between two looks for a host that takes writes.
+#: Seconds between two searches for a host that accepts writes.
 PACE = 0.25
-#: A place that greets us is asked again after this part of the time that its answers are due.
+#: A place that greets us is checked again after this fraction of the time that its answers are due.
 AGAIN = 0.5
 
 
 def look_at_place(state: Any) -> None:
-    """Have the place looked at, where answers are overdue. Called when the pool is looked through,
-    without locks.
-    """
+    """Check the place if answers are overdue. Called at each tick, without locks."""
     hosts, now = state.server.hosts, state.clock()
     if not hosts.are_several or state.scouting or now < state.next_scout:
         return
@@ -45,7 +43,7 @@ def look_at_place(state: Any) -> None:
     state.scouting = True
     try:
         state.runtime.spawn(_scout(state), "scout")
-    except RuntimeError:  # no thread to be had now: another tick tries again
+    except RuntimeError:  # no thread available now: another tick tries again
         state.scouting = False
 
 
@@ -57,7 +55,7 @@ def _scout(state: Any) -> Flow[None]:
 
 
 def scout(state: Any) -> Flow[None]:
-    """Is the place frozen, and does another host take writes? Then move there."""
+    """If the place is frozen and another host accepts writes, move there."""
     hosts = state.server.hosts
     place = hosts.place
     if place is None or not (yield from _is_silent(state, place)):
@@ -74,7 +72,7 @@ def scout(state: Any) -> Flow[None]:
 def _is_silent(state: Any, place: Address) -> Flow[bool]:
     """Whether the server at *place* does not greet a new connection either.
 
-    On a thread of its own, which takes no room in the pool.
+    Checked on its own thread, which takes no place in the pool.
     """
     signal, found = state.runtime.new_signal(), [False]
 
@@ -85,13 +83,13 @@ def _is_silent(state: Any, place: Address) -> Flow[bool]:
     try:
         start_thread(ask, name="unbroken-greeting")
     except NoThreadError:
-        return False  # nobody could look
+        return False  # no thread to check it
     yield Wait(signal, 2 * LIMIT)
     return found[0]
 
 
 def _takes_writes(state: Any, host: Address) -> Flow[bool]:
-    """Whether *host* lets us in and takes writes."""
+    """Whether *host* accepts our login and writes."""
     conn: Connection = None
     try:
         conn = yield from _open(state, host)
@@ -112,7 +110,7 @@ def _takes_writes(state: Any, host: Address) -> Flow[bool]:
 
 
 def _open(state: Any, host: Address) -> Flow[Connection]:
-    """A connection to *host* that is no part of the pool."""
+    """A connection to *host* that is not part of the pool."""
     given: dict[str, Any] = {}
     for name in ("user", "password"):
         function = getattr(state.secrets, name)

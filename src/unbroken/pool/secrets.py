@@ -1,6 +1,6 @@
 """Passwords and users that are asked for at each attempt to connect.
 
-What a callable gives is used for one attempt and then forgotten. Nothing here keeps it.
+A callable's result is used for one attempt. Nothing here keeps it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from unbroken.net.forks import Connecting
 from unbroken.net.signals import start_thread
 from unbroken.pool.callables import is_coroutine_function
 
-#: Calls of blocking functions beside an event loop that may be under way at a time.
+#: Maximum number of concurrent calls of blocking functions beside an event loop.
 AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """The callables that give a pool's user and password; None: as the URL says.
+    """The callables that give a pool's user and password. None: the URL's.
 
-    A callable's ``repr`` may hold a secret (``functools.partial`` has its arguments in it).
+    A callable's ``repr`` may contain a secret (``functools.partial`` shows its arguments).
     """
 
     user: Callable[[], Any] | None = field(default=None, repr=False)
@@ -38,7 +38,7 @@ class Secrets:
 
     @property
     def are_asked(self) -> bool:
-        """Whether anything is asked for."""
+        """Whether a callable is asked."""
         return self.user is not None or self.password is not None
 
 
@@ -46,7 +46,7 @@ NO_SECRETS = Secrets()
 
 
 class LoginError(Exception):
-    """A callable gave no secret. *fault*: NOT_READY where another call may, else REJECTED."""
+    """A callable gave no secret. *fault*: NOT_READY if another call may succeed, else REJECTED."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.text)
@@ -56,10 +56,10 @@ class LoginError(Exception):
 def take_secrets(
     target: Target | None, password: Any, user: Any, *, is_async: bool
 ) -> tuple[Target | None, Secrets]:
-    """Part a pool's arguments *password* and *user* into texts, which replace the URL's, and
+    """Split a pool's arguments *password* and *user* into texts, which replace the URL's, and
     callables.
 
-    Raises ConfigurationError for what is neither, and where there is no use for them.
+    Raises ConfigurationError for any other type, and if they have no use.
     """
     for name, value in (("user", user), ("password", password)):
         if not (value is None or isinstance(value, str) or callable(value)):
@@ -90,10 +90,12 @@ _ASYNC = (
 
 
 def ask(name: str, function: Callable[[], Any]) -> Any:
-    """What *function* gives; raises LoginError from what it raises. *name*: ``password``.
+    """The result of *function*. Raises LoginError from any exception. *name*: ``password`` or
+    ``user``.
 
     A fork of the process waits for it as for a connect: it may hold the locks of a TLS library.
-    Whatever it raises is its own (a time limit of gevent's, say): this is no caller's thread.
+    Every exception is its own (a time limit of gevent's, for example), because this is no caller's
+    thread.
     """
     try:
         with Connecting():
@@ -103,21 +105,21 @@ def ask(name: str, function: Callable[[], Any]) -> Any:
 
 
 def raised(name: str, exc: BaseException) -> LoginError:
-    """What to make of *exc*, which the callable *name* raised. Its text is not repeated, for it may
-    quote the secret; it is the error's ``__cause__``.
+    """The LoginError for *exc*, which the callable *name* raised. Its text is not repeated, because
+    it may quote the secret; it is the error's ``__cause__``.
     """
     text = one_line(f"the callable for the {name} raised {type(exc).__name__} (see the cause)")
     return LoginError(Fault(FaultKind.NOT_READY, None, None, text))
 
 
 def late(name: str, limit: float) -> LoginError:
-    """The callable *name* has not returned in time."""
+    """The LoginError for the callable *name*, which has not returned in time."""
     text = f"the callable for the {name} has not returned within {limit:g} s; give it a time limit"
     return LoginError(Fault(FaultKind.NOT_READY, None, None, text))
 
 
 def checked(name: str, value: Any) -> str:
-    """*value*, which the callable *name* gave, if it can be used. Raises LoginError."""
+    """*value*, the result of the callable *name*, if it can be used. Raises LoginError."""
     if isinstance(value, str) and value:
         return value
     if inspect.isawaitable(value):
@@ -131,7 +133,7 @@ def checked(name: str, value: Any) -> str:
 
 
 def _a(value: Any) -> str:
-    """*value* by its kind, never by what it is."""
+    """*value* by its type, never by its content."""
     if value is None or value == "":
         return "None" if value is None else "an empty text"
     name = type(value).__name__
@@ -141,9 +143,9 @@ def _a(value: Any) -> str:
 
 
 class Aside:
-    """Blocking functions beside an event loop, each on a thread of its own: at most AT_ONCE.
+    """Runs blocking functions beside an event loop, each on its own thread: at most AT_ONCE.
 
-    Neither the loop nor the interpreter's end waits for one that hangs.
+    Neither the loop nor the interpreter's shutdown waits for one that hangs.
     """
 
     def __init__(self, loop: AbstractEventLoop) -> None:
@@ -151,7 +153,9 @@ class Aside:
         self._running = 0
 
     async def ask(self, name: str, function: Callable[[], Any]) -> Any:
-        """As :func:`ask`. On the loop if it is a coroutine function; what it gives is awaited."""
+        """Like :func:`ask`. A coroutine function is called on the loop; an awaitable result is
+        awaited.
+        """
         if is_coroutine_function(function):
             found = function()
         else:
@@ -161,7 +165,7 @@ class Aside:
         except BaseException as exc:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                raise  # we end it
+                raise  # we cancelled it
             raise raised(name, exc) from exc
 
     async def _on_thread(self, name: str, function: Callable[[], Any]) -> Any:

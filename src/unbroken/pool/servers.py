@@ -1,5 +1,5 @@
-"""What this process knows of each server, shared by all its pools there: the outage, the idle
-limit, who to tell.
+"""The process's record of each server, shared by all its pools there: the outage, the idle limit,
+the pools to notify.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from unbroken.pool.names import Lookout
 from unbroken.roles import Wanted, wanted
 from unbroken.settings import Settings
 
-#: Seconds after which a server is asked again what a SELECT may do: a view may have been made
+#: Seconds after which a server is asked again what a SELECT may do: a view may have been created
 #: meanwhile.
 REMEMBERED = 60.0
 
 
 class Hidden:
-    """Whether a SELECT in one database may store something, as its server said last
+    """Whether a SELECT in one database may store something, by its server's last answer
     (``Question.HIDDEN_WRITES``).
     """
 
     __slots__ = ("answer", "asked_at", "wanted")
 
     def __init__(self) -> None:
-        self.answer: str | None = None  #: why it may; "": it does not; None: not known
+        self.answer: str | None = None  #: why it may; "": it does not; None: unknown
         self.asked_at = -math.inf
-        self.wanted = True  #: whether somebody would like to know, again
+        self.wanted = True  #: whether a pool needs to know it, again
 
     def is_due(self, now: float) -> bool:
-        """Whether the server is to be asked at *now*."""
+        """Whether to ask the server at *now*."""
         return self.wanted and now - self.asked_at >= REMEMBERED
 
     def asking(self, now: float) -> None:
@@ -51,7 +51,7 @@ class Hidden:
 
 class Server(Guarded):
     """One server's record. ``lock`` guards ``outage``, ``toll``, ``limit``, ``pooler`` and
-    ``budget``; it may be taken inside a pool's lock, never the other way round.
+    ``budget``. It may be taken inside a pool's lock, never the other way round.
     """
 
     def __init__(self) -> None:
@@ -63,25 +63,25 @@ class Server(Guarded):
         self.pooler = Pooler()
         self.hosts = Hosts()
         self.lookout = Lookout()
-        self.followed = 0  #: of the moves of ``hosts``, those that the pools were told of …
-        self.place: Address | None = None  #: … and where they led
+        self.followed = 0  #: the moves of ``hosts`` that the pools were notified of …
+        self.place: Address | None = None  #: … and their destination
         self.standing = Standing()
         self.budget = Budget()
-        #: units of work without a pool that ended well here, and how many of them were counted
+        #: Units of work without a pool that succeeded here, and how many of them were counted.
         self.units = self.units_counted = 0
-        #: what was opened before is drained
+        #: Connections that were opened before this time are drained.
         self.drained_at = -math.inf
         self._hidden: dict[str | None, Hidden] = {}
         self.pools: WeakSet[Any] = WeakSet()
 
     def hidden(self, database: str | None) -> Hidden:
-        """What is known of *database*."""
+        """The record of *database*."""
         return self._hidden.setdefault(database, Hidden())
 
 
 def key_of(driver: BaseDriver, settings: Settings) -> str | None:
-    """What tells the server, or the cluster and the role, that *driver* connects to from all
-    others; None: only the caller's own ``connect=`` knows it.
+    """A key for the server, or for the cluster and the role, that *driver* connects to. None: only
+    the caller's own ``connect=`` knows it.
     """
     target = driver.target
     if (
@@ -91,17 +91,17 @@ def key_of(driver: BaseDriver, settings: Settings) -> str | None:
     ):
         return None
     role = wanted(settings.target)
-    # a port that is MySQL's is nothing to those who look for PostgreSQL there
+    # MySQL's port is of no interest to a client that looks for PostgreSQL
     make = "postgresql" if target.backend == "postgresql" else "mysql"
     key = f"{make} {target.server}"
     return key if role is Wanted.ANY else f"{key} {role.value}"
 
 
 def server_of(driver: BaseDriver, settings: Settings) -> Server:
-    """This process's record of the server, or of the cluster, that *driver* connects to. Pools
-    that want another role of the same cluster have another record: one may be away alone.
+    """This process's record of the server, or of the cluster, that *driver* connects to. Pools that
+    want another role of the same cluster have another record: one of them may be down alone.
 
-    Where the caller's own ``connect=`` leads is not known: then nothing is shared, else one
+    The destination of a caller's own ``connect=`` is unknown. Then nothing is shared, because one
     server's outage would close the pools of all others.
     """
     target, role, key = driver.target, wanted(settings.target), key_of(driver, settings)
@@ -120,8 +120,8 @@ _records: dict[tuple[int, str], Server] = {}
 def server_at(address: str) -> Server:
     """This process's record of the server at *address*.
 
-    A forked child starts with one of its own: locks do not cross. It knows all the same that the
-    server has taken writes, if its parent did: one that takes none by now was demoted.
+    A forked child starts with its own record, because it must not use its parent's locks. It keeps
+    the fact that the server has accepted writes: if it is read-only now, it was demoted.
     """
     key = os.getpid(), address
     record = _records.get(key)

@@ -1,13 +1,12 @@
-"""The connections that a server grants, shared out among the pools of this host (setting
-``share``).
+"""Share the connections that a server grants among the pools of this host (setting ``share``).
 
 A pool holds a slot of a common file (:mod:`unbroken.net.slots`) for each connection that it has or
-opens. ``kernel.granted`` says how many it may have. It follows the slots: it grows after a slot was
-taken, and a slot is given back some time after its connection was closed. What is taken and given
-back is decided in :mod:`unbroken.brain.share`.
+opens. ``kernel.granted`` is the number that it may have. It follows the slots: it grows after a
+slot was acquired. A slot is released some time after its connection was closed.
+:mod:`unbroken.brain.share` decides what to acquire and release.
 
-Nobody is woken by another process: a pool whose callers wait for a slot looks every few
-milliseconds, one that has slots every tenth of a second.
+No process wakes another. A pool whose callers wait for a slot checks every few milliseconds, one
+that has slots every tenth of a second.
 """
 
 from __future__ import annotations
@@ -32,30 +31,30 @@ from unbroken.settings import Settings, shared
 
 log = Part("pool")
 
-#: Seconds between two looks of a pool that has slots.
+#: Seconds between two checks of a pool that has slots.
 LOOK = 0.1
-#: … of one that has more than it needs: a session may need so long to end at the server.
+#: … of one that has more than it needs: a session may need that long to end at the server.
 ENDING = 0.05
 #: … and of one whose callers wait for a slot: the first pause, and the longest.
 SOON, LATER = 0.005, 0.04
-#: Seconds between two looks for slots whose holders have died.
+#: Seconds between two checks for slots whose holders have died.
 DEAD_EVERY = 0.2
-#: … where its own callers wait for nothing.
+#: … if its own callers do not wait.
 BURIED_EVERY = 1.0
-#: A look that is late by so many seconds is made by a caller: nobody keeps the time.
+#: If a check is late by this many seconds, a caller makes it: no timer runs.
 LATE = 0.1
-#: Before the limit is known a pool has one connection: it asks on that.
+#: Before the limit is known, a pool has one connection, on which it asks for the limit.
 UNKNOWN, BEFORE = 1000, 1
-#: So many others are counted at most.
+#: Maximum number of other pools that are counted.
 COUNTED = 64
-#: Errors after which the file is opened anew, once.
+#: Errors after which the file is opened again, once.
 _PASSING = (errno.EBADF, errno.EAGAIN, errno.ENOENT, errno.ESTALE)
 
 
 def share_of(driver: BaseDriver, settings: Settings, kernel: Kernel) -> Share | None:
-    """The share of a new pool; None: it shares nothing.
+    """The share of a new pool. None: it shares nothing.
 
-    Raises ConfigurationError where nobody can know which server it is.
+    Raises ConfigurationError if the server cannot be identified.
     """
     if settings.share is None or driver.target.backend == "sqlite":
         return None
@@ -73,15 +72,15 @@ def share_of(driver: BaseDriver, settings: Settings, kernel: Kernel) -> Share | 
 
 
 class Share:
-    """One pool's part in what the pools of this host share. Its fields are under the pool's
-    lock.
+    """One pool's part in the connections that the pools of this host share. Its fields are guarded
+    by the pool's lock.
     """
 
     def __init__(self, key: str, number: int | None) -> None:
         self._key = key
-        self.number = number  #: as the settings say; None: the server is asked
-        self.limit = number  #: how many connections all pools may have; None: not known yet
-        self.own: int | None = None  #: … and those with this pool's login and database
+        self.number = number  #: the setting; None: the server is asked
+        self.limit = number  #: maximum connections of all pools; None: not known yet
+        self.own: int | None = None  #: … and of those with this pool's login and database
         self.asked = False
         self.off = ""  #: why nothing is shared any more
         self.hungry = False  #: callers wait for a slot
@@ -89,26 +88,26 @@ class Share:
         self._slots: Slots | None = None
         self._timer: Any = None
         self._pause = SOON
-        self._mourned: dict[int, float] = {}  #: slots of the dead, and when they may be used
+        self._mourned: dict[int, float] = {}  #: slots of dead processes, and when they can be used
         self._since = math.inf  #: when this pool got its first slot
         self._next_dead = -math.inf
         self._next_burial = -math.inf
-        self._not_before = -math.inf  #: when it may take more than its share again
-        self._spare = self._over = 0  #: at the last look
+        self._not_before = -math.inf  #: when it may exceed its share again
+        self._spare = self._over = 0  #: at the last check
         self._renewed = -math.inf
 
     # -- taking ------------------------------------------------------------------------------------
 
     def seek_unasked(self, state: Any) -> None:
-        """As :meth:`seek`, for a pool that cannot ask its server anything."""
+        """Like :meth:`seek`, for a pool that cannot ask its server anything."""
         if self.limit is None and not self.off:
             with state.lock:
                 self._give_up(state, "the pool cannot ask the server; give a number")
         self.seek(state)
 
     def seek(self, state: Any, *, at_least: int = 0, looks: bool = False) -> None:
-        """Take free slots for what *state* wants to open. While it waits for some, its next look
-        does.
+        """Acquire free slots for the connections that *state* wants to open. While it waits for
+        some, its next check does that.
         """
         now, kernel = state.clock(), state.kernel
         if self.off or kernel.closed:
@@ -133,7 +132,7 @@ class Share:
         limit = self._bound()
         starving = slots.others(Flag.STARVES, COUNTED)
         calls = kernel.unserved > 0
-        # no connection is kept ready for callers to come while others have callers
+        # no connection is kept ready while callers of other pools wait
         refrains = not calls and (starving or slots.others(Flag.HUNGRY, 1))
         pools = 1 + slots.others(Flag.MEMBER) if starving or self.hungry else 1
         while kernel.granted < want and not refrains:
@@ -141,7 +140,7 @@ class Share:
             if starving and (now < self._not_before or not is_poor):
                 break
             if kernel.granted < len(slots.held) - len(self._mourned):
-                kernel.granted += 1  # it was about to be given back
+                kernel.granted += 1  # it was about to be released
             elif kernel.granted + len(self._mourned) >= want or not self._take_one(slots, now):
                 break
         if kernel.granted and self._since == math.inf:
@@ -163,27 +162,27 @@ class Share:
         return found
 
     def _mourn(self, slots: Slots, now: float) -> bool:
-        """Take a slot whose holder has died: it may be used, or given back, after a while."""
+        """Acquire a slot whose holder has died. It can be used, or released, after a while."""
         slot = slots.take_dead(self._bound())
         if slot is not None:
             self._mourned[slot] = now + rule.MOURNED
         return slot is not None
 
     def _bound(self) -> int:
-        """How many slots there are for this pool."""
+        """The number of slots for this pool."""
         if self.limit is None:
             return UNKNOWN
         return self.limit if self.own is None else min(self.limit, self.own)
 
     @property
     def _is_low(self) -> bool:
-        """Whether low slots are taken: by pools that may not have the high ones, also once the
+        """Whether to acquire low slots: for pools that must not use the high ones, perhaps once the
         limit is known.
         """
         return self.limit is None or self.own is not None
 
     def _open(self, state: Any) -> Slots:
-        """The file. Where it had to be opened anew, what this pool has is taken again."""
+        """Open the file. If it had to be opened again, this pool's slots are acquired again."""
         slots = self._slots
         if slots is None:
             slots = self._slots = Slots(self._key)
@@ -193,14 +192,14 @@ class Share:
             limit, goes_on = self._bound(), True
             while len(slots.held) < kernel.granted and goes_on:
                 found = slots.take(limit, low=self._is_low)
-                # where only the descriptor was closed, its slots look like those of the dead
+                # if only the descriptor was closed, its slots look like those of a dead process
                 goes_on = found is not None or slots.take_dead(limit) is not None
             kernel.granted = min(kernel.granted, len(slots.held))
         return slots
 
     def _learn(self, slots: Slots) -> None:
-        """What another process was told by the server counts, and what this one was told is
-        written down.
+        """Take over the server's limit that another process wrote, or write down the one that this
+        process was given.
         """
         if self.number is not None:
             return
@@ -213,7 +212,7 @@ class Share:
     # -- looking -----------------------------------------------------------------------------------
 
     def _arm(self, state: Any, now: float) -> None:
-        """Look again in time."""
+        """Schedule the next check."""
         if self._slots is None or self.off:
             return
         pause = self._pause if self.hungry else ENDING if self._spare else LOOK
@@ -228,9 +227,11 @@ class Share:
             timer.cancel()
 
     def look(self, state: Any) -> None:
-        """On the watcher: give back what others need more, take what has become free."""
+        """On the watcher: release slots that others need more, acquire those that have become
+        free.
+        """
         now, kernel = state.clock(), state.kernel
-        state.now = now  # else a connection seems to be idle since the last tick
+        state.now = now  # else a connection seems idle since the last tick
         with state.lock:
             self._pause = min(LATER, self._pause * 1.5)
             try:
@@ -259,7 +260,7 @@ class Share:
             if slots.take(limit, low=self._is_low) is None:
                 break
             slots.give_back(slot)
-        if now >= self._next_burial:  # so that nobody has to wait for what has long been dead
+        if now >= self._next_burial:  # so that no caller has to wait for long dead slots
             self._next_burial = now + BURIED_EVERY
             while self._mourn(slots, now):
                 pass
@@ -293,8 +294,8 @@ class Share:
             self._since = math.inf
 
     def _condemn(self, kernel: Kernel) -> None:
-        """What was to be closed at the last look is in use still: of the connections in use, those
-        that were taken last are closed when they come back, whoever waits.
+        """Some connections should have been closed since the last check and are still in use. Those
+        that were acquired last are closed on return, even if callers wait.
         """
         over = max(0, kernel.size - kernel.granted)
         lent = [entry for entry in list(kernel.in_use.values()) if entry.cause is None]
@@ -305,7 +306,7 @@ class Share:
         self._over = over
 
     def _let_go(self, state: Any, slots: Slots, limit: int) -> None:
-        """Give back the slots that were not needed at the last look either."""
+        """Release the slots that were not needed at the last check either."""
         kernel = state.kernel
         need = kernel.size + kernel.missing
         need = max(need, len(kernel.entries) + min(state.connectors, kernel.max_size))
@@ -319,17 +320,17 @@ class Share:
         if not slots.held and not kernel.waiting and not kernel.min_size:
             self._close()
 
-    # -- ends --------------------------------------------------------------------------------------
+    # -- the server's answer, and the end ----------------------------------------------------------
 
     def wants_word(self, *, was_away: bool) -> bool:
-        """Whether the server is to be asked on the next connection: once, and again after an
-        outage, since a server learns of another limit when it is restarted.
+        """Whether to ask the server on the next connection: once, and again after an outage,
+        because a restart may change the limit.
         """
         return self.number is None and not self.off and (was_away or not self.asked)
 
     def told(self, state: Any, said: tuple[int, int | None] | None) -> None:
-        """The server was asked how many connections it grants, to all and to this login; None: it
-        does not say.
+        """The server answered how many connections it grants, to all and to this login. None: it
+        reports none.
         """
         with state.lock:
             if said is None and self.limit is not None:
@@ -352,7 +353,7 @@ class Share:
         )
 
     def _failed(self, state: Any, exc: OSError, now: float) -> None:
-        """The file failed. It is opened anew, but not again and again."""
+        """The file failed. It is opened again, but not repeatedly."""
         if self._slots is not None:
             self._slots.leave_behind()
             self._slots = None
@@ -376,7 +377,7 @@ class Share:
         )
 
     def end(self, state: Any) -> None:
-        """The pool is closed: its slots are free when its last connection is."""
+        """The pool is closed: its slots are released with its last connection."""
         if not state.kernel.size:
             with state.lock:
                 self._close()
@@ -392,17 +393,15 @@ class Share:
             slots.close()
 
     def leave_behind(self) -> None:
-        """This state is over: its process is the parent of this one, or its event loop has
-        ended.
-        """
+        """This state is over: it belongs to the parent process, or its event loop has ended."""
         slots, self._slots = self._slots, None
         if slots is not None:
             slots.leave_behind()
 
-    # -- words -------------------------------------------------------------------------------------
+    # -- texts -------------------------------------------------------------------------------------
 
     def seen(self) -> Shares:
-        """What is known now."""
+        """The current state of the share."""
         slots, limit = self._slots, None if self.limit is None else self._bound()
         free, pools = None, 0
         if slots is not None:
@@ -416,7 +415,7 @@ class Share:
 
     @property
     def words(self) -> str:
-        """``, 3 of the 24 that this host shares`` for messages."""
+        """The share, for messages: ``, 3 of the 24 connections that this host shares``."""
         if self.off or self.limit is None:
             return ""
         held = 0 if self._slots is None else len(self._slots.held)

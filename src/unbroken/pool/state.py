@@ -1,12 +1,12 @@
-"""One pool in one process (and, for asyncio, on one event loop): the small moves on it.
+"""One pool in one process (and, for asyncio, on one event loop): its basic operations.
 
-The pools read ``kernel``, ``here`` and ``fresh_for`` on their hot paths. The flows beside this file
-are the slow paths; they call the moves here. Locks are held for decisions only: logging, closing
-and waking happen after letting go.
+The pools read ``kernel``, ``here`` and ``fresh_for`` on their hot paths. The flows in this package
+are the slow paths; they call the operations here. Locks are held for decisions only: logging,
+closing and waking happen after their release.
 
-A state is built up in floors, each in a file of its own that uses only those below it:
-:mod:`~unbroken.pool.knowledge` (the fields), :mod:`~unbroken.pool.supply` (how connections come),
-:mod:`~unbroken.pool.endings` (how they end), :mod:`~unbroken.pool.leases` (what is lent).
+A state is built in layers. Each layer is a file of its own that uses only those below it:
+:mod:`~unbroken.pool.knowledge` (the fields), :mod:`~unbroken.pool.supply` (opening connections),
+:mod:`~unbroken.pool.endings` (ending them), :mod:`~unbroken.pool.leases` (connections in use).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ log = Part("pool")
 
 
 class PoolState(Leases):
-    """One pool in one process. Made anew, from nothing, in a forked child."""
+    """One pool in one process. A forked child makes a new one from scratch."""
 
     def adopt(self, conn: Connection, generation: int | None = None) -> Entry:
-        """Make an entry of a fresh connection: its socket known, kept alive and watched.
+        """Make an entry for a new connection: register its socket, set keepalive, and watch it.
 
-        *generation* is the pool's when the attempt began: what was being opened during a drain is
-        drained too.
+        *generation* is the pool's when the attempt began: a connection that was being opened during
+        a drain is drained too.
         """
         now = self.clock()
         driver = self.driver
@@ -66,7 +66,7 @@ class PoolState(Leases):
             this, state = weakref.ref(entry), weakref.ref(self)
             self.runtime.watcher.watch(entry.fd, lambda: on_end(state, this))
         self._hold_weakly(entry)
-        self.is_clean = self._end_check()  # the driver may have found out that it knows nothing
+        self.is_clean = self._end_check()  # the driver may have found itself blind
         return entry
 
     def strays(self) -> list[Entry]:
@@ -74,21 +74,21 @@ class PoolState(Leases):
         return self.kernel.strays()
 
     def _hold_weakly(self, entry: Entry) -> None:
-        """While it is lent, only its holder keeps the connection alive: who forgets it gives it
-        back.
+        """While a connection is in use, only its holder keeps it alive: if the holder drops it, the
+        pool recovers its place.
         """
         this, state = weakref.ref(entry), weakref.ref(self)
         try:
             entry.ref = weakref.ref(entry.conn, lambda _: _on_forgotten(state, this))
         except TypeError:
-            return  # such objects stay held by the pool; leak_after still reports them
+            return  # the pool keeps such objects alive; leak_after still reports them
         entry.anchor = None
 
     # -- the whole pool ----------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Close what is idle now, what is lent when it comes back; new ones are opened as they are
-        wanted.
+        """Close idle connections now, and used ones when they are returned. New ones are opened on
+        demand.
         """
         with self.lock:
             idle = self.kernel.drain()
@@ -97,7 +97,7 @@ class PoolState(Leases):
         self.ensure_connecting()
 
     def resize(self, settings: Settings) -> None:
-        """Take over changed bounds."""
+        """Apply changed bounds."""
         self.settings = settings
         with self.lock:
             surplus = self.kernel.resize(settings.max_size, settings.min_size)
@@ -106,7 +106,9 @@ class PoolState(Leases):
         self.ensure_connecting()
 
     def close(self) -> None:
-        """Lend nothing any more. What is lent is closed when it comes back; who waits is told."""
+        """Stop handing out connections. Used ones are closed on return; waiting callers get an
+        error.
+        """
         with self.lock:
             idle = self.kernel.close()
             tickets = self.kernel.fail(self.closed_error)
@@ -127,15 +129,15 @@ class PoolState(Leases):
     def ask_hidden(
         self, conn: Connection, entry: Entry | None = None, until: float = math.inf
     ) -> Flow[None]:
-        """Ask the server whether a SELECT may store something, so that the ledger can tell when the
-        server is away.
+        """Ask the server whether a SELECT may store something, so that the ledger knows it while
+        the server is down.
 
-        Ends at *until*, and leaves no transaction open. Raises the driver's error where *conn* must
+        Ends at *until*, and leaves no transaction open. Raises the driver's error if *conn* must
         not be used any more.
         """
         self.hidden.asking(self.clock())
         if not self.knows_status:
-            return  # no unit of work on it is run again, and when its exchanges end is not known
+            return  # no unit of work on it is run again, and the end of its exchanges is unknown
         try:
             self.hidden.answer = yield from self.read_answer(
                 conn, Question.HIDDEN_WRITES, entry, until
@@ -160,8 +162,8 @@ class PoolState(Leases):
         entry: Entry | None = None,
         until: float = math.inf,
     ) -> Flow[Any]:
-        """What the server answers to *question* on *conn*; None where it cannot be asked. Raises
-        the driver's error.
+        """The server's answer to *question* on *conn*. None if it cannot be asked. Raises the
+        driver's error.
 
         May leave a transaction open.
         """
@@ -174,10 +176,10 @@ class PoolState(Leases):
         return None
 
     def ask_new(self, conn: Connection, question: Question, until: float = math.inf) -> Flow[Any]:
-        """What the server answers to *question* on *conn*, which nobody has been given yet; None
-        where it does not say. Ends at *until*, and leaves no transaction open.
+        """The server's answer to *question* on *conn*, which no caller has yet. None if it gives
+        none. Ends at *until*, and leaves no transaction open.
 
-        Raises the driver's error where *conn* must not be used any more: it was lost, or the answer
+        Raises the driver's error if *conn* must not be used any more: it was lost, or the answer
         may still come.
         """
         try:
@@ -197,21 +199,23 @@ class PoolState(Leases):
         return heard
 
     def time_for_questions(self, until: float) -> float:
-        """How many seconds a question may take that must be answered by *until*."""
+        """Seconds that a query may take if it must be answered by *until*."""
         return min(self.settings.ping_timeout, max(0.05, until - self.clock()))
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:
-        """See :func:`unbroken.pool.inquiry.inquire`."""
+        """Ask the server *question* on a connection of this pool: see
+        :mod:`unbroken.pool.inquiry`.
+        """
         from unbroken.pool.inquiry import inquire
 
         return inquire(self, question, until)
 
 
 def state_of(pool: Any) -> PoolState:
-    """The state of *pool* (a ``Pool`` or ``AsyncPool``) here: made anew after a fork, and for each
-    event loop.
+    """The state of *pool* (a ``Pool`` or ``AsyncPool``) here. A fork and each event loop get a new
+    one.
 
-    For integrations. What they may use of it is listed in ``tests/test_surface.py``.
+    For integrations. ``tests/test_surface.py`` lists the attributes that they may use.
     """
     state: PoolState = pool._current()
     return state
@@ -220,9 +224,9 @@ def state_of(pool: Any) -> PoolState:
 def _on_forgotten(
     state_ref: Callable[[], PoolState | None], entry_ref: Callable[[], Entry | None]
 ) -> None:
-    """The holder of a lent connection let it be collected. Runs in a finalizer: no lock, no log.
+    """The holder of a connection let it be garbage-collected. Runs in a finalizer: no lock, no log.
 
-    In a forked child the collection itself would say goodbye on the parent's session; this runs
+    In a forked child the collection itself would send a goodbye on the parent's session. This runs
     just before it.
     """
     state, entry = state_ref(), entry_ref()

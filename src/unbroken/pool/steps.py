@@ -1,6 +1,6 @@
 """The steps that flows yield.
 
-A step says what I/O to do; each pool does it in its own way and sends the result back.
+A step describes an I/O operation. Each pool runs it in its own way and sends the result back.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Open a connection: gives the driver's object, or raises the driver's error. *dialing* can end
-    it from outside; *login* says where it goes.
+    """Open a connection. Returns the driver's object, or raises the driver's error. *dialing* can
+    end it from outside; *login* is its destination.
 
-    With *make* that is called instead, in *context*.
+    With *make*, that is called instead, in *context*.
     """
 
     timeout: float
@@ -34,9 +34,9 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Consult:
-    """Ask *function* for a secret, called *name*; gives what it gives, awaited where that can be.
+    """Ask *function* for a secret, called *name*. Returns its result, awaited if possible.
 
-    *dialing* can end it from outside. Raises LoginError from what it raises.
+    *dialing* can end it from outside. Raises LoginError from its exception.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Consult:
     dialing: Any
 
 
-@dataclass(slots=True)  # not frozen: that costs a µs, several times in each request
+@dataclass(slots=True)  # not frozen: that costs a µs, several times per request
 class Call:
     """Call a method of the driver (``ping``, ``begin``, ``commit``, ``rollback``, ``restore`` …) on
     a connection.
 
-    What still blocks after *timeout* seconds (None: the setting for that method) is aborted by a
-    shutdown of the socket, whatever the driver.
+    A call that still blocks after *timeout* seconds (None: the setting for that method) is aborted
+    by a shutdown of the socket, with any driver.
     """
 
     method: str
@@ -72,7 +72,7 @@ class Reset:
 class Wait:
     """Wait until *signal* is woken, at most *timeout* seconds.
 
-    Gives nothing: look at the state afterwards.
+    Returns nothing: check the state afterwards.
     """
 
     signal: Any
@@ -81,12 +81,12 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Run a unit of work once: gives its result, or raises what it raised."""
+    """Run a unit of work once: returns its result, or raises its exception."""
 
     work: Callable[[], Any]
 
 
-#: Methods of a driver that are told how long they may take.
+#: Driver methods that take their time limit as an argument.
 TIMED = frozenset({"ping", "take_answer", "try_flight"})
 
 Step: TypeAlias = Connect | Consult | Call | Reset | Wait | Attempt
@@ -94,7 +94,7 @@ Flow: TypeAlias = Generator[Step, Any, T]
 
 
 def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
-    """Run *flow* to its end, blocking: *do* does one step."""
+    """Run *flow* to its end, blocking. *do* runs one step."""
     try:
         step = next(flow)
         while True:
@@ -113,7 +113,7 @@ def run(flow: Flow[T], do: Callable[[Any], Any]) -> T:
 
 
 async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
-    """Run *flow* to its end in a task: *do* does one step."""
+    """Run *flow* to its end in a task. *do* runs one step."""
     try:
         step = next(flow)
         while True:
@@ -132,8 +132,8 @@ async def run_async(flow: Flow[T], do: Callable[[Any], Awaitable[Any]]) -> T:
 
 
 def _end(flow: Flow[Any]) -> None:
-    """Let *flow* leave what it is in, where an exception struck between two of its steps: its
-    traceback may be kept for long.
+    """Make *flow* leave its blocks if an exception struck between two of its steps: its traceback
+    may be kept for long.
     """
-    with suppress(RuntimeError):  # it has another step to do: nobody does it
+    with suppress(RuntimeError):  # it yields another step, which is not run
         flow.close()

@@ -1,10 +1,10 @@
-"""Something else than a database of the pool's kind may listen at its address: a web server, a
-database of another make, a port that speaks TLS only.
+"""Detect something other than a database of the pool's kind at its address: a web server, another
+kind of database, a port that only accepts TLS.
 
-Drivers say of it that the connection was lost, or wait. So a pool that has never connected asks the
-port itself, on a socket of its own, when an attempt ends like that or is silent. What it hears
-settles it; silence and a hang-up say nothing, for a server that is starting does the same behind a
-proxy. A pool that has connected before waits: the right server was there.
+Drivers report it as a lost connection, or wait. So when an attempt ends like that or is silent, a
+pool that has never connected asks the port itself, on a separate socket. Only an answer decides:
+silence and a hang-up prove nothing, because a starting server does the same behind a proxy. A pool
+that has connected before waits: the right server was there.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from unbroken.net.greeting import first_words
 from unbroken.net.signals import start_thread
 from unbroken.pool.steps import Flow, Wait
 
-#: Seconds for which an answer is believed, and between two questions where the port hangs up …
+#: Seconds for which an answer is trusted, and between two checks if the port hangs up …
 AGAIN = 1.0
-#: … and where it is silent.
+#: … and if it is silent.
 SELDOM = 5.0
 #: Seconds for an answer.
 LIMIT = 1.5
-#: Kinds of fault that a stranger may be behind.
+#: Kinds of fault that a stranger may cause.
 _DOUBTFUL = (FaultKind.LOST, FaultKind.NOT_READY, FaultKind.OTHER, FaultKind.REJECTED)
-#: MySQL's codes for a connection that was lost before it was one.
+#: MySQL's codes for a connection that was lost during its handshake.
 _IN_HANDSHAKE = (2012, 2013)
-#: What libraries raise that cannot make sense of what they read.
+#: Exceptions of libraries that cannot parse the data that they read.
 _GARBLED = ("IndexError", "ValueError", "UnicodeDecodeError", "TypeError", "AttributeError")
 
 
 class StrangerError(Exception):
-    """What listens at the address is no server of this kind: *fault* says what it said."""
+    """The address does not belong to a server of this kind. *fault* describes its answer."""
 
     is_strangers = True
 
@@ -47,14 +47,14 @@ class StrangerError(Exception):
 
 
 def refuse_stranger(state: Any) -> None:
-    """Raise StrangerError where a moment ago something else answered."""
+    """Raise StrangerError if something else answered a moment ago."""
     fault, asked_at = state.stranger
     if fault is not None and state.clock() - asked_at < AGAIN:
         raise StrangerError(fault)
 
 
 def may_be_stranger(state: Any, fault: Fault | None) -> bool:
-    """Whether to ask what listens there, after an attempt that ended with *fault*; None: it is
+    """Whether to ask the port after an attempt that ended with *fault*. None: the attempt is
     silent.
     """
     if state.has_served or state.is_opened_outside or _place(state) is None:
@@ -69,13 +69,13 @@ def _is_doubtful(fault: Fault) -> bool:
         return False
     if fault.kind is FaultKind.MISCONFIGURED:
         return fault.text.startswith(_GARBLED)
-    if fault.kind is FaultKind.UNREACHABLE:  # or so says a library that could not read a greeting
+    if fault.kind is FaultKind.UNREACHABLE:  # or a library could not parse a greeting
         return fault.code in _IN_HANDSHAKE
     return fault.kind in _DOUBTFUL
 
 
 def _place(state: Any) -> Address | None:
-    """The pool's only address, if it is one of TCP."""
+    """The pool's only address, if it is a TCP address."""
     hosts = state.driver.target.hosts
     if len(hosts) != 1 or is_path(hosts[0][0]) or state.backend not in NAMES:
         return None
@@ -84,7 +84,7 @@ def _place(state: Any) -> Address | None:
 
 
 def ask_stranger(state: Any) -> Flow[StrangerError | None]:
-    """Ask the port; what to raise where something else answers. On a thread of its own."""
+    """Ask the port, on a separate thread. Return the error to raise if something else answers."""
     place = _place(state)
     assert place is not None
     state.stranger = (None, state.clock())
@@ -96,7 +96,7 @@ def ask_stranger(state: Any) -> Flow[StrangerError | None]:
 
     try:
         start_thread(ask, name="unbroken-greeting")
-    except RuntimeError:  # no thread to be had now
+    except RuntimeError:  # no thread available now
         return None
     yield Wait(signal, LIMIT)
     said = found[0]
@@ -110,11 +110,11 @@ def ask_stranger(state: Any) -> Flow[StrangerError | None]:
 def ask_if_silent(
     state: Any, tries: Sequence[Try], now: float, reject: Callable[[Any, Exception, Fault], None]
 ) -> None:
-    """Where one of the attempts *tries* is silent, have the port asked, and callers told by
-    *reject* if something else answers. Called without locks.
+    """If one of the attempts *tries* is silent, have the port asked, and have *reject* fail the
+    callers if something else answers. Called without locks.
     """
     if any(now - each.started >= SILENT for each in tries) and may_be_stranger(state, None):
-        with suppress(RuntimeError):  # no thread to be had now: another look tries again
+        with suppress(RuntimeError):  # no thread available now: another check tries again
             state.runtime.spawn(_settle(state, reject), "stranger")
 
 

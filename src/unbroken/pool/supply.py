@@ -1,4 +1,6 @@
-"""How connections come: what is wanted is opened by workers, in an outage by one prober for all."""
+"""Opening connections: workers open the wanted ones; in an outage, one prober works for all
+pools.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,22 @@ from unbroken.pool.steps import Flow
 
 log = Part("pool")
 
-#: So many workers may be stuck in what cannot be ended (a name lookup, a caller's own function)
-#: before no new ones are started.
+#: Maximum number of workers that are stuck in an uninterruptible call (a name lookup, a caller's
+#: own function) before no new ones are started.
 STUCK = 4
-#: After a no (a wrong password, say) nobody but a caller has the server asked again for so long:
-#: some lock an account.
+#: Seconds after a rejection (a wrong password, for example) in which only a caller makes the pool
+#: try again: some servers lock an account.
 REJECTED_PAUSE = 30.0
 
 
 class Supply(Knowledge):
-    """How many connections are wanted, and who opens them."""
+    """The number of wanted connections, and the workers that open them."""
 
     @property
     def wants(self) -> int:
-        """How many more connections ought to be opened now.
+        """How many more connections should be opened now.
 
-        After a no of the server, not for min_size's sake alone for a while.
+        For a while after a rejection, none for min_size alone.
         """
         kernel = self.kernel
         if not kernel.waiting and (
@@ -43,7 +45,7 @@ class Supply(Knowledge):
 
     @property
     def unserved(self) -> int:
-        """How many callers wait for whom no connection is coming."""
+        """Number of waiting callers for which no connection is being opened."""
         return self.kernel.unserved
 
     @property
@@ -52,7 +54,7 @@ class Supply(Knowledge):
         return self.kernel.bound - self.kernel.size
 
     def ensure_connecting(self) -> None:
-        """See to it that what is wanted is being opened, and that a sleeping prober hears of a
+        """Ensure that wanted connections are being opened, and that a sleeping prober learns of a
         caller.
         """
         kernel = self.kernel
@@ -74,8 +76,8 @@ class Supply(Knowledge):
             self.oversee(self)
 
     def wake_prober(self) -> None:
-        """A caller, of this pool or another of the server, has come: the prober need not sleep
-        on.
+        """A caller of this pool, or of another pool of the server, has come: the prober must not
+        sleep any longer.
         """
         with self.lock:
             prober_wakeup, self.prober_wakeup = self.prober_wakeup, None
@@ -85,8 +87,8 @@ class Supply(Knowledge):
             self.hasten()
 
     def hasten(self) -> None:
-        """A caller, of this pool or another of the server, waits: where the prober's attempts are
-        silent, begin one beside them.
+        """A caller of this pool, or of another pool of the server, waits. If the prober's attempts
+        are silent, begin one beside them.
         """
         with self.lock:
             outage = self.server.outage
@@ -96,8 +98,8 @@ class Supply(Knowledge):
         self.oversee(self)
 
     def probe(self) -> None:
-        """Have one attempt to connect made in an outage, be it that nobody waits: callers to come
-        are spared it.
+        """Make one attempt to connect in an outage, even if no caller waits, so that later callers
+        do not wait for it.
         """
         if self.share is not None:
             self.share.seek(self, at_least=1)
@@ -109,15 +111,13 @@ class Supply(Knowledge):
             )
 
     def wake(self, tickets: list[Ticket]) -> None:
-        """Wake the callers who were granted something (or failed)."""
+        """Wake the callers that were granted an entry (or failed)."""
         for ticket in tickets:
             self.runtime.wake(ticket.signal)
 
     @property
     def connectors(self) -> int:
-        """How many workers open connections, or are about to begin. Those that are stuck do not
-        count.
-        """
+        """Number of workers that open connections, or are about to begin, without stuck ones."""
         return self.at_work - self.stuck + len(self.ordered)
 
     def _missing_workers(self) -> int:
@@ -128,7 +128,7 @@ class Supply(Knowledge):
         return min(self.wants, room) if room else 0
 
     def room(self, workers: int) -> int:
-        """How many more workers there may be beside so many *workers*."""
+        """How many more workers there may be beside this many *workers*."""
         rest_until = self.server.budget.rest_until
         if self.stuck >= STUCK or (rest_until and self.clock() < rest_until):
             return 0
@@ -136,9 +136,9 @@ class Supply(Knowledge):
         return min(room, 1 - workers) if self.refusals.active else room
 
     def _start_workers(self, missing: Callable[[], int]) -> None:
-        """Start as many workers as *missing* says.
+        """Start *missing()* workers.
 
-        An exception that strikes here leaves none counted that did not begin.
+        If an exception strikes here, no worker that did not begin stays counted.
         """
         starts: list[Start] = []
         try:
@@ -173,7 +173,7 @@ class Supply(Knowledge):
             )
 
     def connect_here(self, until: float) -> Flow[None]:
-        """One attempt to connect on the caller's own thread, where no worker can be started and
+        """Make one attempt to connect on the caller's own thread, if no worker can be started and
         one is wanted. It ends by *until*.
         """
         with self.lock:
@@ -184,8 +184,8 @@ class Supply(Knowledge):
             yield from self.connector(self, until)
 
     def stop_connecting_here(self) -> None:
-        """A caller that connects by itself leaves: another one, or another pool, may have to look
-        for the server.
+        """A caller that connects by itself leaves: another one, or another pool, may have to become
+        the prober.
         """
         with self.lock, self.server.lock:
             resigned = self.connectors == 0 and self.server.outage.resign(self)

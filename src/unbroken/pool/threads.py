@@ -1,4 +1,4 @@
-"""How a pool for threads does the flows' steps: by blocking the thread that runs them."""
+"""How a pool for threads runs the flows' steps: by blocking the thread that runs them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ log = Part("pool")
 
 
 class ThreadRuntime:
-    """Does the flows' steps by blocking the thread that runs them."""
+    """Runs the flows' steps by blocking the thread that runs them."""
 
-    #: seconds for each of the driver's methods; the pool's own come from its state
+    #: Seconds for each of the driver's methods; the pool's own come from its state.
     limits: Mapping[str, float] = limits_of(Settings())
 
     def __init__(self, driver: Driver) -> None:
@@ -42,26 +42,26 @@ class ThreadRuntime:
         """A lock of the kind that ``threading`` makes now (gevent may have patched it since
         import).
 
-        Reentrant: a finalizer may end a lease (that of a forgotten generator, say) on a thread that
-        is inside already.
+        Reentrant: a finalizer may end a lease (of a forgotten generator, for example) on a thread
+        that holds the lock already.
         """
         return threading.RLock()
 
     def new_signal(self) -> Any:
-        """A lock that is held until somebody wakes its waiter: cheaper than an Event."""
+        """A lock that is held until its waiter is woken: cheaper than an Event."""
         signal = threading.Lock()
         signal.acquire()
         return signal
 
     def wake(self, signal: Any) -> None:
-        """Let the waiter go on."""
+        """Wake the waiter of *signal*."""
         try:
             signal.release()
         except RuntimeError:
             pass  # it was woken before
 
     def spawn(self, flow: Flow[Any], name: str) -> None:
-        """Run *flow* on a daemon thread. Raises RuntimeError where no thread can be started."""
+        """Run *flow* on a daemon thread. Raises RuntimeError if no thread can be started."""
         start_thread(self._run_logged, flow, name=f"unbroken-{name}")
 
     def _run_logged(self, flow: Flow[Any]) -> None:
@@ -74,40 +74,40 @@ class ThreadRuntime:
             )
 
     def call(self, function: Callable[[], None]) -> None:
-        """Run *function* here: any thread may touch this pool's state."""
+        """Run *function* here: any thread may access this pool's state."""
         function()
 
     def is_awake(self) -> bool:
-        """Threads are."""
+        """Return True: threads always make progress."""
         return True
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """Which of the entries with these ids a thread has in a variable; None where that cannot be
-        seen.
+        """The ids in *wanted* of entries that a thread has in a variable. None if stacks cannot be
+        read.
 
-        A greenlet that is not running owns nothing but what the pool has noted: it is only switched
-        away from where it waits.
+        A suspended greenlet owns only entries that the pool has recorded: it is suspended only
+        where it waits.
         """
         frames = thread_frames()
         if frames is None:
             return None
-        # above the function that asks, whose variables they are
+        # above the calling function, whose variables they are
         frames[threading.get_ident()] = sys._getframe(2)
         return referred_to(frames.values(), wanted)
 
     def stacks(self) -> list[FrameType] | None:
-        """Where each thread is."""
+        """The current frame of each thread."""
         frames = thread_frames()
         return None if frames is None else list(frames.values())
 
     def stacks_aside(self) -> list[FrameType]:
-        """Where each greenlet is that is switched away."""
+        """The frame of each suspended greenlet."""
         return suspended()
 
     def dialing(self, limit: float) -> Dialing:
-        """An attempt to connect, of the thread that makes it."""
+        """An attempt to connect on the current thread."""
         hosts = self.driver.target.hosts
-        # or it is the caller's own connect, and nobody knows
+        # or the caller's own connect, of an unknown kind
         is_unix = not hosts or any(is_path(host) for host, _ in hosts)
         return blocking(self.watcher, limit, is_unix=is_unix)
 
@@ -116,7 +116,7 @@ class ThreadRuntime:
         return describe(entry.holder)
 
     def do(self, step: Any) -> Any:
-        """Do one step of a flow."""
+        """Run one step of a flow."""
         kind = type(step)
         if kind is Wait:
             return (
@@ -148,7 +148,7 @@ class ThreadRuntime:
         limit = self.limits[step.method] if step.timeout is None else step.timeout
         if limit == math.inf:
             return method(step.conn, *step.args)
-        # Not every driver can bound every call: what still blocks a little later is ended from
+        # Not every driver can limit every call: one that still blocks a little later is ended from
         # outside.
         with Bound(self.watcher, self.driver, step.conn, limit * 1.05, step.method, step.entry):
             return (
@@ -157,17 +157,17 @@ class ThreadRuntime:
 
 
 class Sleeper(ThreadRuntime):
-    """The part of a shell that a unit of work needs; it has no driver."""
+    """The part of a runtime that a unit of work needs; it has no driver."""
 
     def __init__(self) -> None:
         pass
 
 
 def inquire(state: Any, question: Question, until: float) -> Any:
-    """What the server of *state*, a pool's state, answers to *question*; None where it cannot be
+    """The answer to *question* from the server of *state*, a pool's state. None if it cannot be
     asked here.
 
-    Raises what an acquire raises.
+    Raises the errors of an acquire.
     """
     if state.driver.is_async:
         return None

@@ -1,5 +1,5 @@
-"""Work that lost its connection and was not run again: the note on its error, and the log line, say
-why in the same words.
+"""Work that lost its connection and was not run again: the note on its error and the log line give
+the same reason.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from unbroken.messages.units import NOT_RUN_AGAIN
 
 log = Part("replay")
 
-#: What to write so that work outside of any unit is run again.
+#: Advice for getting work outside of any unit run again.
 REMEDY = "call it by pool.run, or mark its function @unbroken.replayable"
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What is known of the work whose connection ended: for the log, when that is closed."""
+    """The record of work whose connection ended, for the log when the connection is closed."""
 
     function: str | None
     request: str | None
-    #: why it was not run again, as its error says; None: somebody else runs it again, or says so
+    #: Why it was not run again, as its error says. None: other code runs it again, or reports it.
     note: str | None
 
     @property
@@ -38,7 +38,9 @@ class Ending:
 
 
 def ending_of(unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remedy: str) -> Ending:
-    """Of the work on *entry*, which was lost with *fault*. *unit* hears what is sent there."""
+    """The record of the work on *entry*, which was lost with *fault*. *unit* records the statements
+    there.
+    """
     function, request = subjects(unit)
     if unit is not None and not unit.observing:
         return Ending(function, request, None)
@@ -53,7 +55,7 @@ def ending_of(unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remed
 def _why(
     unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remedy: str
 ) -> tuple[str, str]:
-    """Why nobody runs it again, by the ledger's word where there is one, and what to write."""
+    """Why it is not run again, by the ledger's verdict if there is one, and the advice."""
     if unit is not None:
         verdict = unit.verdict(fault, conn_id=conn_id)
         if verdict.action is not Action.REPLAY:
@@ -78,19 +80,19 @@ def watched(unit: Any) -> Request | None:
 
 
 def tell_on(exc: BaseException, ending: Ending | None) -> None:
-    """Say on *exc* why its work was not run again, once."""
+    """Add to *exc* why its work was not run again, once."""
     if ending is None or ending.note is None or ending.note in getattr(exc, "__notes__", ()):
         return
     exc.add_note(NOT_RUN_AGAIN(ending.note))
 
 
 def concerns(fault: Fault) -> bool:
-    """Whether *fault* ended the connection, or the server, under somebody's work."""
+    """Whether *fault* ended the connection, or the server, during a caller's work."""
     return fault.is_lost or fault.kind in CANNOT_SERVE
 
 
 def not_replayed(unit: Unit, exc: BaseException, message: Message, text: str) -> None:
-    """Say on *exc*, and in the log, that *unit* was not run again: *text* says why."""
+    """Add to *exc*, and to the log, that *unit* was not run again. *text* is the reason."""
     exc.add_note(message(text))
     function, request = subjects(unit)
     origin, entry = unit.casualty()

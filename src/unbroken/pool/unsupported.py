@@ -1,4 +1,4 @@
-"""A process that no pool can work in."""
+"""Refuse processes that no pool can work in."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from unbroken.net.patched import by_eventlet
 
 
 def refuse_eventlet() -> None:
-    """Raise ConfigurationError where eventlet has patched this process: a look at a socket would
-    stop all of its green threads, or see nothing.
+    """Raise ConfigurationError if eventlet has patched this process: a check of a socket would
+    block all of its green threads, or see nothing.
     """
     if by_eventlet():
         raise ConfigurationError(

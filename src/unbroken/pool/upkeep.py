@@ -1,6 +1,4 @@
-"""What has to be done now and then: retire, close and exercise idle connections, find leaks, keep
-min_size.
-"""
+"""Periodic work: retire, close and exercise idle connections, find leaks, keep min_size."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Flow
 from unbroken.pool.windows import bear
 
-#: Seconds between two looks at the answers that are due, where a frozen host can be left.
+#: Seconds between two checks of the answers that are due, if a frozen host can be left.
 LOOK_AT_PLACE = 0.25
 
 
 def schedule(state: PoolState) -> None:
-    """Look the pool through at the next tick.
+    """Schedule the next check of the pool.
 
-    While it holds no connection and wants none, there are no ticks.
+    While the pool has no connection and wants none, there are no ticks.
     """
     with state.lock:
         if state.upkeep_timer is not None or state.kernel.closed:
@@ -55,7 +53,7 @@ def _tick(state_ref: Callable[[], PoolState | None]) -> None:
     if due:
         try:
             state.runtime.spawn(upkeep(state), "upkeep")
-        except RuntimeError:  # no thread to be had now: the next tick tries again
+        except RuntimeError:  # no thread available now: the next tick tries again
             state.upkeep_running = False
             schedule(state)
     elif live:
@@ -65,7 +63,9 @@ def _tick(state_ref: Callable[[], PoolState | None]) -> None:
 
 
 def _note_who_lives(state: PoolState) -> None:
-    """While an idle limit is learned, or about to be: what lives longer contradicts it."""
+    """While an idle limit is learned, or about to be: a connection that lives longer contradicts
+    it.
+    """
     limit, now = state.server.limit, state.now
     if not limit.is_watching:
         return
@@ -95,13 +95,13 @@ def _is_due(state: PoolState, now: float) -> bool:
             return True
     for entry in list(state.kernel.in_use.values()):
         if now >= entry.retire_at:
-            # it is closed when it comes back; the hot path need not look at the age
+            # closed on return; the hot path does not check the age
             entry.condemn(Cause.MAX_AGE)
     return any(is_leak(state, e, now) for e in list(state.kernel.in_use.values()))
 
 
 def upkeep(state: PoolState) -> Flow[None]:
-    """One look through the pool."""
+    """One check of the whole pool."""
     try:
         discard_forgotten(state)
         recover_strays(state)
@@ -116,7 +116,7 @@ def upkeep(state: PoolState) -> Flow[None]:
 
 
 def _ask_hidden(state: PoolState) -> Flow[None]:
-    """Keep what is known of SELECTs that may store something new, where units of work want to know
+    """Keep the knowledge about SELECTs that may store something up to date, if units of work need
     it.
     """
     for entry in state.kernel.all_idle() if state.hidden.is_due(state.clock()) else ():

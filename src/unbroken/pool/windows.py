@@ -1,9 +1,9 @@
-"""A server that is there but does not read is not a network that is silent.
+"""Distinguish a server that is up but does not read from a silent network.
 
-The kernel's user timeout (the setting send_timeout) ends a connection also when the server answers,
-but has had no room for more data for so long: while a COPY or a batch of statements waits for a
-lock, say. So as long as the server answers the kernel's window probes, that connection's timeout is
-moved on; afterwards it is what it was.
+The kernel's user timeout (the setting send_timeout) also ends a connection if the server answers,
+but has had no room for more data for that long. A COPY or a batch of statements that waits for a
+lock is an example. So while the server answers the kernel's window probes, that connection's
+timeout is extended. Afterwards it is restored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from unbroken.pool.state import PoolState
 
 
 def bear(state: PoolState) -> None:
-    """Look at what has been lent for a while: on the watcher, at each tick, 1 µs for each."""
+    """Check connections that are in use for a while: on the watcher, at each tick, 1 µs for
+    each.
+    """
     policy = state.policy
     if policy.send_timeout == math.inf or not state.is_tcp:
         return
@@ -32,6 +34,6 @@ def _look(state: PoolState, entry: Entry, fd: int, limit: float) -> None:
         if state.borne.pop(entry, None) is not None:
             keepalive.apply(fd, None, user_timeout=limit)
     elif silent < limit:
-        # The kernel counts from its first probe, which may be a tick older than our first look.
+        # The kernel counts from its first probe, which may be a tick before our first check.
         since = state.borne.setdefault(entry, state.now - 2 * state.policy.tick)
         keepalive.apply(fd, None, user_timeout=state.now - since + limit)

@@ -1,4 +1,4 @@
-"""What messages say of a pool: its load and its server."""
+"""Texts about a pool for messages: its load and its server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from unbroken.abc import FaultKind
 
-#: What is said of a server in an outage, by the kind of its last refusal.
+#: The state of a server in an outage, by the kind of its last refusal.
 _STATES = {
     FaultKind.TOO_MANY: "has been full",
     FaultKind.WRONG_SERVER: "has not been able to serve",
@@ -14,7 +14,7 @@ _STATES = {
 
 
 def load(state: Any) -> str:
-    """``in use 10, idle 0, waiting 14``."""
+    """The pool's load: ``in use 10, idle 0, opening 0, waiting 14, max_size 10``."""
     k = state.kernel
     shared = "" if state.share is None else state.share.words
     return (
@@ -24,7 +24,7 @@ def load(state: Any) -> str:
 
 
 def outage(state: Any, now: float) -> str:
-    """``the server has been away for 7.2 s: [Errno 111] Connection refused``, or nothing."""
+    """The outage or "": ``the server has been away for 7.2 s: [Errno 111] Connection refused``."""
     record = state.server.outage
     if not record.active or record.fault is None:
         return ""

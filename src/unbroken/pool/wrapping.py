@@ -1,6 +1,6 @@
 """The places where work is handed over, wrapped once per process.
 
-See :mod:`unbroken.pool.contexts`.
+:mod:`unbroken.pool.contexts` explains why.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from unbroken.pool.queues import get_from, put_into, take_out
 def _wrap(
     owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
-    """Put *wrapper* around ``owner.name``, once. What cannot be set is left as it is."""
+    """Put *wrapper* around ``owner.name``, once. An attribute that cannot be set is left as
+    it is.
+    """
     original = getattr(owner, name, None)
     if original is None or getattr(original, _WRAPPED, False):
         return
@@ -82,7 +84,9 @@ def _wrap_loops(owner: Any) -> None:
 
 
 def _leave_out_older_tasks() -> None:
-    """Tasks that are older than the first unit are in none, whatever they use later."""
+    """Mark tasks that are older than the first unit as part of no unit, even for their later
+    work.
+    """
     kind: Any = sys.modules["asyncio"].Task
     here = running_task()
     for each in gc.get_objects():
@@ -96,13 +100,13 @@ def _leave_out_older_tasks() -> None:
 
 def _wrap_greenlets(module: Any) -> None:
     for each in gc.get_objects():
-        # by its type: isinstance() asks a weak proxy for its object, which may be gone
+        # By its type: isinstance() asks a weak proxy for its object, which may be gone.
         if issubclass(type(each), module.Greenlet):
             setattr(each, IN_NO_UNIT, True)  # it is older than the first unit
     module.Greenlet.add_spawn_callback(greenlet_spawned)
 
 
-#: What is wrapped as soon as its module is there.
+#: The wrappers, each applied as soon as its module is imported.
 PLACES: dict[str, Callable[[Any], None]] = {
     "threading": _wrap_threads,
     "_thread": lambda module: _wrap(module, "start_new_thread", start_raw_thread),
