@@ -1,5 +1,5 @@
-"""The tools with which unbroken is tested, public so that its users can test with them: a separate
-distribution, not for production.
+"""The tools with which unbroken is tested. They are public, so that its users can test with them: a
+separate distribution, not for production.
 
 Names are imported on first access, because pytest loads this package with the plugin in every run.
 """
@@ -15,7 +15,7 @@ __all__ = ["FaultProxy", "ProxyError"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when used: pytest loads this package with the plugin in it, in every run."""
+    """Import *name* on first access: pytest loads this package with the plugin in every run."""
     if name in __all__:
         from unbroken_drill import proxy
 

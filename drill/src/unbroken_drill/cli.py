@@ -16,7 +16,7 @@ _COMMANDS = (*HERE, *ELSEWHERE)
 
 
 def _usage(error: Any, arguments: Sequence[str]) -> str:
-    """What is wrong with the command line *arguments*, and where the right form is told."""
+    """Describe the error in the command line *arguments*, and name the command that shows help."""
     import click
 
     at = " ".join(("unbroken", *(word for word in arguments[:1] if word in _COMMANDS)))
@@ -40,7 +40,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line *arguments*. Gives the exit status: see :func:`unbroken.cli.main`."""
+    """Run the command line *arguments*. Returns the exit status: see :func:`unbroken.cli.main`."""
     try:
         import click
         import rich  # noqa: F401 - the commands print with it

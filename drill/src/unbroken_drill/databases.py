@@ -18,8 +18,8 @@ KINDS: dict[str, type[Server]] = {
 
 
 class SharedServers:
-    """One server of each kind, started when it is asked for; a context manager that ends them
-    all.
+    """One server of each kind, started when it is requested. A context manager that ends all of
+    them.
     """
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ class SharedServers:
             server.close()
 
     def get(self, kind: str) -> Any:
-        """The server of *kind* (of :data:`KINDS`), running.
+        """Return the running server of *kind* (of :data:`KINDS`).
 
-        Raises ServerUnavailable, whose one line says what to install.
+        Raises ServerUnavailable, whose one line names the package to install.
         """
         if kind not in self._servers:
             self._servers[kind] = KINDS[kind]().start()
@@ -44,11 +44,11 @@ class SharedServers:
 
     @contextlib.contextmanager
     def fresh(self, kind: str) -> Iterator[Any]:
-        """The same, whose ``database`` is an empty one of its own within the block.
+        """Yield the same server with an empty ``database`` of its own within the block.
 
-        Whatever is done to the server is undone afterwards: it is thawed, started again, given its
-        settings back (by a restart, where they were changed), and the database is dropped with all
-        its sessions.
+        Afterwards all changes to the server are undone. It is thawed and started again, and gets
+        its settings back (by a restart if they were changed). The database is dropped with all its
+        sessions.
         """
         server = self.get(kind)
         usual, options = server.database, dict(server.options)

@@ -1,5 +1,6 @@
-"""A server that exists only in memory, with a clock that stands still until it is told to move: for
-tests of pools and of code that uses them, without a network and without waiting.
+"""A server that exists only in memory, with a clock that stands still until the test moves it.
+
+It is for tests of pools and of code that uses them, without a network and without waiting.
 
     clock = FakeClock()
     server = FakeServer(clock=clock, max_connections=5)
@@ -11,9 +12,9 @@ tests of pools and of code that uses them, without a network and without waiting
     server.kill_sessions()  # driver.ping(conn, 1.0) raises FakeOperationalError now
 
 Transactions are real in one respect: rows are stored when their COMMIT arrives, whole or not at
-all, so lost and doubled writes can be counted. What takes time with a real server (a frozen one, a
-packet that is never answered) takes the same time on the clock: a :class:`FakeClock` is moved on,
-with ``time.monotonic`` the call blocks.
+all. So lost and doubled writes can be counted. If an operation takes time with a real server (a
+frozen one, a packet that is never answered), it takes the same time on the clock. A
+:class:`FakeClock` is moved forward; with ``time.monotonic`` the call blocks.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ __all__ = [
 
 
 class FakeConnection:
-    """The client's side.
+    """The client's side of a connection.
 
-    ``execute`` is all the SQL there is; a transaction is opened by the first statement.
+    ``execute`` is the only statement method. The first statement opens a transaction.
     """
 
     def __init__(self, session: Session, own_end: socket.socket | None = None) -> None:
@@ -57,18 +58,19 @@ class FakeConnection:
         self.is_closed = False
         self.is_busy = False
         self.is_watched = False
-        self.in_transaction = False  #: what the driver believes
-        self.sent = 0  #: how many messages it sent: grows with each, and never by itself
+        self.in_transaction = False  #: the driver's own view
+        self.sent = 0  #: number of messages sent: each message adds 1
         self._own_end = own_end
 
     def fileno(self) -> int:
-        """The socket's descriptor; -1 where there is none."""
+        """The socket's descriptor; -1 if there is none."""
         return -1 if self._own_end is None or self.is_closed else self._own_end.fileno()
 
     def execute(self, statement: str, row: Any = None) -> list[Any]:
-        """``INSERT`` adds *row* to the transaction, anything else just costs its round trip.
+        """Run *statement*: ``INSERT`` adds *row* to the transaction, any other one costs its round
+        trip.
 
-        Gives the rows that it sees.
+        Returns the visible rows.
         """
         if self.is_watched and (unit := current(id(self))) is not None:
             unit.statement(statement, False, conn_id=id(self))
@@ -95,14 +97,14 @@ class FakeConnection:
         self.is_busy = False
 
     def abort(self) -> None:
-        """What ``shutdown`` on its socket does: a blocked call on it ends, and the server sees the
+        """Act like ``shutdown`` on its socket: a blocked call on it ends, and the server sees the
         end.
         """
         self.session.is_dropped = False
         self.session.end()
 
     def close(self) -> None:
-        """Say goodbye; the session ends."""
+        """Send a goodbye packet; the session ends."""
         if not self.is_closed:
             self.is_closed = True
             self.in_transaction = False
@@ -119,7 +121,7 @@ class FakeDriver(Blocking):
     """A blocking driver (:class:`unbroken.abc.Driver`) for a :class:`FakeServer`.
 
     *sockets*: give each connection a real socket, so that the pools see its end without a round
-    trip. *knows_status*: whether it can tell if a transaction is open.
+    trip. *knows_status*: whether it can report an open transaction.
     """
 
     name = "fake"
@@ -133,12 +135,12 @@ class FakeDriver(Blocking):
         self.capabilities = Capabilities(
             fileno=sockets, transaction_status=knows_status, watchable=True, abort=sockets
         )
-        #: where the last attempts went, and as whom
+        #: the logins of the last attempts: address and user
         self.logins: deque[Login | None] = deque(maxlen=100)
         self.target = Target(scheme="fake", backend="fake", host=server.name, database="test")
 
     def connect(self, timeout: float, login: Login | None = None) -> FakeConnection:
-        """See :class:`unbroken.abc.Driver`. Notes each *login*."""
+        """Open a connection within *timeout* seconds, and note *login*."""
         self.logins.append(login)
         session = self.server.accept(timeout)
         if not self.sockets:
@@ -147,20 +149,20 @@ class FakeDriver(Blocking):
         return FakeConnection(session, own_end)
 
     def fileno(self, conn: FakeConnection) -> int | None:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Return the descriptor of the connection's socket; None if there is none."""
         fd = conn.fileno()
         return None if fd < 0 else fd
 
     def is_in_transaction(self, conn: FakeConnection) -> bool | None:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Return whether a transaction is open; None if the driver cannot know."""
         return conn.in_transaction if self.capabilities.transaction_status else None
 
     def is_quiet(self, conn: FakeConnection) -> bool:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Return whether every request on *conn* was answered in full."""
         return not conn.is_busy and not conn.is_closed
 
     def classify(self, exc: BaseException) -> Fault:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Return the meaning of *exc*."""
         if isinstance(exc, FakeOperationalError):
             return exc.fault
         if isinstance(exc, ConnectionError | TimeoutError):
@@ -168,27 +170,27 @@ class FakeDriver(Blocking):
         return Fault(FaultKind.OTHER, text=str(exc))
 
     def session_id(self, conn: FakeConnection) -> str | None:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Return the server's number of the session; None if it is not known."""
         return str(conn.session.number)
 
     def watch(self, conn: FakeConnection) -> None:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Report the statements of *conn* from now on."""
         conn.is_watched = True
 
     def unwatch(self, conn: FakeConnection) -> None:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Stop reporting the statements of *conn*."""
         conn.is_watched = False
 
     def ping(self, conn: FakeConnection, timeout: float) -> None:
-        """See :class:`unbroken.abc.Driver`."""
+        """Make one round trip within *timeout* seconds. Raises if the connection is lost."""
         conn._exchange(timeout)
 
     def begin(self, conn: FakeConnection) -> None:
-        """See :class:`unbroken.abc.Driver`."""
+        """Begin a transaction."""
         conn.execute("BEGIN")
 
     def commit(self, conn: FakeConnection) -> None:
-        """See :class:`unbroken.abc.Driver`."""
+        """Commit the open transaction. Raises if its answer is lost."""
         unit = current(id(conn)) if conn.is_watched else None
         if unit is not None:
             unit.committing(conn_id=id(conn))
@@ -204,18 +206,18 @@ class FakeDriver(Blocking):
             unit.committed(conn_id=id(conn))
 
     def rollback(self, conn: FakeConnection) -> None:
-        """See :class:`unbroken.abc.Driver`."""
+        """Roll back the open transaction."""
         conn._exchange()
         conn.session.pending, conn.in_transaction = None, False
         if conn.is_watched and (unit := current(id(conn))) is not None:
             unit.rolled_back(conn_id=id(conn))
 
     def close(self, conn: FakeConnection) -> None:
-        """See :class:`unbroken.abc.Driver`."""
+        """Close the connection."""
         conn.close()
 
     def idle_limit(self, conn: FakeConnection) -> float | None:
-        """See :class:`unbroken.abc.Driver`."""
+        """Ask the server for its idle limit in seconds; None: it has none."""
         conn._exchange()
         if not self.server.tells_idle_limit:
             raise FakeOperationalError(Fault(FaultKind.OTHER, None, 1142, "permission denied"))

@@ -1,4 +1,4 @@
-"""A clock that stands still until it is told to move, with timers."""
+"""A clock that stands still until the test moves it, with timers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class FakeTimer:
-    """A call back to come, as the pools' watcher has them."""
+    """A callback that is due later, as the pools' watcher has them."""
 
     __slots__ = ("callback", "when")
 
@@ -17,14 +17,14 @@ class FakeTimer:
         self.callback: Callable[[], Any] | None = callback
 
     def cancel(self) -> None:
-        """Never call it."""
+        """Cancel the callback."""
         self.callback = None
 
 
 class FakeClock:
-    """A clock that moves when it is told to.
+    """A clock that moves only when the test moves it.
 
-    Call it for the time, in seconds; ``at`` sets a timer.
+    Calling it returns the time, in seconds; ``at`` sets a timer.
     """
 
     def __init__(self, now: float = 1000.0) -> None:
@@ -33,7 +33,7 @@ class FakeClock:
         self._count = 0
 
     def __call__(self) -> float:
-        """The time, in seconds."""
+        """Return the time, in seconds."""
         return self.now
 
     def at(self, when: float, callback: Callable[[], Any]) -> FakeTimer:
@@ -45,13 +45,13 @@ class FakeClock:
 
     @property
     def next_timer(self) -> float | None:
-        """When the next timer is due; None: there is none."""
+        """The time at which the next timer is due; None: there is none."""
         while self._timers and self._timers[0][2].callback is None:
             heappop(self._timers)
         return self._timers[0][0] if self._timers else None
 
     def advance(self, seconds: float) -> None:
-        """Let *seconds* pass; timers on the way are called at their time, in order."""
+        """Let *seconds* pass. Timers in between are called at their time, in order."""
         self.advance_to(self.now + seconds)
 
     def advance_to(self, when: float) -> None:

@@ -1,4 +1,4 @@
-"""A server that exists only in memory: see :mod:`unbroken_drill.fake`."""
+"""A server that exists only in memory; :mod:`unbroken_drill.fake` explains its use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FakeError(Exception):
 
 
 class FakeOperationalError(FakeError):
-    """What the fake driver raises; ``fault`` says what it means."""
+    """The fake driver's error; ``fault`` is its meaning."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.text)
@@ -30,20 +30,20 @@ class FakeOperationalError(FakeError):
 
 
 class Mode(Enum):
-    """How a server behaves towards those who connect."""
+    """The server's behaviour towards clients that connect."""
 
     UP = "up"
     REFUSING = "refusing"  #: nobody listens
     STARTING = "starting"  #: it answers that it is not ready
-    UNREACHABLE = "unreachable"  #: nothing answers, but what is connected works
-    FROZEN = "frozen"  #: nothing answers at all, until it thaws
+    UNREACHABLE = "unreachable"  #: new clients get no answer, existing connections work
+    FROZEN = "frozen"  #: no client gets an answer until it thaws
     REJECTING = "rejecting"  #: the password is wrong
 
 
 class Session:
     """The server's side of a connection.
 
-    Its own transaction is what a real server would know, whatever the driver says.
+    Its own transaction is the state of a real server, even if the driver reports another one.
     """
 
     __slots__ = (
@@ -62,13 +62,13 @@ class Session:
         self.server = server
         self.number = number
         self.open = True
-        #: something on the way forgot the connection: nothing arrives any more, nobody says so
+        #: a device on the way lost the connection: nothing arrives any more, no side is notified
         self.is_dropped = False
-        self.goodbye: Fault | None = None  #: what the server said when it ended the session
+        self.goodbye: Fault | None = None  #: the server's last message when it ended the session
         self.pending: list[Any] | None = None  #: rows of the open transaction; None: none is open
         self.last_active = server.clock()
         self.on_hang_up: Callable[[], Any] | None = None
-        self.wire: socket.socket | None = None  #: the server's end, where there are real sockets
+        self.wire: socket.socket | None = None  #: the server's end, if there are real sockets
 
     @property
     def has_hung_up(self) -> bool:
@@ -76,7 +76,7 @@ class Session:
         return not self.open and not self.is_dropped
 
     def end(self, goodbye: Fault | None = None) -> None:
-        """End the session: an open transaction is rolled back, the other side sees a hang-up."""
+        """End the session: an open transaction is rolled back, and the client sees a hang-up."""
         if not self.open:
             return
         self.open, self.goodbye, self.pending = False, goodbye, None
@@ -93,12 +93,12 @@ LOST = Fault(
 
 
 class FakeServer:
-    """A server in memory. Change ``mode`` (or call the verbs), ``max_connections``, ``idle_limit``
-    and ``read_only`` at will.
+    """A server in memory. A test can change ``mode`` (or call the verbs), ``max_connections``,
+    ``idle_limit`` and ``read_only`` at any time.
 
-    ``rows`` are what was committed, in order; ``attempts`` every attempt to connect, with its time
-    and outcome; ``round_trips`` counts every exchange. *idle_limit* seconds without a statement end
-    a session (None: never).
+    ``rows`` are the committed rows, in order. ``attempts`` lists every attempt to connect, with its
+    time and outcome. ``round_trips`` counts every exchange. *idle_limit* seconds without a
+    statement end a session (None: never).
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class FakeServer:
     # -- verbs -------------------------------------------------------------------------------------
 
     def up(self) -> None:
-        """Accept connections and answer; what arrived while it was frozen is done now."""
+        """Accept connections and answer. Requests that arrived during a freeze are done now."""
         with self._changed:
             self.mode = Mode.UP
             for session, rows in self._in_flight:
@@ -145,19 +145,19 @@ class FakeServer:
             self._changed.notify_all()
 
     def down(self) -> None:
-        """Stop in good order: every session hears of it, then nobody listens."""
+        """Stop in order: every session is notified, then nobody listens."""
         self.kill_sessions(
             Fault(FaultKind.LOST, Cause.SHUTDOWN, 1053, "server shutdown in progress")
         )
         self.mode = Mode.REFUSING
 
     def crash(self) -> None:
-        """End at once: every session just ends, what was not committed is gone, nobody listens."""
+        """Crash: every session ends, uncommitted work is gone, and nobody listens."""
         self.kill_sessions(None)
         self.mode = Mode.REFUSING
 
     def freeze(self) -> None:
-        """Answer nothing, to nobody, until :meth:`up`. Nothing is lost yet."""
+        """Answer no client until :meth:`up`. Nothing is lost yet."""
         self.mode = Mode.FROZEN
 
     def reject(self) -> None:
@@ -168,7 +168,7 @@ class FakeServer:
         self,
         goodbye: Fault | None = Fault(FaultKind.LOST, Cause.KILLED, 1927, "connection was killed"),  # noqa: B008
     ) -> int:
-        """End every session, with *goodbye* as the server's last words: how many."""
+        """End every session, with *goodbye* as the server's last message. Returns their number."""
         self._in_flight.clear()
         sessions = list(self.sessions.values())
         for session in sessions:
@@ -176,8 +176,8 @@ class FakeServer:
         return len(sessions)
 
     def drop_silently(self) -> int:
-        """Let something on the way forget every connection: neither side hears from the other any
-        more: how many.
+        """Let a device on the way lose every connection: neither side receives anything from the
+        other any more. Returns their number.
         """
         sessions = list(self.sessions.values())
         for session in sessions:
@@ -188,8 +188,8 @@ class FakeServer:
     # -- what happens on the wire ------------------------------------------------------------------
 
     def answers(self, session: Session | None = None) -> bool:
-        """Whether a request (on *session*, or to connect) is answered now, be it by an error or a
-        hang-up.
+        """Return whether a request (on *session*, or to connect) is answered now, also by an error
+        or a hang-up.
         """
         if self.mode is Mode.FROZEN:
             return session is not None and session.has_hung_up
@@ -198,7 +198,7 @@ class FakeServer:
         return session.open or not session.is_dropped
 
     def accept(self, timeout: float) -> Session:
-        """A new session for a client that waits *timeout* seconds for it.
+        """Return a new session for a client that waits *timeout* seconds for it.
 
         Raises FakeOperationalError.
         """
@@ -227,9 +227,9 @@ class FakeServer:
         return None
 
     def exchange(self, session: Session, timeout: float | None = None) -> None:
-        """One round trip on *session*.
+        """Make one round trip on *session*.
 
-        Raises FakeOperationalError when it has ended, or does not answer in time.
+        Raises FakeOperationalError if it has ended, or does not answer in time.
         """
         self.round_trips += 1
         self._await(session, PATIENCE if timeout is None else timeout)
@@ -241,11 +241,11 @@ class FakeServer:
         session.last_active = self.clock()
 
     def commit(self, session: Session, timeout: float | None = None) -> None:
-        """Store the rows of the open transaction, if the COMMIT arrives; then answer, if nothing
-        prevents that.
+        """Store the rows of the open transaction, if the COMMIT arrives. Then answer, unless
+        something prevents that.
         """
         if self.mode is Mode.FROZEN and session.open:
-            # it lies in the server's buffer, whatever the client thinks later
+            # it is in the server's buffer, even if the client gives up later
             self._in_flight.append((session, session.pending or []))
         self.exchange(session, timeout)
         self.rows += session.pending or ()

@@ -1,4 +1,4 @@
-"""Faults by name, which a test plays on a server or on the network to it."""
+"""Faults by name, which a test plays on a server or on the network before it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Kind:
     end: Callable[[Any], Any] | None = None
 
 
-#: Every fault there is. Those on the way need a proxy: the test has to connect to
+#: Every fault. Faults of the network need a proxy: the test must connect to
 #: :meth:`Fault.url`.
 KINDS: dict[str, Kind] = {
     "kill": Kind("server", lambda server: server.kill_sessions()),
@@ -67,9 +67,9 @@ class Fault:
             )
         self.name, self.server, self.seconds = name, server, seconds
         self.proxy: FaultProxy | None = (
-            None  #: what stands before the server, for faults on the way
+            None  #: the proxy before the server, for faults of the network
         )
-        self.played = 0  #: how often it was played so far
+        self.played = 0  #: the number of times it was played so far
         self._kind = KINDS[name]
         self._lasts = False
 
@@ -96,7 +96,7 @@ class Fault:
     # -- playing it --------------------------------------------------------------------------------
 
     def __call__(self) -> None:
-        """Begin it, wait for *seconds* if it is of those that last, and end it.
+        """Begin the fault. If it is one that lasts, wait for *seconds* and end it.
 
         Blocks: coroutines ``await asyncio.to_thread(fault)``.
         """
@@ -154,7 +154,9 @@ class _Ready:
 
 
 def for_server(server: Server, **options: Any) -> FaultProxy:
-    """A proxy in front of *server*, with its protocol; not started. *options*: FaultProxy's."""
+    """Return a proxy in front of *server*, with its protocol; not started. *options*:
+    FaultProxy's.
+    """
     protocols = {"mysql": "mysql", "mariadb": "mysql", "postgresql": "postgresql"}
     return FaultProxy(
         (server.host, server.port), **{"protocol": protocols.get(server.backend), **options}
@@ -187,6 +189,6 @@ class Player:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        """Waits for the end of one that is being played."""
+        """Wait until a running fault has ended."""
         self._enough.set()
         self._thread.join()

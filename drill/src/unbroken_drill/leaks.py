@@ -14,7 +14,7 @@ from unbroken.brain.entry import Entry
 from unbroken.pool.registry import registry
 from unbroken.pool.state import PoolState
 
-#: Seconds. A pool's worker takes up a forgotten connection and tells of it a moment later.
+#: Seconds. A pool's worker takes a forgotten connection and reports it a moment later.
 BETWEEN = 0.25
 
 
@@ -23,8 +23,8 @@ class Leak:
     """A connection that was checked out and not returned."""
 
     pool: str
-    place: str  #: ``file:line in function``: who took it
-    forgotten: bool  #: its holder let it be collected; False: somebody has it still
+    place: str  #: ``file:line in function`` of the code that took it
+    forgotten: bool  #: True: its holder was collected; False: some code still has it
 
     def __str__(self) -> str:
         what = "forgotten without being given back" if self.forgotten else "still checked out"
@@ -69,7 +69,7 @@ class LeakWatch:
     def leaks(self, grace: float = 0.0) -> list[Leak]:
         """Return the connections that are still checked out.
 
-        Threads that are about to return a connection have *grace* seconds for it.
+        Threads that are about to return a connection have *grace* seconds to do so.
         """
         now = time.monotonic()
         deadline, decided = now + grace, now + BETWEEN
@@ -80,7 +80,7 @@ class LeakWatch:
             time.sleep(0.005)
 
     def _is_between(self) -> bool:
-        """Whether a pool has taken up a connection that was forgotten, and has not told of it
+        """Return whether a pool has taken a forgotten connection and has not reported it
         yet.
         """
         return any(state.kernel.strays() for state in self._states if state.here[0])
@@ -88,7 +88,7 @@ class LeakWatch:
     def _now(self) -> list[Leak]:
         out = list(self._forgotten)
         for state in self._states:
-            if state.here[0]:  # else it is a parent process's
+            if state.here[0]:  # otherwise it belongs to a parent process
                 out += [
                     Leak(state.name, str(e.place), forgotten=False)
                     for e in _lent(state)

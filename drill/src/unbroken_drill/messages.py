@@ -1,6 +1,6 @@
 """UB91x to UB95x: the drill, the fault proxy and the servers for tests.
 
-As :mod:`unbroken.messages`, whose groups end with the command line.
+The format is that of :mod:`unbroken.messages`, whose groups end with the command line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``unbroken proxy`` on the command line: a fault proxy before a server, steered by HTTP, with a
+"""``unbroken proxy`` on the command line: a fault proxy before a server, controlled by HTTP, with a
 live log.
 """
 
@@ -14,8 +14,8 @@ from rich.text import Text
 from unbroken_drill.proxy import Event, FaultProxy
 from unbroken_drill.proxy.control import VERBS, Control
 
-_POLL = 0.5  #: seconds after which a silent log looks whether it is to end
-#: what happens without any fault
+_POLL = 0.5  #: seconds after which a silent log checks whether it must end
+#: the default without any fault
 _QUIET = ("listening", "accepted", "connected", "closed", "fin passed on")
 _GOOD, _WARNING = ("healed",), ("unreadable", "connect failed", "accept failed", "failed")
 
@@ -94,7 +94,7 @@ def proxy(
 
 
 def _end_with_sigterm(stack: contextlib.ExitStack) -> None:
-    """SIGTERM ends it as Ctrl-C does."""
+    """Let SIGTERM end it in the same way as Ctrl-C."""
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt
@@ -117,7 +117,7 @@ def follow(made: FaultProxy, console: Console) -> None:
 
 
 def style(event: Event) -> str:
-    """The colour of *event*'s line."""
+    """Return the colour of *event*'s line."""
     if event.name in _GOOD:
         return "green"
     if event.name in _WARNING:
@@ -126,7 +126,7 @@ def style(event: Event) -> str:
 
 
 def summary(made: FaultProxy) -> str:
-    """What passed, in one line."""
+    """Return the traffic of the proxy in one line."""
     found = made.connections
     total, dropped = found[-1].n if found else 0, sum(info.dropped for info in found)
     up, down = sum(info.to_server for info in found), sum(info.to_client for info in found)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: Kinds of servers, each the fixture ``unbroken_KIND``.
 _SERVERS = ("mariadb", "mysql", "postgres", "mongodb")
 _FAULTS = "unbroken_faults(*names, server=None, seconds=0.3, after=0.1, every=None)"
-#: How long threads that are about to give a connection back have for it when a test ends.
+#: Seconds that threads have to return a connection when a test ends.
 _GRACE = 0.5
 
 
@@ -93,7 +93,7 @@ def _fresh(request: pytest.FixtureRequest, kind: str) -> Iterator[Any]:
 
 @contextmanager
 def _or_skipped(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A server that cannot be had skips or fails the test, as the project's settings say."""
+    """If a server is not available, skip or fail the test, as the project's settings define."""
     from unbroken_drill.servers import ServerUnavailable
 
     try:
@@ -167,7 +167,7 @@ def unbroken_replica_set(request: pytest.FixtureRequest) -> Iterator[MongoReplic
     yield from _started(request, "MongoReplicaSet")
 
 
-# -- what stands on the way ------------------------------------------------------------------------
+# -- proxies and balancers on the way --------------------------------------------------------------
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
     by_itself = "unbroken_fault" not in metafunc.fixturenames
     if by_itself:
-        # so that it may be parametrized; pytest_itemcollected has it set up
+        # so that it can be parametrized; pytest_itemcollected sets it up
         metafunc.fixturenames.append("unbroken_fault")
     metafunc.parametrize(
         "unbroken_fault",

@@ -1,4 +1,4 @@
-"""Jobs, a few at a time, each lane with what it needs for them."""
+"""Jobs, a few at a time; each lane has the things that it needs for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ J_contra = TypeVar("J_contra", contravariant=True)
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
 
-#: How often the main thread looks up from waiting, so that a Ctrl-C and the display are prompt.
+#: How often the main thread wakes up while it waits, so that Ctrl-C and the display are prompt.
 _TICK: Final = 0.1
 
 
@@ -25,8 +25,8 @@ def run_lanes(
     """Run *lane* in *count* threads until each has ended, and call *tick* ten times a second
     meanwhile.
 
-    Whatever is raised here, a KeyboardInterrupt too: *interrupt* is called, which must make the
-    lanes end, and they are waited for.
+    After any exception here, including a KeyboardInterrupt, *interrupt* is called. It must make the
+    lanes end, and the function waits for them.
     """
     ended = threading.Semaphore(0)
 
@@ -43,7 +43,7 @@ def run_lanes(
             each.start()
             begun.append(each)
         left = count
-        # not Thread.join: a Ctrl-C within it makes Python 3.11 take the thread for ended
+        # not Thread.join: after a Ctrl-C within it, Python 3.11 believes that the thread has ended
         while left:
             left -= ended.acquire(timeout=_TICK)
             tick()
@@ -60,10 +60,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class Watcher(Protocol[J_contra, R_contra]):
-    """Is told how the drill goes, from its lanes' threads; :meth:`tick` from the main thread."""
+    """Gets the drill's progress from its lanes' threads; :meth:`tick` from the main thread."""
 
     def began(self, job: J_contra) -> None:
-        """*job* is under way."""
+        """*job* has begun."""
 
     def ended(self, job: J_contra, result: R_contra, done: int, total: int) -> None:
         """*job* gave *result*."""
@@ -77,7 +77,7 @@ class Campaign(Generic[J, R]):
     """Plays *jobs*. *open_lane* gives each lane its stage: a context manager whose value plays one
     job.
 
-    *stop* ends every lane after what it does; *kill* is called when all must end at once.
+    *stop* ends every lane after its current job. *kill* is called to end all of them immediately.
     """
 
     jobs: Sequence[J]
@@ -90,9 +90,9 @@ class Campaign(Generic[J, R]):
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, lanes: int, watcher: Watcher[J, R]) -> list[tuple[J, R]]:
-        """What each job gave, *lanes* at a time, in the order in which they ended.
+        """Return the result of each job, *lanes* at a time, in the order in which they ended.
 
-        Raises what a lane raised, for instance because its server did not start, after all lanes
+        Raises a lane's exception, for instance because its server did not start, after all lanes
         have ended.
         """
         self._left.extend(self.jobs)

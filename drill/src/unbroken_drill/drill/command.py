@@ -165,7 +165,7 @@ def drill(**given: Any) -> None:
     json_to, html_to = writable("json", found.get("json")), writable("html", found.get("html"))
     order = options.order(found)
     for line in order.left_out:
-        console.print(Text(line, "yellow"), soft_wrap=True)  # a command in it is to be copied
+        console.print(Text(line, "yellow"), soft_wrap=True)  # so that a command in it can be copied
     rows = _play(order, console)
     judge, versions = order.judge, order.drill.versions
     report.final(
@@ -183,8 +183,8 @@ def drill(**given: Any) -> None:
 
 
 def _clean(given: dict[str, Any]) -> str:
-    """Remove the cache. Gives what was done, in words. Raises ConfigurationError where more is
-    ordered.
+    """Remove the cache. Returns a description of that. Raises ConfigurationError if *given* has
+    other orders.
     """
     if project.stated(given):
         raise ConfigurationError(OPTIONS_EXCLUDE("--clean stands alone: leave out the rest"))
@@ -202,7 +202,7 @@ def _mb(size: int) -> str:
 
 
 def _read(given: dict[str, Any], console: Console) -> dict[str, Any]:
-    """The options of the command line, and those of drill.toml unless the small apps are chosen."""
+    """Return the command line's options, and those of drill.toml unless it chooses small apps."""
     if options.chooses_small(given):
         found = project.stated(given)
     else:
@@ -213,7 +213,7 @@ def _read(given: dict[str, Any], console: Console) -> dict[str, Any]:
 
 
 def _play(order: Order, console: Console) -> list[Result]:
-    """Every row. Raises ConfigurationError where nothing could be measured."""
+    """Play everything and return every row. Raises ConfigurationError if nothing was measured."""
     drill = order.drill
     names = [scenario.name for scenario in drill.scenarios]
     console.print(Text(_outlook(drill), "dim"), soft_wrap=True)
@@ -235,7 +235,7 @@ def _outlook(drill: Drill) -> str:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the drill as Ctrl-C does: in order, leaving nothing."""
+    """Let SIGTERM end the drill in the same way as Ctrl-C: in order, leaving nothing."""
 
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -248,7 +248,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def facts(order: Order) -> dict[str, Any]:
-    """What another person needs to do the same: command line, versions, machine."""
+    """Return the facts that another person needs to repeat it: command line, versions, machine."""
     arguments = list(sys.argv[1:])
     if "--seed" not in arguments:
         at = (

@@ -1,4 +1,4 @@
-"""What takes part in a drill: contenders, one of them in one scenario, and the ground on which it
+"""The participants of a drill: contenders, one of them in one scenario, and the ground on which it
 plays.
 """
 
@@ -32,8 +32,8 @@ _PROTOCOLS: Final = {"mariadb": "mysql", "mysql": "mysql", "postgresql": "postgr
 
 @dataclass(slots=True)
 class Ground:
-    """What a lane has for its contenders on one kind of server; *exits* ends what is opened
-    meanwhile.
+    """A lane's servers for its contenders on one kind of server; *exits* ends the things that are
+    opened meanwhile.
 
     *server* is private, or a whole site of them. None: there is a server already, at *url*.
     """
@@ -41,7 +41,7 @@ class Ground:
     backend: str
     server: Server | Site | None
     url: str
-    folder: Path  #: for what apps print
+    folder: Path  #: for the output of apps
     exits: contextlib.ExitStack
     prepared: set[str] = field(
         default_factory=set
@@ -50,7 +50,7 @@ class Ground:
 
     @property
     def proxy(self) -> FaultProxy:
-        """A fault proxy before the server. It is started when it is first asked for."""
+        """The fault proxy before the server. It is started on first access."""
         if self._proxy is None:
             parts = urlsplit(self.url)
             upstream = (parts.hostname or "", parts.port or _STANDARD_PORTS.get(self.backend, 0))
@@ -60,32 +60,34 @@ class Ground:
 
     @property
     def has_one_address(self) -> bool:
-        """Whether a proxy can stand before it: not where clients are told of each server."""
+        """Whether a proxy can be put before it: not if clients learn each server's address."""
         return "," not in urlsplit(self.url).netloc
 
     def where(self, driver: str | None, *, proxied: bool) -> Where:
-        """Where a contender that uses *driver* finds its database: the server, or the proxy."""
+        """Return the address of the database for a contender that uses *driver*: the server, or
+        the proxy.
+        """
         url = self.url if self.server is None else self.server.url(driver)
         secret = str(self.server.secret) if isinstance(self.server, Site) else ""
         return Where.of(self.proxy.url(url) if proxied else url, self.backend, secret)
 
 
 class Contender(Contestant, Protocol):
-    """A small app of the drill's own, or somebody's app."""
+    """A small app of the drill's own, or the user's app."""
 
     @property
     def db(self) -> str | None:
-        """The URL of a server that is there already; None: it gets a private one."""
+        """The URL of an existing server; None: the contender gets a private one."""
 
     @property
     def is_proxied(self) -> bool:
-        """Whether it reaches its database through the proxy even where no step needs that."""
+        """Whether it reaches its database through the proxy even if no step needs that."""
 
     def result(self, scenario: str) -> Result:
-        """An empty row."""
+        """Return an empty row."""
 
     def enter(self, ground: Ground, scenario: Scenario, seed: int) -> AbstractContextManager[Actor]:
-        """Make it, not yet at work, for one scenario; *seed* decides when its requests come."""
+        """Create it for one scenario, not yet at work. *seed* decides the times of its requests."""
 
 
 @dataclass(slots=True)
@@ -95,13 +97,13 @@ class Job:
     contender: Contender
     scenario: Scenario
     round: int = 0
-    detail: str = ""  #: the step that it is at
+    detail: str = ""  #: the current step
 
     def tell(self, detail: str) -> None:
-        """Note the step that it is at."""
+        """Note the current step."""
         self.detail = detail
 
     @property
     def cell(self) -> tuple[str, str, str]:
-        """Where its result belongs: server, scenario, contender."""
+        """The place of its result: server, scenario, contender."""
         return self.contender.backend, self.scenario.name, self.contender.key

@@ -13,7 +13,7 @@ from unbroken.errors import ConfigurationError
 from unbroken_drill.drill.apps.plan import Variant
 from unbroken_drill.messages import BAD_OPTION_VALUE, NO_PROGRAM
 
-#: What a database URL's scheme says of the server.
+#: The kind of server for each scheme of a database URL.
 SCHEMES: Final = {
     "postgres": "postgresql",
     **{name: name for name in ("postgresql", "mysql", "mariadb", "mongodb")},
@@ -21,12 +21,12 @@ SCHEMES: Final = {
 
 
 def scheme_of(db: str) -> str:
-    """The kind of server that the URL of --db names. Raises ConfigurationError without the URL."""
+    """Return the kind of server in the URL of --db. Raises ConfigurationError without the URL."""
     try:
         parts = urlsplit(db)
         scheme, host, port = parts.scheme.partition("+")[0], parts.hostname, parts.port
     except ValueError as error:
-        if "ort" in str(error):  # as urllib calls a port that cannot be
+        if "ort" in str(error):  # urllib's error for an impossible port
             raise ConfigurationError(
                 BAD_OPTION_VALUE("--db: its port is not a number from 1 to 65535")
             ) from None
@@ -42,7 +42,7 @@ def scheme_of(db: str) -> str:
 
 
 def setup(text: str | None, folder: Path) -> tuple[str, ...]:
-    """The words of --setup, a program that there is in *folder* or on the path.
+    """Return the words of --setup, whose program must exist in *folder* or on the path.
 
     Raises ConfigurationError.
     """
@@ -56,7 +56,7 @@ def setup(text: str | None, folder: Path) -> tuple[str, ...]:
 
 
 def driver(name: str | None) -> str | None:
-    """The *name* of --driver, of any language's. Raises ConfigurationError for what is no name."""
+    """Return the *name* of --driver, in any language. Raises ConfigurationError for a wrong one."""
     if name is not None and not re.fullmatch(r"[A-Za-z][\w.-]*", name):
         raise ConfigurationError(
             BAD_OPTION_VALUE(f"--driver {name!r}: not a driver's name, such as pymysql")
@@ -65,7 +65,7 @@ def driver(name: str | None) -> str | None:
 
 
 def runnable(each: Variant, folder: Path) -> Variant:
-    """*each*, whose program there is. Raises ConfigurationError."""
+    """Return *each* if its program exists. Raises ConfigurationError otherwise."""
     _find(each.argv[0], folder, f"the app's command is {shlex.join(each.argv)}")
     return each
 

@@ -1,5 +1,5 @@
-"""The app's drill as one page: nothing is loaded from anywhere, no script runs, and whatever an app
-said is only text.
+"""The app's drill as one page: it loads nothing from elsewhere and runs no script. All output of an
+app is only text on it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def page(
     server: str,
     facts: Mapping[str, Any],
 ) -> str:
-    """The whole page. *facts* stand at its end, as what another person needs to do the same."""
+    """Return the whole page. It ends with *facts*, which another person needs to repeat it."""
     ranked = report.ranked(rows, players)
     css = files(__package__).joinpath("page.css").read_text()
     names = ", ".join(player.title for player in players)

@@ -1,5 +1,5 @@
-"""What the drill measures by itself, whatever the contenders say: who accepts, who is connected,
-what is stuck.
+"""The drill's own measurements, independent of the contenders' reports: whether a server accepts,
+its sessions, and sockets in CLOSE_WAIT.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PACE: Final = 0.001
 
 
 class Probe(threading.Thread):
-    """Asks *server* in a tight loop, on connections of its own, until it answers; then
+    """Asks *server* in a tight loop, on connections of its own, until it answers. Then
     :attr:`accepted` is the time.
     """
 
@@ -31,7 +31,7 @@ class Probe(threading.Thread):
         self._given_up = threading.Event()
 
     def run(self) -> None:
-        """One attempt a millisecond: each costs the server next to nothing."""
+        """Make one attempt a millisecond: each costs the server next to nothing."""
         while not self._given_up.wait(_PACE):
             with contextlib.suppress(ServerError, OSError):
                 self._server.admin("SELECT 1", timeout=1.0)
@@ -39,9 +39,9 @@ class Probe(threading.Thread):
                 return
 
     def result(self, timeout: float = 5.0) -> float:
-        """When the server first answered (``time.monotonic()``).
+        """Return the time of the server's first answer (``time.monotonic()``).
 
-        Raises ServerError when it does not within *timeout*.
+        Raises ServerError if it does not answer within *timeout*.
         """
         self.join(timeout)
         self._given_up.set()
@@ -56,11 +56,11 @@ class Probe(threading.Thread):
 
 
 def close_wait(*pids: int, port: int | None = None) -> int | None:
-    """How many sockets of the processes *pids* are in CLOSE_WAIT: the server hung up and nobody
-    noticed.
+    """Return how many sockets of the processes *pids* are in CLOSE_WAIT: the server hung up, and
+    the process has not closed them.
 
-    A socket that several of them share counts once; *port*: only those whose other end is that
-    port. None without /proc.
+    A socket that several processes share counts once. *port*: count only sockets whose other end is
+    that port. None without /proc.
     """
     try:
         mine = set().union(*(_sockets(pid) for pid in pids))
@@ -77,7 +77,7 @@ def _is_stuck(line: str, port: int | None) -> bool:
 
 def _connections(pid: int) -> list[str]:
     lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-    with contextlib.suppress(OSError):  # no IPv6 here
+    with contextlib.suppress(OSError):  # without IPv6
         lines += Path(f"/proc/{pid}/net/tcp6").read_text().splitlines()[1:]
     return lines
 
@@ -89,7 +89,7 @@ def _inode(line: str) -> str:
 def _sockets(pid: int) -> set[str]:
     found = set()
     for entry in os.scandir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):  # closed while we look
+        with contextlib.suppress(OSError):  # it was closed meanwhile
             name = os.readlink(entry.path)
             if name.startswith("socket:["):
                 found.add(name[8:-1])
@@ -97,7 +97,7 @@ def _sockets(pid: int) -> set[str]:
 
 
 def journal(server: Server | Site) -> dict[int, int]:
-    """How often each number stands in the journal."""
+    """Return how often each number is in the journal."""
     return {
         int(n): int(times)
         for n, times in server.admin("SELECT n, count(*) FROM drill_journal GROUP BY n")
@@ -105,7 +105,7 @@ def journal(server: Server | Site) -> dict[int, int]:
 
 
 def sessions_left(server: Server | Site, timeout: float = 1.0) -> int:
-    """Sessions that are still there *timeout* seconds after the contender was closed."""
+    """Return the sessions that still exist *timeout* seconds after the contender was closed."""
     deadline = time.monotonic() + timeout
     while (left := len(server.sessions())) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -113,7 +113,9 @@ def sessions_left(server: Server | Site, timeout: float = 1.0) -> int:
 
 
 def version(server: Server | Site) -> str:
-    """The running server's version, without the words around it; of several what they are, too."""
+    """Return the running server's version, without the words around it. For several servers, their
+    roles too.
+    """
     if isinstance(server, Site):
         return f"{version(server.writer)}, {server.topology.title}"
     if isinstance(server, MongoDB):

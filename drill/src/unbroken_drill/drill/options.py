@@ -1,4 +1,4 @@
-"""From options, wherever they were given, to an :class:`Order`; everything wrong is said here."""
+"""Turns options from any source into an :class:`Order`. All errors in them are reported here."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from unbroken_drill.messages import (
 )
 from unbroken_drill.servers import available
 
-#: That the small apps have drivers for.
+#: Kinds of servers for which the small apps have drivers.
 _SMALL_ON: Final = ("postgresql", "mariadb")
 
 #: Options that choose among the small apps.
 _OF_SMALL: Final = ("all", "contenders", "gevent")
 
-#: Options that say how somebody's app is started and asked.
+#: Options for starting and querying the user's app.
 _OF_APPS: Final = (
     "url", "env", "compare", "db", "harm", "driver", "setup", "setup_sql", "rate", "concurrency",
     "timeout", "start_timeout", "method", "header", "body", "html", "max_errors", "judge", "folder",
@@ -60,19 +60,19 @@ _OF_APPS: Final = (
 
 @dataclass(slots=True)
 class Order:
-    """A whole drill, checked. *left_out* are lines for people: what is left out, and why."""
+    """A whole drill, checked. *left_out* are lines for people: the omitted parts, and why."""
 
     drill: Drill
     judge: Judge
-    app: AppPlan | None = None  #: of somebody's app
-    packages: tuple[str, ...] = ()  #: whose versions matter
+    app: AppPlan | None = None  #: of the user's app
+    packages: tuple[str, ...] = ()  #: packages whose versions matter
     left_out: list[str] = field(default_factory=list)
 
 
 def chooses_small(given: Mapping[str, Any]) -> bool:
-    """Whether *given*, a command line, chooses among the small apps.
+    """Return whether *given*, a command line, chooses among the small apps.
 
-    Raises ConfigurationError where it has options of somebody's app as well.
+    Raises ConfigurationError if it also has options of the user's app.
     """
     small = [name for name in _OF_SMALL if given.get(name)]
     own = [name for name in _OF_APPS if given.get(name)]
@@ -91,10 +91,10 @@ def _spelled(name: str) -> str:
 
 
 def order(given: Mapping[str, Any]) -> Order:
-    """What *given* asks for: options by name, absent where there is none; ``arguments`` is what
-    stood after them.
+    """Return the drill for *given*: options by name, without absent ones. ``arguments`` are the
+    words after them.
 
-    Raises ConfigurationError for what cannot work.
+    Raises ConfigurationError for options that cannot work.
     """
     return of_apps(given) if any(given.get(name) for name in _OF_APPS) else of_small(given)
 
@@ -123,7 +123,7 @@ def _topology(given: Mapping[str, Any]) -> Topology | None:
 
 
 def of_small(given: Mapping[str, Any]) -> Order:
-    """The drill of the small apps."""
+    """Return the drill of the small apps."""
     left_out: list[str] = []
     backends = _servers(given, left_out)
     entrants = _entrants(given, backends, left_out)
@@ -218,11 +218,11 @@ def _entrants(
 
 
 # ----------------------------------------------------------------------------------------------
-# somebody's app
+# the user's app
 
 
 def of_apps(given: Mapping[str, Any]) -> Order:
-    """The drill of somebody's app, or of several variants."""
+    """Return the drill of the user's app, or of several variants."""
     try:
         from unbroken_drill.drill.apps.actor import OwnApp
     except ImportError:
@@ -340,7 +340,7 @@ def _backend(given: Mapping[str, Any]) -> str:
 
 
 def _guessed(given: Mapping[str, Any]) -> str:
-    """From a template with a URL in it; else PostgreSQL, as everywhere in the drill."""
+    """Return the kind of server of a template with a URL; otherwise PostgreSQL, the default."""
     for text in given.get("env") or ():
         scheme = text.partition("=")[2].partition("://")[0].partition("+")[0]
         if scheme in SCHEMES:
@@ -359,8 +359,8 @@ def _scenarios(given: Mapping[str, Any], backend: str) -> tuple[list[Scenario], 
 def _playable(
     given: Mapping[str, Any], chosen: Sequence[Scenario], backend: str, *, small: bool = True
 ) -> tuple[list[Scenario], list[str]]:
-    """Those of *chosen* that can be played there, and a line for each of the others; an error if it
-    was asked for by name.
+    """Return the scenarios of *chosen* that can be played there, and a line for each of the others.
+    A scenario that was requested by name is an error instead.
     """
     topology, private = _topology(given), given.get("db") is None
     obstacles = {
@@ -391,5 +391,5 @@ def _sql(given: Mapping[str, Any], backend: str) -> str | None:
 
 
 def without_password(text: str) -> str:
-    """*text*, a word of a command line, with the password of any URL in it left out."""
+    """Return *text*, a word of a command line, without the password of any URL in it."""
     return re.sub(r"(://[^/:@\s]*:)[^@\s]*@", r"\1***@", text)

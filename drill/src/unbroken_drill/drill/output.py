@@ -1,4 +1,4 @@
-"""Where a drill writes what it found, and what it says of the machine."""
+"""Where a drill writes its results, and its description of the machine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from unbroken_drill.messages import BAD_OPTION_VALUE
 
 
 def writable(option: str, to: str | None) -> Path | None:
-    """Where to write to, known to be possible before minutes are spent; ``-`` is standard output,
-    None is nowhere.
+    """Return the file to write to, after a check that it can be written. ``-`` is standard output,
+    None means no file.
 
     Raises ConfigurationError, which names *option*.
     """
@@ -32,7 +32,7 @@ def writable(option: str, to: str | None) -> Path | None:
 
 
 def write(to: Path | None, text: str) -> None:
-    """Write *text* where :func:`writable` said."""
+    """Write *text* to the file that :func:`writable` returned."""
     if to is None:
         return
     if str(to) == "-":
@@ -42,5 +42,5 @@ def write(to: Path | None, text: str) -> None:
 
 
 def machine() -> str:
-    """The system, the processor and the cores, in one line."""
+    """Return the system, the processor and the cores, in one line."""
     return f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"

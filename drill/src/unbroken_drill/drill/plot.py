@@ -1,9 +1,9 @@
-"""One app in one scenario as a picture: each request a dot at its latency, the faults as bands,
-requests per second below.
+"""One app in one scenario as a picture: each request is a dot at its latency, the faults are bands,
+and requests per second are below.
 
-Plain SVG made here, stretched to the width there is; all words stand beside it as HTML, so that
-they stay readable on a phone. A dot is a stroke without length and with round ends, which costs
-eight bytes and stays round when stretched. What failed differs in shape and not only in colour.
+It is plain SVG, stretched to the available width. All text is HTML beside it, so that it stays
+readable on a phone. A dot is a stroke without length and with round ends, which costs eight bytes
+and stays round when stretched. Failed requests differ in shape and not only in colour.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from unbroken_drill.drill.results import spans
 _WIDTH: Final = 1000  #: of the picture's own coordinates
 _HEIGHT: Final = 400
 _FASTEST: Final = 0.001  #: seconds, at the bottom of the latency axis
-_BIN: Final = 0.25  #: seconds that one bar of the lower plot stands for
+_BIN: Final = 0.25  #: seconds per bar of the lower plot
 
 _WORDS: Final = ((OK, "answered well"), (ERROR, "failed"), (HUNG, "no answer in time"))
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From seconds to the picture's coordinates: time is linear, latency logarithmic."""
+    """Converts seconds to the picture's coordinates: time is linear, latency logarithmic."""
 
     length: float  #: of the timeline
     slowest: float  #: at the top of the latency axis
 
     def x(self, moment: float) -> int:
-        """Where *moment* (since the beginning) is from left to right."""
+        """Return the horizontal position of *moment* (since the beginning)."""
         return round(_WIDTH * min(max(moment / self.length, 0.0), 1.0))
 
     def y(self, latency: float) -> int:
-        """Where *latency* is from top to bottom."""
+        """Return the vertical position of *latency*."""
         share = math.log(max(latency, _FASTEST) / _FASTEST) / math.log(self.slowest / _FASTEST)
         return round(_HEIGHT * (1.0 - min(share, 1.0)))
 
 
 def plot(row: AppResult, patience: float) -> str:
-    """The picture of *row* with its axes, as HTML. *patience*: the timeout, which is the top of the
-    latency axis.
+    """Return the picture of *row* with its axes, as HTML. *patience*: the timeout, which is the top
+    of the latency axis.
     """
     ends = [reply.end for reply in row.replies if reply.outcome == OK] + [
         reply.due for reply in row.replies
@@ -73,7 +73,7 @@ def plot(row: AppResult, patience: float) -> str:
 
 
 def summary(row: AppResult) -> str:
-    """The picture in words."""
+    """Return a text that describes the picture."""
     faults = ", ".join(f"{mark.text} at {mark.begin - row.began:.1f} s" for mark in row.marks)
     return (
         f"{row.title}, {row.scenario}: {row.requests} requests, {row.errors} errors, {row.hung}"
@@ -105,7 +105,7 @@ def _bands(row: AppResult, scale: Scale) -> Iterable[str]:
 
 
 def _dots(row: AppResult, scale: Scale) -> Iterable[str]:
-    """One path for each outcome; what failed is drawn last, on top."""
+    """Yield one path for each outcome. Failed requests are drawn last, on top."""
     for outcome in (OK, ERROR, HUNG):
         at = (
             f"M{scale.x(reply.due - row.began)} {scale.y(reply.end - reply.due)}h0"
@@ -125,7 +125,7 @@ def _bins(row: AppResult) -> dict[int, list[Reply]]:
 
 
 def _rate(row: AppResult) -> float:
-    """The most requests a second in any bin: the top of the lower plot."""
+    """Return the largest number of requests a second in any bin: the top of the lower plot."""
     return max((len(replies) / _BIN for replies in _bins(row).values()), default=1.0)
 
 
@@ -136,7 +136,7 @@ def _bars(row: AppResult, scale: Scale, top: float) -> Iterable[str]:
         width = max(scale.x((number + 1) * _BIN) - left - 1, 1)
         floor = float(_HEIGHT)
         for outcome in (HUNG, ERROR, OK):
-            # what failed stands at the bottom, where it can be compared
+            # failed requests are at the bottom, where they can be compared
             height = _HEIGHT * sum(reply.outcome == outcome for reply in replies) / _BIN / top
             if height:
                 paths[outcome] += f"M{left} {floor:.0f}v-{height:.0f}h{width}v{height:.0f}z"
@@ -147,8 +147,8 @@ def _bars(row: AppResult, scale: Scale, top: float) -> Iterable[str]:
 
 
 def _fault_labels(row: AppResult, scale: Scale) -> Iterable[str]:
-    """What was done, at the moment it began, cut off where the next one begins; of two at once,
-    both in one label.
+    """Yield the name of each fault at the moment it began, cut off where the next one begins. Two
+    faults at the same moment share one label.
     """
     labels: list[tuple[float, list[str]]] = []
     for mark in sorted(row.marks, key=lambda mark: mark.begin):
@@ -184,7 +184,7 @@ def _time(seconds: float) -> str:
 
 
 def legend() -> str:
-    """What the dots mean, drawn as they are."""
+    """Return the meaning of the dots, drawn as they are."""
     signs = [(f'<path class="{name}" d="M10 10h0"/>', text) for name, text in _WORDS]
     signs.append(('<rect class="fault" width="20" height="20"/>', "the fault"))
     keys = (

@@ -1,4 +1,4 @@
-"""How the drill shows that it is under way: a table that fills in on a terminal, a line per result
+"""The drill's display while it runs: a table that fills in on a terminal, a line per result
 elsewhere.
 """
 
@@ -20,8 +20,8 @@ from unbroken_drill.drill.results import Contestant, Result
 
 
 class Progress:
-    """Watches a drill (see :class:`unbroken_drill.drill.campaign.Watcher`); a context manager that
-    takes its display away at the end.
+    """Watches a drill (see :class:`unbroken_drill.drill.campaign.Watcher`). A context manager that
+    removes its display at the end.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Progress:
             self._live.stop()
 
     def began(self, job: Job) -> None:
-        """*job* is under way."""
+        """*job* has begun."""
         with self._lock:
             self._running.append(job)
 
@@ -79,7 +79,7 @@ class Progress:
             )
 
     def tick(self) -> None:
-        """Draw anew."""
+        """Draw the table again."""
         if self._live is not None:
             self._live.update(self._picture(), refresh=True)
 
@@ -112,7 +112,7 @@ class Progress:
 
 
 def line(row: Result) -> str:
-    """A result on one line."""
+    """Return a result on one line."""
     where = f"{report.SERVERS[row.server]} {row.scenario}, {row.title}:"
     if row.failure is not None:
         return f"{where} {row.failure}"

@@ -1,7 +1,7 @@
 """drill.toml: a project's own drill. Every option of the command line, and scenarios of its own.
 
-A key that there is not is refused, with the nearest that there is: a drill that silently leaves out
-what was meant to be drilled is worse than none.
+An unknown key is refused, with the nearest known one. A drill that silently omits an intended part
+is worse than none.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NUMBER: Final[_Kind] = ("a number", _is_number)
 _WHOLE: Final[_Kind] = ("a whole number", _is_whole)
 _FLAG: Final[_Kind] = ("true or false", lambda value: isinstance(value, bool))
 
-#: Every option that the file may hold, spelled as on the command line with ``_`` for ``-``.
+#: Every option that the file can hold, spelled as on the command line with ``_`` for ``-``.
 KEYS: Final[Mapping[str, _Kind]] = {
     **dict.fromkeys(("command", "servers", "db", "driver", "setup", "setup_sql", "method"), _TEXT),
     **dict.fromkeys(("body", "json", "html", "folder", "topology"), _TEXT),
@@ -59,12 +59,12 @@ _SCENARIO: Final[Mapping[str, _Kind]] = {
 }  # fmt: skip
 
 
-#: Read where there is one, without being asked to.
+#: The file that is read if it exists, without an option that names it.
 CONFIG: Final = "drill.toml"
 
 
 def merged(given: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """The command line's options *given* over those of the file, and the file, if there is one."""
+    """Return the command line's options *given* over those of the file, and the file, if any."""
     file = (
         Path(given["config"])
         if given.get("config")
@@ -77,7 +77,7 @@ def merged(given: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
 
 
 def stated(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that somebody gave."""
+    """Return the options that were given explicitly."""
     found = {
         name: value
         for name, value in given.items()
@@ -89,7 +89,7 @@ def stated(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_of(text: str) -> list[str]:
-    """A list with commas between. Raises ConfigurationError for one that names nothing."""
+    """Return the names of a comma-separated list. Raises ConfigurationError for an empty one."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise ConfigurationError(
@@ -99,10 +99,10 @@ def names_of(text: str) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What the file says: options by name, ``compare`` (name -> command) and ``own`` (the project's
-    scenarios).
+    """Return the file's contents: options by name, ``compare`` (name -> command) and ``own`` (the
+    project's scenarios).
 
-    Raises ConfigurationError, in one line that names the file, for whatever cannot be meant.
+    Raises ConfigurationError for an invalid file, in one line that names it.
     """
     try:
         document = tomllib.loads(path.read_text())

@@ -1,5 +1,5 @@
-"""The drill on a screen: every number, what the errors said, the league table, and the meaning of
-all that.
+"""The drill on a screen: every number, the errors' texts, the league table, and the meaning of all
+that.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ C = TypeVar("C", bound=Contestant)
 
 SERVERS = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL", "mongodb": "MongoDB"}
 
-#: Seconds from which on a request is slow enough to be shown where nothing else went wrong.
+#: Seconds from which a request is slow enough to be shown if nothing else went wrong.
 SLOW: Final = 2.5
 
-#: Seconds. A drill that sends requests later than this says so.
+#: Seconds. A drill that sends requests later than this reports that.
 _LATE: Final = 0.1
 
-#: So many of the errors' texts are shown; all with ``-v``.
+#: This many of the errors' texts are shown; all with ``-v``.
 _SAID: Final = 3
 
 _COLUMNS: Final = (
@@ -50,14 +50,14 @@ STYLE: Final[Any] = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0), "h
 
 
 def seconds(value: float | None) -> str:
-    """A time for people: ``12 ms``, ``1.6 s``."""
+    """Return a time for people: ``12 ms``, ``1.6 s``."""
     if value is None:
         return "-"
     return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
 
 
 def cell(row: Result | None) -> Text:
-    """One square of the league table, at most five characters: the worst that happened."""
+    """Return one square of the league table, at most five characters: the worst result."""
     if row is None:
         return Text("·", FAINT)
     if row.failure is not None:
@@ -78,12 +78,12 @@ def cell(row: Result | None) -> Text:
 
 
 def short(number: int) -> str:
-    """A count in at most four characters."""
+    """Return a count in at most four characters."""
     return str(number) if number < 10_000 else f"{number // 1000}k"
 
 
 def remarks(row: Result) -> Text:
-    """What the columns do not show."""
+    """Return facts that the columns do not show."""
     parts: list[tuple[str, str]] = []
     if row.failure is not None:
         parts.append(("not measured", BAD))
@@ -103,7 +103,7 @@ def remarks(row: Result) -> Text:
 
 
 def _of_app(row: AppResult) -> Iterable[tuple[str, str]]:
-    """The statuses of the requests that failed, and what became of the process."""
+    """Yield the statuses of the requests that failed, and how the process ended."""
     for status, times in row.statuses.items():
         if status == "none" or int(status) >= 400:
             yield f"{times} x {'no response' if status == 'none' else status}", ""
@@ -122,8 +122,8 @@ def league(
     running: Iterable[Cell] = (),
     width: int = 20,
 ) -> Table:
-    """Contenders against scenarios, both in the order given, one square each; *running* are those
-    under way.
+    """Return contenders against scenarios, both in the order given, one square each. *running* are
+    those that are being played.
     """
     now = set(running)
     table = Table(title=Text(title, "bold") if title else None, title_justify="left", **STYLE)
@@ -144,8 +144,8 @@ def league(
 
 
 def ranked(rows: Sequence[Result], contenders: Sequence[C]) -> list[C]:
-    """The contenders, best first: by wrong data, then what hangs, what stays broken, errors,
-    deadlines, slowest request.
+    """Return the contenders, best first: by wrong data, then hanging requests, failed recoveries,
+    errors, deadlines, slowest request.
     """
 
     def key(contender: C) -> tuple[float, ...]:
@@ -159,7 +159,7 @@ def ranked(rows: Sequence[Result], contenders: Sequence[C]) -> list[C]:
 
 
 def explained(signs: Iterable[tuple[str, str, str]]) -> Table:
-    """Signs, each with its style and its meaning, below each other."""
+    """Return signs, each with its style and its meaning, below each other."""
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(style=FAINT)
@@ -181,7 +181,7 @@ def final(
     *,
     verbose: bool = False,
 ) -> None:
-    """Print everything: every number, the league tables, the legend, and what is broken."""
+    """Print everything: every number, the league tables, the legend, and the breaches."""
     servers = [name for name in SERVERS if any(row.server == name for row in rows)]
     for server in servers:
         console.print(Rule(Text(titled(server, versions), "bold"), style=FAINT))
@@ -199,15 +199,15 @@ def final(
 
 
 def titled(server: str, versions: Mapping[str, str]) -> str:
-    """The server with its version."""
+    """Return the server with its version."""
     return f"{SERVERS[server]} {versions.get(server, '')}".strip()
 
 
 def details(
     rows: Sequence[Result], server: str, judge: Judge, *, verbose: bool, room: int = 80
 ) -> Iterable[RenderableType]:
-    """Every number of one server: a block for each scenario, best first, with what errors said. In
-    less *room* than a table takes, the numbers are told in words.
+    """Yield every number of one server: a block for each scenario, best first, with the errors'
+    texts. If *room* is too narrow for a table, the numbers are lines of text.
     """
     for scenario in judge.scenarios:
         own = [row for row in rows if (row.server, row.scenario) == (server, scenario.name)]
@@ -219,13 +219,13 @@ def details(
 
 
 def _width(rows: Sequence[Result]) -> int:
-    """The room that the table of *rows* takes, with a little for its remarks."""
+    """Return the width of the table of *rows*, with a little for its remarks."""
     names = max(8, *(len(row.title) for row in rows))
     return names + sum(width + 1 for _, width in _COLUMNS) + 12
 
 
 def _in_words(row: Result) -> RenderableType:
-    """The numbers of *row*, below its name."""
+    """Return the numbers of *row*, below its name."""
     name, *squares, more = _line(row)
     told = [] if row.failure is not None else [
         Text.assemble((f"{heading} ", FAINT), square)
@@ -264,8 +264,8 @@ def _line(row: Result) -> list[Text]:
 
 
 def _said(rows: Sequence[Result], judge: Judge, *, verbose: bool) -> Iterable[Text]:
-    """The errors' texts: of apps and of broken contracts the most frequent, of the others when
-    asked for.
+    """Yield the errors' texts. For apps and broken contracts these are the most frequent ones; for
+    the others they appear only on request.
     """
     for row in rows:
         if row.failure is not None:
@@ -284,8 +284,8 @@ def leagues(
     title: str,
     room: int,
 ) -> Iterable[Table]:
-    """Contenders against scenarios, the best first; in several tables where one would be wider than
-    *room*.
+    """Yield contenders against scenarios, the best first. Several tables are used if one would be
+    wider than *room*.
     """
     best, width = ranked(rows, contenders), max(len(each.title) for each in contenders)
     played = [each.name for each in scenarios if any(row.scenario == each.name for row in rows)]
@@ -294,8 +294,8 @@ def leagues(
 
 
 def parted(scenarios: Iterable[str], width: int, room: int) -> Iterable[list[str]]:
-    """The names of *scenarios* in as many parts as it takes for tables no wider than *room*, beside
-    a column of this *width*.
+    """Yield the names of *scenarios* in parts, so that no table is wider than *room*, beside a
+    column of this *width*.
     """
     names: list[str] = []
     for name in scenarios:
@@ -333,13 +333,13 @@ _COUNTS: Final = (
 
 
 def legend(rows: Sequence[Result]) -> Iterable[tuple[str, str, str]]:
-    """What the squares and columns of *rows* mean: signs, each with its style and its meaning."""
+    """Yield the meaning of the squares and columns of *rows*: sign, style and meaning."""
     are_apps = any(isinstance(row, AppResult) for row in rows)
     return (*_SIGNS, *(_APP_SIGNS if are_apps else _SMALL_SIGNS), *_COUNTS)
 
 
 def judgement(rows: Sequence[Result], judge: Judge) -> Iterable[Text]:
-    """A line for each thing that a judged row breaks, and one for all."""
+    """Yield a line for each breach of a judged row, and one for all."""
     judged = [row for row in rows if judge.judges(row)]
     bad = 0
     for row in judged:
@@ -360,7 +360,7 @@ def judgement(rows: Sequence[Result], judge: Judge) -> Iterable[Text]:
 
 
 def lateness(rows: Sequence[Result]) -> Iterable[Text]:
-    """A warning where the drill itself was not in time, which says more of the machine than of the
+    """Yield a warning if the drill itself was late, which depends more on the machine than on the
     app.
     """
     late = max((row.late for row in rows if isinstance(row, AppResult)), default=0.0)

@@ -1,4 +1,4 @@
-"""A row of the drill's tables: what came of one contender in one scenario."""
+"""A row of the drill's tables: the result of one contender in one scenario."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Protocol, Self
 
 
 class Contestant(Protocol):
-    """The subject of a row: a small app of the drill's own, or somebody's app."""
+    """The subject of a row: a small app of the drill's own, or the user's app."""
 
     @property
     def key(self) -> str:
-        """What tells it from the others."""
+        """Its unique key."""
 
     @property
     def title(self) -> str:
-        """As the table shows it, at most 20 characters."""
+        """Its name in the table, at most 20 characters."""
 
     @property
     def backend(self) -> str:
-        """On which kind of server."""
+        """The kind of its server."""
 
     @property
     def is_ours(self) -> bool:
@@ -31,10 +31,11 @@ class Contestant(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A fault on the timeline. Times are ``time.monotonic()``; *begin* and *end* are the same for a
+    """A fault on the timeline. Times are ``time.monotonic()``; *begin* and *end* are equal for a
     fault of one moment.
 
-    Only an answer that came after *since* shows that the contender is back. None: after *end*.
+    Only an answer that came after *since* shows that the contender has recovered. None: after
+    *end*.
     """
 
     text: str
@@ -44,7 +45,7 @@ class Mark:
 
 
 def spans(marks: Sequence[Mark]) -> list[tuple[float, float]]:
-    """The marks as times in which something was wrong. Marks that overlap give one span."""
+    """Return the times in which a fault lasted. Marks that overlap give one span."""
     found: list[tuple[float, float]] = []
     for mark in sorted(marks, key=lambda mark: mark.begin):
         if found and mark.begin <= found[-1][1]:
@@ -56,7 +57,7 @@ def spans(marks: Sequence[Mark]) -> list[tuple[float, float]]:
 
 @dataclass(slots=True)
 class Result:
-    """One row of the table. Counts are requests unless said otherwise, times are seconds."""
+    """One row of the table. Counts are requests unless stated otherwise, times are seconds."""
 
     server: str
     scenario: str
@@ -68,22 +69,23 @@ class Result:
     wrong: int = 0  #: another's answers, shared sessions, acknowledged writes lost, writes doubled
     hung: int = 0  #: no answer in time
     told: int = 0  #: ended by their own deadline, in time
-    in_doubt: int = 0  #: writes honestly reported as unknown
+    in_doubt: int = 0  #: writes correctly reported as unknown
     slowest: float = 0.0
     recoveries: list[float | None] = field(default_factory=list)  #: one for each fault; None: never
     sessions: int = 0  #: on the server, at rest after the fault
-    left: int = 0  #: still on the server after the contender was closed
+    left: int = 0  #: sessions on the server after the contender was closed
     close_wait: int | None = 0  #: sockets, one second after the fault
-    unwell: int = 0  #: of the requests sent after all faults had ended: failed
+    unwell: int = 0  #: failed requests of those sent after all faults had ended
     failure: str | None = None  #: why it could not be measured at all
     samples: dict[str, int] = field(default_factory=dict)  #: the texts of errors, and how often
     runs: int = 1
 
     @property
     def recovery(self) -> float | None:
-        """The longest recovery of a run, for users feel the worst one; of several runs the median.
+        """The longest recovery of a run, because users notice the worst one; the median of several
+        runs.
 
-        None when there was none to measure, or none that came.
+        None if there was none to measure, or if the contender did not recover.
         """
         faults = max(1, len(self.recoveries) // self.runs)
         runs = [self.recoveries[at : at + faults] for at in range(0, len(self.recoveries), faults)]
@@ -92,12 +94,12 @@ class Result:
 
     @property
     def never_back(self) -> bool:
-        """Whether the contender did not recover from a fault while we watched."""
+        """Whether the contender did not recover from a fault during the scenario."""
         return None in self.recoveries
 
     @property
     def badness(self) -> tuple[int, ...]:
-        """For ranking: wrong data is worst, then hanging, staying broken, errors, and deadlines."""
+        """The sort key: wrong data is worst, then hanging, no recovery, errors, and deadlines."""
         return (
             self.failure is not None,
             self.wrong,
@@ -109,7 +111,7 @@ class Result:
 
     @classmethod
     def combined(cls, rows: Sequence[Self]) -> Self:
-        """Several runs of the same scenario as one row: counts are added up, maxima are kept."""
+        """Return several runs of the same scenario as one row: counts are added, maxima kept."""
         total = replace(rows[0], runs=len(rows))
         for name in ("requests", "errors", "wrong", "hung", "told", "in_doubt", "unwell"):
             setattr(total, name, sum(getattr(row, name) for row in rows))
@@ -123,13 +125,13 @@ class Result:
         return total
 
     def as_json(self) -> dict[str, Any]:
-        """The row for machines."""
+        """Return the row as JSON data."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         return {**own, "recovery": self.recovery, "slowest": round(self.slowest, 6)}
 
 
 def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Several counts as one, the most frequent first."""
+    """Return several counts as one, the most frequent first."""
     total: Counter[str] = Counter()
     for one in counts:
         total.update(one)
@@ -137,7 +139,7 @@ def added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's class, text, notes and cause on one line, bounded."""
+    """Return the error's class, text, notes and cause on one line, bounded."""
     # SQLAlchemy adds statement, values and a link
     text = " ".join(str(error).split()).split(" [SQL: ")[0]
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__

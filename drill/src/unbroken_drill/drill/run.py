@@ -24,18 +24,18 @@ from unbroken_drill.drill.stage import Actor, Stage, perform, seeded
 from unbroken_drill.drill.topologies import Site, Topology
 from unbroken_drill.servers import Server, ServerError
 
-#: As many sessions as MariaDB allows by default: PostgreSQL's 100 are too few for a storm.
+#: The number of sessions that MariaDB allows by default: PostgreSQL's 100 are too few for a storm.
 _OPTIONS: Final[dict[str, dict[str, int]]] = {"postgresql": {"max_connections": 150}}
 
 
-#: Seconds that a contender takes to start, to be looked at and to end, on a usual machine.
+#: Seconds for a contender's start, its checks and its end, on a usual machine.
 _AROUND: Final = 4.0
 
 
 @dataclass(slots=True)
 class Drill:
-    """What is to be run. *lanes* contenders run at a time; *seed* decides when requests and kills
-    come.
+    """A drill to run. *lanes* contenders run at a time. *seed* decides the times of requests and
+    kills.
     """
 
     contenders: Sequence[Contender]
@@ -43,14 +43,16 @@ class Drill:
     seed: int
     repeat: int = 1
     lanes: int = 1
-    topology: Topology | None = None  #: each lane has a site of it, not a single server
+    topology: Topology | None = None  #: each lane has a site of it instead of a single server
     versions: dict[str, str] = field(default_factory=dict)  #: of the servers that ran, by backend
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _crew: list[Actor] = field(default_factory=list)
 
     def jobs(self) -> list[Job]:
-        """Contenders of one scenario follow each other: the machine is equally busy for them."""
+        """Contenders of one scenario follow each other: then the machine is equally busy for
+        each.
+        """
         return [
             Job(contender, scenario, round_)
             for backend in dict.fromkeys(contender.backend for contender in self.contenders)
@@ -61,17 +63,17 @@ class Drill:
         ]
 
     def expected(self) -> float:
-        """How many seconds it will take, roughly: the steps' own, and what starts and ends a
-        contender.
+        """The approximate duration in seconds: the steps' own, and a contender's start and
+        end.
         """
         jobs = self.jobs()
         return sum(job.scenario.length + _AROUND for job in jobs) / min(self.lanes, len(jobs) or 1)
 
     def run(self, watcher: Watcher[Job, Result]) -> list[Result]:
-        """Run it all and give one row per contender and scenario. A KeyboardInterrupt ends
+        """Run everything and return one row per contender and scenario. A KeyboardInterrupt ends
         everything first.
 
-        Raises what keeps a server from starting.
+        Raises the error that keeps a server from starting.
         """
         wanted = self.jobs()
         rows: dict[tuple[str, str, str], list[Result]] = {}
@@ -86,7 +88,7 @@ class Drill:
         ]
 
     def _kill(self) -> None:
-        """Contenders end at once; each lane then closes its servers."""
+        """End all contenders immediately. Each lane then closes its servers."""
         with self._lock:
             for actor in self._crew:
                 actor.kill()
@@ -105,10 +107,10 @@ class Drill:
             self._play(ground, job, result)
         except (
             UnbrokenError
-        ) as error:  # the contender, the server or the proxy: this row alone cannot be measured
+        ) as error:  # the contender, the server or the proxy: only this row cannot be measured
             result.failure = one_line(error).partition(": ")[2]
             if not isinstance(error, AppError):
-                lane.give_up(ground)  # its state is not known: the next job gets another
+                lane.give_up(ground)  # its state is not known: the next job gets another one
         return result
 
     def _play(self, ground: Ground, job: Job, result: Result) -> None:
@@ -121,7 +123,7 @@ class Drill:
             exits.enter_context(self._known(actor))
             stage = Stage(ground.server, proxy, actor, random.Random(seed), self._stop, job.tell)
             exits.callback(stage.make_well)
-            # set-up may take longer than the scenario's idle limit: it comes first
+            # set-up can take longer than the scenario's idle limit, so it comes first
             actor.prepare(stage)
             options = scenario.options(ground.backend)
             if isinstance(ground.server, Server) and options:
@@ -141,8 +143,8 @@ class Drill:
 
 
 class Lane:
-    """Servers, each with a proxy before it if that is needed, and a folder; a context manager that
-    ends them.
+    """Servers, each with a proxy before it if necessary, and a folder. A context manager that ends
+    them.
     """
 
     def __init__(self, topology: Topology | None = None) -> None:
@@ -163,10 +165,10 @@ class Lane:
             self._exits.close()
 
     def ground(self, backend: str, db: str | None) -> Ground:
-        """The ground for this kind of server, whose server runs; *db*: the URL of one that is there
-        already.
+        """Return the ground for this kind of server, with a running server; *db*: the URL of an
+        existing one.
 
-        Raises ServerError when the server does not start.
+        Raises ServerError if the server does not start.
         """
         if backend not in self._grounds:
             self._grounds[backend] = self._made(backend, db)

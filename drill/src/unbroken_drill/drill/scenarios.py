@@ -1,4 +1,4 @@
-"""The scenarios, written as a project writes its own in drill.toml."""
+"""The scenarios, written in the same way as a project's own ones in drill.toml."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from unbroken_drill.drill.steps import Step, nearest, read_all
 from unbroken_drill.drill.topologies import TOPOLOGIES, Topology
 from unbroken_drill.messages import BAD_SCENARIO, UNKNOWN_NAME
 
-#: The option by which each server is told how long sessions may be idle, as :meth:`Server.set`
+#: Each server's option for its idle limit of sessions, as :meth:`Server.set`
 #: takes it.
 IDLE_OPTION: Final[Mapping[str, str]] = {
     "mariadb": "wait_timeout", "mysql": "wait_timeout", "postgresql": "idle_session_timeout",
 }  # fmt: skip
 
-#: What a server cannot do by itself: MongoDB has no command that ends a client's session.
+#: Steps that a server does not support: MongoDB has no command that ends a client's session.
 _CANNOT: Final[Mapping[str, frozenset[str]]] = {"mongodb": frozenset({"kill"})}
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One story: *steps*, and what is set before the contender starts.
+    """One scenario: its *steps*, and the settings before the contender starts.
 
-    *server_idle_limit* is the server's own, in seconds. *pool* is how the small apps set up their
-    pools.
+    *server_idle_limit* is the server's own limit, in seconds. *pool* is the setting of the small
+    apps' pools.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Scenario:
 
     @property
     def is_outage(self) -> bool:
-        """Whether the server is away for a time, so that the way back is bounded."""
+        """Whether the server is down for a time, so that the recovery is bounded."""
         return any(step.verb.name in ("stop", "crash") for step in self.steps)
 
     @property
@@ -53,18 +53,18 @@ class Scenario:
 
     @property
     def processes(self) -> int:
-        """How many processes may hold a pool of their own."""
+        """How many processes can have a pool of their own."""
         return 1 + sum(
             int(step.values["children"]) for step in self.steps if step.verb.name == "fork"
         )
 
     @property
     def needs_proxy(self) -> bool:
-        """Whether a step does something to the network."""
+        """Whether a step changes the network."""
         return any(step.verb.actor == "proxy" for step in self.steps)
 
     def options(self, backend: str) -> dict[str, int | str]:
-        """What a server of this kind is set to meanwhile."""
+        """Return the settings of a server of this kind during the scenario."""
         if self.server_idle_limit is None:
             return {}
         seconds = self.server_idle_limit
@@ -78,8 +78,8 @@ class Scenario:
         small: bool = False,
         topology: Topology | None = None,
     ) -> str | None:
-        """Why it cannot be played on a server of this kind, or on a site of *topology*; None when
-        it can. *small*: by a small app of the drill's own.
+        """Return why it cannot be played on a server of this kind, or on a site of *topology*; None
+        if it can. *small*: by a small app of the drill's own.
         """
         verbs = [step.verb for step in self.steps]
         if topology is not None:
@@ -112,8 +112,8 @@ def scenario(
     server_idle_limit: int | None = None,
     pool: Settings | None = None,
 ) -> Scenario:
-    """A scenario from texts. Raises ConfigurationError, with the scenario's name, for what cannot
-    be meant.
+    """Return a scenario from texts. Raises ConfigurationError, with the scenario's name, for an
+    invalid one.
     """
     try:
         return Scenario(name, title, read_all(steps), server_idle_limit, pool or Settings())
@@ -122,14 +122,14 @@ def scenario(
 
 
 def _with(steps: Sequence[Step]) -> list[str]:
-    """The topologies that can play *steps*."""
+    """Return the topologies that can play *steps*."""
     wanted = {step.verb.name for step in steps if step.verb.actor == "site"}
     return [each.name for each in TOPOLOGIES.values() if wanted <= each.verbs]
 
 
 _RST: Final = ["rst", "run 1"] * 2 + ["rst", "run 3"]
 
-#: For somebody's app, which may be slow to start and to answer.
+#: For the user's app, which may be slow to start and to answer.
 SCENARIOS: Final[tuple[Scenario, ...]] = (
     scenario(
         "idle",
@@ -174,15 +174,14 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     ),
 )
 
-#: A request meets no two of the five kills: a unit of work that loses two connections which had
-#: just worked, at the same
-#: statement, is not run a third time.
+#: No request meets two of the five kills. A unit of work that loses two connections which had just
+#: worked, at the same statement, is not run a third time.
 _KILLS: Final = ["run 0.5 jitter=0.3", "kill"] * 5
 _RESTART: Final = ["run 0.4", "stop", "look 1", "run 0.5", "start", "run 1"]
 _CARELESS: Final = ["burst 12", "look 1"]
 
-#: For the drill's own small apps, which are up at once: shorter, and with faults that only they can
-#: have.
+#: For the drill's own small apps, which start immediately: shorter, and with faults that only they
+#: can have.
 SMALL: Final[tuple[Scenario, ...]] = (
     scenario(
         "idle",
@@ -229,7 +228,7 @@ SMALL: Final[tuple[Scenario, ...]] = (
 )
 
 
-#: For several servers with what stands before them.
+#: For several servers with the balancer or pooler before them.
 CLUSTERS: Final[tuple[Scenario, ...]] = (
     scenario(
         "promote",
@@ -272,10 +271,11 @@ CLUSTERS: Final[tuple[Scenario, ...]] = (
 def choose(
     names: Sequence[str] | None, own: Sequence[Scenario] = (), usual: Sequence[Scenario] = SCENARIOS
 ) -> list[Scenario]:
-    """The scenarios of these names, in the usual order and then the project's *own*; None: all.
+    """Return the scenarios of these names, in the usual order and then the project's *own*; None:
+    all.
 
-    A name may also be one of :data:`CLUSTERS`, which say themselves what they need. Raises
-    ConfigurationError for a name that none has.
+    A name can also be one of :data:`CLUSTERS`, which define their own requirements. Raises
+    ConfigurationError for an unknown name.
     """
     mine = {each.name for each in own}
     known = [each for each in usual if each.name not in mine] + list(own)

@@ -1,4 +1,4 @@
-"""The scenario engine: it puts one contender, before one server, through one scenario."""
+"""The scenario engine: it plays one scenario with one contender, before one server."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from unbroken_drill.drill.steps import Step
 from unbroken_drill.drill.topologies import Site
 from unbroken_drill.servers import Server
 
-#: How long after the last step CLOSE_WAIT is counted, so that a contender that notices at all has
-#: noticed.
+#: Seconds between the last step and the count of CLOSE_WAIT. A contender that notices lost
+#: connections at all has noticed by then.
 SETTLED: Final = 1.0
 
-#: The probe logs in anew each millisecond, and a contender may be a little earlier: its answer
+#: The probe logs in again each millisecond, and a contender can be a little earlier: its answer
 #: counts too.
 _PROBE_LAG: Final = 0.05
 
 
 class Actor(Protocol):
-    """A contender at work. A Stage leads it through a scenario."""
+    """A contender at work. A Stage plays a scenario with it."""
 
     @property
     def pids(self) -> Sequence[int]:
@@ -35,10 +35,10 @@ class Actor(Protocol):
 
     @property
     def port(self) -> int | None:
-        """The port that its database connections lead to. None: count all of its sockets."""
+        """The port of its database connections. None: count all of its sockets."""
 
     def prepare(self, stage: Stage) -> None:
-        """Set up what it needs, while the network is well."""
+        """Set up the things that it needs, while the network works."""
 
     def bring_up(self, stage: Stage) -> None:
         """Make it ready for requests."""
@@ -47,45 +47,45 @@ class Actor(Protocol):
         """Begin to send requests, unless they are being sent already."""
 
     def settle(self, stage: Stage) -> None:
-        """Send no more requests, and wait for those under way."""
+        """Stop sending requests, and wait for those in progress."""
 
     def do(self, step: Step, stage: Stage) -> None:
-        """Do a step that only this kind of contender knows."""
+        """Do a step that only this kind of contender supports."""
 
     def conclude(self, stage: Stage, result: Result, began: float) -> None:
-        """All faults have ended: write down in *result* what came of it since *began*."""
+        """After the end of all faults, write in *result* the outcome since *began*."""
 
     def kill(self) -> None:
-        """End it at once, if it could keep its lane waiting. Called from another thread."""
+        """End it immediately if it could keep its lane waiting. Called from another thread."""
 
 
 @dataclass(slots=True)
 class Stage:
-    """What the steps act on.
+    """The objects that the steps act on.
 
-    *server* is None where somebody's own server is drilled (``--db``), a site where there are
-    several; *proxy* is None where none stands between.
+    *server* is None if the user's own server is drilled (``--db``), and a site if there are
+    several. *proxy* is None if there is none in between.
     """
 
     server: Server | Site | None
     proxy: FaultProxy | None
     actor: Actor
     random: random.Random
-    stop: threading.Event  #: set when the whole drill is to end
-    tell: Callable[[str], None] = lambda _: None  #: is told what happens now
+    stop: threading.Event  #: set when the whole drill must end
+    tell: Callable[[str], None] = lambda _: None  #: gets the current step
     marks: list[Mark] = field(default_factory=list)
-    stuck: list[int | None] = field(default_factory=list)  #: what the steps ``look`` counted
+    stuck: list[int | None] = field(default_factory=list)  #: the counts of the steps ``look``
     _open: list[tuple[str, float]] = field(
         default_factory=list
     )  #: faults that last: text and beginning
 
     def wait(self, seconds: float) -> None:
-        """Sleep. Raises Interrupted when the drill is told to stop."""
+        """Sleep. Raises Interrupted if the drill must end."""
         if self.stop.wait(max(0.0, seconds)):
             raise Interrupted
 
     def play(self, step: Step) -> None:
-        """Do one step, and note on the timeline what it was."""
+        """Do one step, and note it on the timeline."""
         self.tell(step.text)
         now = time.monotonic()
         if step.verb.begins:
@@ -100,14 +100,14 @@ class Stage:
             self.marks.append(Mark(step.text, now, now))
 
     def end_marks(self, since: float | None = None, until: float | None = None) -> None:
-        """The faults that lasted end now, or ended at *until*."""
+        """End the lasting faults now, or at *until*."""
         end = time.monotonic() if until is None else until
         self.marks += [Mark(text, begin, max(begin, end), since) for text, begin in self._open]
         self._open.clear()
 
     def make_well(self) -> None:
-        """Let the server answer, and let the network pass everything, however far the scenario
-        came.
+        """Let the server answer and the network pass everything, at whichever step the scenario
+        ended.
         """
         if self.server is not None:
             if self.server.is_running:
@@ -117,8 +117,8 @@ class Stage:
             self.proxy.heal()
 
     def count_stuck(self) -> int | None:
-        """The most sockets in CLOSE_WAIT that the scenario's looks found, or how many there are in
-        a moment.
+        """Return the most sockets in CLOSE_WAIT that the scenario's looks found, or the current
+        number after a moment.
         """
         if not self.stuck:
             self.wait(SETTLED)
@@ -163,11 +163,11 @@ class Stage:
 
     def _refuse(self) -> None:
         if self.proxy is not None:
-            # as a port where nobody listens; the proxy alone would accept, then hang up
+            # like a port on which nobody listens; the proxy alone would accept, then hang up
             self.proxy.refuse()
 
     def _start(self, _: Step) -> tuple[float, float] | None:
-        """Give when an answer counts as a recovery, and when the server accepted. None: now."""
+        """Return when an answer counts as a recovery, and when the server accepted. None: now."""
         if self.proxy is not None:
             self._ours.start()
             self.proxy.heal()
@@ -212,7 +212,7 @@ class Stage:
         getattr(self.proxy, step.verb.name)(*first, **values)
 
 
-#: What the proxy's verbs take by place; the rest by name.
+#: The arguments that the proxy's verbs take by position; the rest by name.
 _POSITIONAL: Final = frozenset({"mode", "connections", "statement"})
 
 _Doing = Callable[[Stage, Step], tuple[float, float] | None]
@@ -228,12 +228,12 @@ _BY_ACTOR: Final[dict[str, _Doing]] = {
 
 
 def perform(stage: Stage, steps: Sequence[Step], result: Result) -> None:
-    """Play *steps* for a contender that is prepared and not up yet. Write in *result* what came of
-    it.
+    """Play *steps* for a contender that is prepared and not started yet. Write the outcome in
+    *result*.
     """
     first = next(at for at, step in enumerate(steps) if step.verb.is_traffic)
     for step in steps[:first]:
-        stage.play(step)  # how the network is set up, before anything connects
+        stage.play(step)  # the setup of the network, before anything connects
     stage.actor.bring_up(stage)
     began = time.monotonic()
     try:
@@ -247,7 +247,7 @@ def perform(stage: Stage, steps: Sequence[Step], result: Result) -> None:
 
 
 def seeded(seed: int, scenario: str, round_: int = 0) -> int:
-    """The seed of one scenario's traffic. It is the same for every contender, so that each meets
-    the same requests.
+    """Return the seed of one scenario's traffic. It is the same for every contender, so that each
+    gets the same requests.
     """
     return random.Random(f"{seed} {scenario} {round_}").randrange(2**32)

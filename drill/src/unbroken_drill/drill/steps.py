@@ -1,8 +1,8 @@
-"""The small language that scenarios are written in: ``run 2``, ``stop``, ``latency 0.2
+"""The small language of scenarios: ``run 2``, ``stop``, ``latency 0.2
 jitter=0.05``.
 
 A step is a verb, values in the verb's order, and ``name=value`` for the others. Seconds are plain
-numbers. Everything is checked when it is read, before anything is started.
+numbers. Everything is checked on reading, before anything is started.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from unbroken_drill.messages import BAD_SCENARIO
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value that a verb takes: positional in the order given, or by name; *default* None: it must
-    be given.
+    """A value that a verb takes: by position in the given order, or by name. *default* None: it is
+    required.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """What a step may do. *actor* does it: ``traffic``, ``contender``, ``server``, ``site``,
+    """A kind of step. *actor* does it: ``traffic``, ``contender``, ``server``, ``site``,
     ``proxy`` or ``drill``.
     """
 
@@ -101,12 +101,12 @@ def _strike(name: str, help_: str, *values: Value) -> Verb:
 
 
 def _own(name: str, help_: str, *values: Value, is_traffic: bool = False) -> Verb:
-    """What only the drill's own small apps can do: it happens inside of them."""
+    """Return a verb that only the drill's own small apps support: it happens inside them."""
     return Verb(name, "contender", help_, values, is_traffic=is_traffic)
 
 
 def _site(name: str, help_: str, *values: Value) -> Verb:
-    """What happens to a topology's servers, and is over when the step is."""
+    """Return a verb for a topology's servers; its effect is over when the step ends."""
     return Verb(name, "site", help_, values, begins=True, ends=True)
 
 
@@ -242,7 +242,7 @@ VERBS: Final[Mapping[str, Verb]] = {
 
 
 def read(text: str) -> Step:
-    """A step from its text. Raises ConfigurationError in one line for what cannot be meant."""
+    """Return a step from its text. Raises ConfigurationError in one line for an invalid one."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -287,7 +287,7 @@ def read(text: str) -> Step:
 
 
 def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
-    """The steps of a scenario; refuses what would leave it broken or say nothing."""
+    """Return the steps of a scenario. Refuses a scenario that ends with a fault or has no point."""
     steps = tuple(read(text) for text in texts)
     stopped: str | None = None
     refusing = False
@@ -341,6 +341,6 @@ def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``: did you mean 'latency'?``, or nothing."""
+    """Return ``: did you mean 'latency'?``, or an empty text."""
     found = difflib.get_close_matches(word, list(known), 1, 0.6)
     return f" (did you mean {found[0]!r}?)" if found else ""

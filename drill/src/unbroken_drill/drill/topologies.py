@@ -1,4 +1,4 @@
-"""Several servers, and what stands before them, as one ground for contenders."""
+"""Several servers, and the balancer or pooler before them, as one ground for contenders."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from unbroken_drill.servers import (
     available,
 )
 
-#: As many sessions as MariaDB allows by default.
+#: The number of sessions that MariaDB allows by default.
 _OPTIONS: Final = {"max_connections": 150}
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A kind of site: *cluster* makes its servers, *front* what stands before them.
+    """A kind of site: *cluster* makes its servers, *front* the balancer or pooler before them.
 
     *verbs* are the steps that it can play beside the traffic's. *needs* are the kinds of servers
-    that must be here.
+    that must be available here.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Topology:
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot be brought up here; None when it can."""
+        """Return why it cannot be started here; None if it can."""
         return next(filter(None, (available(kind) for kind in self.needs)), None)
 
     def site(self) -> Site:
-        """One of this kind, not started yet."""
+        """Return a site of this kind, not started yet."""
         return Site(self)
 
 
@@ -124,7 +124,7 @@ TOPOLOGIES: Final = {
 
 
 def find(name: str) -> Topology:
-    """The topology *name*. Raises ConfigurationError for one that there is not, or not here."""
+    """Return the topology *name*. Raises ConfigurationError if it is unknown or not available."""
     found = TOPOLOGIES.get(name)
     if found is None:
         raise ConfigurationError(
@@ -139,10 +139,10 @@ def find(name: str) -> Topology:
 
 
 class Site:
-    """The servers of a topology at work: for contenders one server that changes its mind.
+    """The servers of a topology at work. For contenders they are one server whose role changes.
 
-    It has what the drill asks of a single :class:`~unbroken_drill.servers.Server`, and the verbs of
-    :attr:`Topology.verbs`.
+    It has the drill's interface of a single :class:`~unbroken_drill.servers.Server`, and the verbs
+    of :attr:`Topology.verbs`.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -153,7 +153,7 @@ class Site:
         self._made = made
         self._front: Server | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="unbroken-drill-"))
-        self.secret = self._folder / "password"  #: what the application reads
+        self.secret = self._folder / "password"  #: the file that the application reads
 
     def __enter__(self) -> Self:
         try:
@@ -173,7 +173,7 @@ class Site:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> Self:
-        """Start what does not run, and have every server follow the one that takes writes."""
+        """Start stopped servers, and make every server follow the one that takes writes."""
         if self.cluster is None or self.servers[0].folder is None:
             self._made.start()
         else:
@@ -191,32 +191,32 @@ class Site:
 
     @property
     def user(self) -> str:
-        """The application's."""
+        """The application's user."""
         return str(self.servers[0].user)
 
     @property
     def is_running(self) -> bool:
-        """Always, for those who would thaw it."""
+        """Always true, for callers that would thaw it."""
         return True
 
     def thaw(self) -> None:
-        """Let every server go on."""
+        """Let every server continue."""
         for server in self.servers:
             if server.is_running:
                 server.thaw()
 
     @property
     def host(self) -> str:
-        """Of the address where contenders connect."""
+        """The host of the address where contenders connect."""
         return str((self._front or self.writer).host)
 
     @property
     def port(self) -> int:
-        """Likewise."""
+        """The port of that address."""
         return int((self._front or self.writer).port)
 
     def url(self, driver: str | None = None, **query: Any) -> str:
-        """Where contenders connect."""
+        """Return the URL where contenders connect."""
         return str((self._front or self._made).url(driver, **query))
 
     def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
@@ -230,7 +230,7 @@ class Site:
         return self.cluster.wait_writer() if self.cluster else self.servers[0]
 
     def sessions(self) -> list[Session]:
-        """The contender's connections, wherever they lead."""
+        """Return the contender's connections on all servers."""
         if self._front is not None:
             return self._front.sessions()
         running = [server for server in self.servers if server.is_running]
@@ -252,38 +252,38 @@ class Site:
         return self.cluster
 
     def promote(self) -> None:
-        """The server that takes writes is killed; another takes its place."""
+        """Kill the server that takes writes; another takes its place."""
         self._roles.promote()
 
     def switchover(self) -> None:
-        """Another server takes writes, in order."""
+        """Make another server take writes, in order."""
         self._roles.switchover()
 
     def demote(self) -> Server:
-        """The server that takes writes becomes read-only: the one to :meth:`elect` afterwards."""
+        """Make the server that takes writes read-only. Returns the one to :meth:`elect` next."""
         assert isinstance(self.cluster, PostgreSQLCluster | MariaDBCluster), "has a next one"
         return self.cluster.demote()
 
     def elect(self, server: Server) -> None:
-        """*server* takes writes from now on."""
+        """Make *server* take writes from now on."""
         assert isinstance(server, PostgreSQL | MariaDB), "a server of demote()"
         server.promote()
 
     def repair(self) -> None:
-        """Servers that are away come back, and follow."""
+        """Start the stopped servers, and make them follow."""
         if self.cluster is not None:
             self.cluster.repair()
 
     def reject(self) -> None:
-        """The server that takes writes answers, and refuses."""
+        """Make the server that takes writes answer and refuse."""
         self._roles.reject()
 
     def accept(self) -> None:
-        """It takes writes again."""
+        """Let it take writes again."""
         self._roles.accept()
 
     def rolling(self) -> None:
-        """Every server restarts, one after the other, in order; the one that takes writes last."""
+        """Restart every server, one after the other, in order; the one that takes writes last."""
         if self.cluster is None:
             self.servers[0].restart()
             return
@@ -292,12 +292,12 @@ class Site:
             self.cluster.repair()
         last = self.cluster.writer
         self.cluster.switchover()
-        if not isinstance(self.cluster, Galera):  # where a switchover is a restart
+        if not isinstance(self.cluster, Galera):  # there a switchover is a restart
             last.restart()
         self.cluster.repair()
 
     def rotate(self) -> None:
-        """The server wants another password and ends all sessions; see :meth:`publish`."""
+        """Change the server's password and end all sessions; see :meth:`publish`."""
         new = secrets.token_urlsafe(12)
         self.writer.change_password(new)
         for server in self.servers:
@@ -305,12 +305,12 @@ class Site:
         self.kill_sessions()
 
     def publish(self) -> None:
-        """The application's secret is the server's password."""
+        """Write the server's password into the application's secret."""
         draft = self.secret.with_suffix(".new")
         draft.write_text(self.servers[0].password)
         draft.replace(self.secret)
 
     def restart_pooler(self, seconds: float) -> None:
-        """What stands before the servers stops, and is back *seconds* later."""
+        """Stop the balancer or pooler before the servers, and start it *seconds* later."""
         assert self._front is not None, "a topology with a front"
         self._front.restart(down=seconds)

@@ -1,4 +1,4 @@
-"""Values of an app's drill, each checked by itself; ConfigurationError where one cannot work."""
+"""Values of an app's drill, each checked by itself. Raises ConfigurationError for invalid ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unbroken_drill.messages import BAD_OPTION_VALUE, PORT_TAKEN, UNKNOWN_NAME
 
 
 def positive(given: Mapping[str, Any], name: str, default: float, most: float) -> float:
-    """The number *name*, above 0 and at most *most*; *default* where it is not given."""
+    """Return the number *name*, above 0 and at most *most*; *default* if it is not given."""
     value = given.get(name)
     if value is None:
         return default
@@ -29,7 +29,7 @@ def positive(given: Mapping[str, Any], name: str, default: float, most: float) -
 
 
 def jobs(given: Mapping[str, Any]) -> int:
-    """How many apps are drilled side by side."""
+    """Return how many apps are drilled side by side."""
     many = given.get("jobs") or 1
     if many < 1:
         raise ConfigurationError(BAD_OPTION_VALUE(f"jobs is {many}: 1 or more"))
@@ -44,7 +44,7 @@ def jobs(given: Mapping[str, Any]) -> int:
 
 
 def judged(given: Mapping[str, Any], variants: Sequence[Variant]) -> tuple[str, ...]:
-    """The names of the apps that are judged."""
+    """Return the names of the apps that are judged."""
     names = [each.name for each in variants]
     for name in given.get("judge") or ():
         if name not in names:
@@ -58,7 +58,7 @@ def judged(given: Mapping[str, Any], variants: Sequence[Variant]) -> tuple[str, 
 
 
 def check_ports(made: AppPlan) -> None:
-    """Nobody else may answer where the app will: its answers would be taken for the app's."""
+    """Check that the app's port is free: another server's answers would count as the app's."""
     for each in made.targets:
         parts = urlsplit(each.url.replace("{port}", "1"))
         if "{port}" in each.url or parts.hostname is None:

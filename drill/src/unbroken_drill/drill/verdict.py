@@ -1,5 +1,5 @@
-"""What a contender owes, in one place. A row that breaks one of these makes the drill's exit status
-1.
+"""The obligations of a contender, in one place. A row that breaks one of these makes the drill's
+exit status 1.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from unbroken_drill.drill.scenarios import SMALL, Scenario
 #: From the server's accepting to the first success: of unbroken, the median of at least five runs …
 RECOVERY: Final = 0.050
 RECOVERY_RUNS: Final = 5
-#: … and of fewer: one run on a busy machine says little, but a pool that sleeps a second shows.
+#: … and of fewer. One run on a busy machine proves little, but shows a pool that sleeps a second.
 RECOVERY_ONCE: Final = 0.250
-#: By how much a request may outlive its deadline (the deadline is kept by a thread that must get
-#: its turn).
+#: How much a request may outlive its deadline. (A thread keeps the deadline, and must get its
+#: turn.)
 DEADLINE_GRACE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Says what a row breaks: unbroken's contract, or an app's own limits.
+    """Reports the breaches of a row: of unbroken's contract, or of an app's own limits.
 
     *names* are the apps that are judged; none: all. *max_errors* requests of each may fail in a
     scenario.
@@ -35,13 +35,13 @@ class Judge:
     names: tuple[str, ...] = ()
 
     def judges(self, row: Result) -> bool:
-        """Whether *row* owes anything. The other ways to connect have promised nothing."""
+        """Return whether *row* is judged. The other ways to connect have promised nothing."""
         if isinstance(row, AppResult):
             return not self.names or row.key in self.names
         return row.is_ours
 
     def breaches(self, row: Result) -> list[str]:
-        """What *row* breaks, a line each."""
+        """Return the breaches of *row*, a line each."""
         if not self.judges(row):
             return []
         if row.failure is not None:

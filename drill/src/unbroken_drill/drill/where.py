@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """An address, in one piece as a URL and in parts."""
+    """An address, as a URL and in parts."""
 
     url: str
     host: str
@@ -18,16 +18,16 @@ class Where:
     password: str
     database: str
     backend: str = ""
-    secret: str = ""  #: a file with the password, which may change; empty: it stays
+    secret: str = ""  #: a file with the password, which may change; empty: it does not change
 
     def password_now(self) -> str:
-        """The password that the server wants now, as far as the application can know."""
+        """Return the server's current password, as far as the application can know it."""
         return Path(self.secret).read_text() if self.secret else self.password
 
     @classmethod
     def of(cls, url: str, backend: str = "", secret: str = "") -> Where:
-        """From a database URL; *backend* is the kind of server, *secret* a file with the
-        password.
+        """Return an address from a database URL. *backend* is the kind of server, *secret* a file
+        with the password.
         """
         parts = urlsplit(url)
         return cls(

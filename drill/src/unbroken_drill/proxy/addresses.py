@@ -1,4 +1,4 @@
-"""Where a proxy listens and whom it stands before; and a database URL that leads through it."""
+"""The addresses of a proxy and of the server behind it, and database URLs that lead through it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from unbroken.errors import ConfigurationError
 from unbroken_drill.messages import PROXY_ADDRESS, PROXY_HOST
 from unbroken_drill.proxy.errors import ProxyError
 
-#: ``(host, port)``, ``"host:port"``, ``"[::1]:port"``, or a unix socket's path; a proxy's upstream
-#: may be a URL too.
+#: ``(host, port)``, ``"host:port"``, ``"[::1]:port"``, or a unix socket's path. A proxy's upstream
+#: can be a URL too.
 Given: TypeAlias = tuple[str, int] | Sequence[Any] | str | os.PathLike[str]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*://)([^/?#]*)(.*)", re.DOTALL)
@@ -46,14 +46,14 @@ class Address:
         return self.path if self.path is not None else (self.host, self.port)
 
     def resolve(self) -> list[tuple[int, Any]]:
-        """(family, address) of each way to get there, best first; ProxyError when the name is not
-        known.
+        """Return (family, address) of each way to get there, best first. Raises ProxyError if the
+        name is not known.
         """
         if self.path is not None:
             return [(socket.AF_UNIX, self.path)]
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:  # a name may also be one that DNS cannot spell
+        except (OSError, UnicodeError) as error:  # DNS cannot spell every name
             raise ProxyError(
                 PROXY_HOST(
                     f"cannot find {self.host!r}: {error}; give an address, or a name that this"
@@ -64,7 +64,7 @@ class Address:
 
 
 def address(given: Given, what: str, *, least_port: int = 1) -> Address:
-    """*given* as an address; ConfigurationError says how *what* is spelled."""
+    """Return *given* as an address. A ConfigurationError shows the spelling of *what*."""
     wrong = ConfigurationError(
         PROXY_ADDRESS(
             f"{what}={given!r} is not an address: write (host, port), 'host:port', '[::1]:port' or"
@@ -109,10 +109,10 @@ def address(given: Given, what: str, *, least_port: int = 1) -> Address:
 
 
 def of_url(url: str) -> tuple[Address, str | None]:
-    """The server's address in *url*, and the protocol that is spoken there, ``mysql`` or
-    ``postgresql``, where it is one of these.
+    """Return the server's address in *url*, and the protocol there, ``mysql`` or ``postgresql``, if
+    it is one of these.
 
-    ConfigurationError, never with a password in it, where the URL names no server.
+    Raises ConfigurationError, never with a password in it, if the URL names no server.
     """
     scheme = url.partition("://")[0].lower()
     if scheme.partition("+")[0] in BACKENDS:
@@ -164,8 +164,8 @@ def _postgresql_path(target: Target) -> str:
 
 
 def through(url: str, here: Address) -> str:
-    """*url* with its host and port (or unix socket) replaced by *here*; user, password, database
-    and options stay.
+    """Return *url* with its host and port (or unix socket) replaced by *here*. User, password,
+    database and options stay.
     """
     if not isinstance(url, str):
         raise ConfigurationError(PROXY_ADDRESS(f"url must be a text, not a {type(url).__name__}"))

@@ -1,9 +1,9 @@
 """A fault proxy's HTTP port: each verb by POST, for applications and tests in other languages.
 
-GET /            the proxy's address, the server's address, and every verb with its arguments
-GET /connections
-GET /events      ?after=SERIAL&wait=SECONDS (at most 30)
-POST /rst        {"on": 2} … any verb, its arguments as a JSON object (an empty body: none)
+GET /            the proxy's address, the server's address, and every verb with its arguments.
+GET /connections every connection.
+GET /events      ?after=SERIAL&wait=SECONDS (at most 30).
+POST /rst        {"on": 2} … any verb, its arguments as a JSON object (an empty body: none).
 
 Answers are JSON. An error is {"error": "one line"} with status 400 (wrong arguments), 404 or 409
 (impossible now).
@@ -103,7 +103,7 @@ def _no_constant(name: str) -> Any:
 
 
 def query(text: str) -> tuple[int, float]:
-    """``after`` and ``wait`` of a query."""
+    """Return ``after`` and ``wait`` of a query."""
     found = parse_qs(text[:1000])
     try:
         after, wait = int(found.get("after", ["0"])[-1]), float(found.get("wait", ["0"])[-1])
@@ -232,13 +232,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         if status != 200:
-            self.send_header("Connection", "close")  # what is left of the request is not read
+            self.send_header("Connection", "close")  # the rest of the request is not read
         self.end_headers()
         self.wfile.write(data)
 
     def _refuse_strangers(self) -> None:
-        """A web page in a browser on this machine must not steer the proxy: neither by a name of
-        its own, nor across origins.
+        """Refuse a web page in a browser on this machine: it must not control the proxy, neither by
+        a name of its own, nor across origins.
         """
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
         if self.headers.get("Origin") is not None or not (_is_loopback(host) or _is_address(host)):
@@ -277,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def described(proxy: FaultProxy) -> dict[str, Any]:
-    """The addresses of *proxy* and of its server."""
+    """Return the addresses of *proxy* and of its server."""
     where = proxy.address
     listen = where if isinstance(where, str) else str(Address(*where))
     return {

@@ -1,6 +1,6 @@
 """A cut at a statement: which statement, before or after its execution, how often.
 
-The module also defines the news that a reader of a protocol reports about a stream.
+The module also defines the facts that a reader of a protocol reports about a stream.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unbroken_drill.proxy.plan import How, Scope
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """The client had a statement executed. Offsets are into the chunk just read."""
+    """The client sent a statement for execution. Offsets are into the chunk just read."""
 
     ticket: int  #: the number that its answer will have
     text: str
@@ -30,7 +30,7 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A piece of news about the answer to a statement: it begins at *at*, or (*complete*) has ended
+    """A fact about the answer to a statement: it begins at *at*, or (*complete*) has ended
     there.
     """
 
@@ -45,14 +45,14 @@ class Reader(Protocol):
     Never raises.
     """
 
-    #: why statements cannot be read any more (TLS, compression, not this protocol at all)
+    #: the reason why statements cannot be read any more (TLS, compression, another protocol)
     unreadable: str | None
 
     def up(self, data: bytes) -> Iterable[Spoken]:
-        """The client sent *data*."""
+        """Read *data* from the client."""
 
     def down(self, data: bytes) -> Iterable[Answer]:
-        """The server sent *data*."""
+        """Read *data* from the server."""
 
 
 def pattern(statement: str | re.Pattern[str]) -> re.Pattern[str]:
@@ -76,7 +76,7 @@ def pattern(statement: str | re.Pattern[str]) -> re.Pattern[str]:
 class Cut:
     """A cut that waits for its statement; :meth:`FaultProxy.cut_at` returns it.
 
-    ``hits``: how often it has cut so far.
+    ``hits``: the number of cuts so far.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Cut:
         self.statement = statement if isinstance(statement, str) else statement.pattern
         self.before, self.on, self.how = before, on, how
         self.times = times
-        self.left = times  #: cuts to come, those not counted whose statement's answer is awaited
-        self.connections: tuple[int, ...] = ()  #: which ones were cut, in order
+        self.left = times  #: cuts to come, without those that wait for their statement's answer
+        self.connections: tuple[int, ...] = ()  #: the numbers of the cut connections, in order
         self._count = count  # connections accepted before this
         self._unreadable: list[str] = []
         self._news = threading.Condition()
@@ -115,7 +115,7 @@ class Cut:
 
     @property
     def hits(self) -> int:
-        """How often it cut so far."""
+        """The number of cuts so far."""
         return len(self.connections)
 
     @property
@@ -124,24 +124,24 @@ class Cut:
         return self.hits >= self.times
 
     def covers(self, n: int) -> bool:
-        """Whether it applies to the connection *n*."""
+        """Return whether it applies to the connection *n*."""
         if isinstance(self.on, int):
             return n == self.on
         return self.on == "all" or (n <= self._count) == (self.on == "existing")
 
     def matches(self, n: int, text: str) -> bool:
-        """Whether to cut the connection *n*, which executes *text*."""
+        """Return whether to cut the connection *n*, which executes *text*."""
         find = self._pattern.match if self._anchored else self._pattern.search
         return self.left > 0 and self.covers(n) and find(text) is not None
 
     def done(self, n: int) -> None:
-        """The connection *n* was cut."""
+        """Note that the connection *n* was cut."""
         with self._news:
             self.connections += (n,)
             self._news.notify_all()
 
     def cannot_read(self, n: int, why: str) -> None:
-        """The connection *n* cannot be read: waiting callers get an error."""
+        """Note that the connection *n* cannot be read: waiting callers get an error."""
         with self._news:
             self._unreadable.append(f"connection {n}: {why}")
             self._news.notify_all()

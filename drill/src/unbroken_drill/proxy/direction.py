@@ -1,6 +1,6 @@
-"""One direction of a connection: bytes come in, and go out when its rules let them.
+"""One direction of a connection: bytes come in, and go out when its rules allow it.
 
-No sockets; the time is an argument.
+It uses no sockets; the time is an argument.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from random import Random
 
 from unbroken_drill.proxy.plan import PLAIN, Quota, Rules
 
-#: A lane that holds more than this is read into no further: what comes then waits in the sender's
-#: own buffers.
+#: A lane that holds more than this is not read any further: later data waits in the sender's own
+#: buffers.
 FULL = 256 * 1024
-_TURN = 0.02  #: a throttled lane gives what it may give in so many seconds at a time
+_TURN = 0.02  #: seconds: a throttled lane passes on the data for this time at once
 
 
 class Direction:
-    """A queue of bytes with rules. ``dropped`` counts what went into a hole."""
+    """A queue of bytes with rules. ``dropped`` counts the bytes that a black hole discarded."""
 
     def __init__(self, random: Random, rules: Rules = PLAIN) -> None:
         self._random = random
-        self._queue: deque[tuple[float, bytes]] = deque()  # when each chunk is due
-        self._free_at = -math.inf  # a throttled or sliced lane gives nothing before
+        self._queue: deque[tuple[float, bytes]] = deque()  # each chunk with the time it is due
+        self._free_at = -math.inf  # a throttled or sliced lane passes on nothing before
         self.rules = rules
         self.is_plain = rules == PLAIN
         self.queued = 0
@@ -31,8 +31,8 @@ class Direction:
         self._left = _allowance(rules.quota)  # bytes that may pass before the quota's rate begins
 
     def obey(self, rules: Rules) -> None:
-        """Go by *rules* from now on; what is queued already is delayed no longer than it was meant
-        to be, and not at all when plain.
+        """Apply *rules* from now on. Queued data is delayed no longer than planned, and not at all
+        without a delay in *rules*.
         """
         if rules.quota is not self.rules.quota:
             self._left = _allowance(rules.quota)
@@ -46,18 +46,18 @@ class Direction:
 
     @property
     def wants_more(self) -> bool:
-        """Whether the sender may be read from."""
+        """Whether the sender can be read from."""
         return self.queued < FULL and not self.rules.stalled
 
     @property
     def is_open(self) -> bool:
-        """Whether anything passes at all: no hole, no stall, no quota that is used up for good."""
+        """Whether anything passes: no hole, no stall, no quota that is used up permanently."""
         quota = self.rules.quota
         used_up = quota is not None and not self._left and not quota.rate
         return self.rules.hole is None and not self.rules.stalled and not used_up
 
     def take(self, data: bytes, now: float) -> None:
-        """*data* came at *now*."""
+        """Add *data*, which came at *now*."""
         rules = self.rules
         if not data:
             return
@@ -68,12 +68,12 @@ class Direction:
         if rules.latency or rules.jitter:
             due = now + max(0.0, rules.latency + self._random.uniform(-rules.jitter, rules.jitter))
         if self._queue:
-            due = max(due, self._queue[-1][0])  # never overtakes
+            due = max(due, self._queue[-1][0])  # it never overtakes
         self._queue.append((due, data))
         self.queued += len(data)
 
     def give(self, now: float) -> bytes:
-        """What may go out at *now*; say with :meth:`gone` how much of it went."""
+        """Return the bytes that can go out at *now*. Call :meth:`gone` with the number sent."""
         if not self._queue or not self.is_open:
             return b""
         due, data = self._queue[0]
@@ -91,7 +91,7 @@ class Direction:
         return data[:most]
 
     def gone(self, count: int, now: float) -> None:
-        """*count* of the bytes that :meth:`give` gave went out."""
+        """Remove *count* of the bytes that :meth:`give` returned: they were sent."""
         due, data = self._queue.popleft()
         if count < len(data):
             self._queue.appendleft((due, data[count:]))
@@ -110,7 +110,7 @@ class Direction:
             self._free_at = max(self._free_at, now) + count / quota.rate
 
     def wake_at(self) -> float | None:
-        """When :meth:`give` will have something; None: not by the mere passing of time."""
+        """Return when :meth:`give` will have bytes; None: the time alone does not change that."""
         if not self._queue or not self.is_open:
             return None
         return max(self._queue[0][0], self._free_at)

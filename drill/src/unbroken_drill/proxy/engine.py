@@ -1,5 +1,5 @@
-"""The thread of a proxy: one selector loop over all its sockets, its timers, and what other threads
-ask of it.
+"""The thread of a proxy: one selector loop over all its sockets, its timers, and the requests of
+other threads.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from unbroken_drill.proxy.statement_tap import StatementTap
 
 T = TypeVar("T")
 
-#: Connections that are closed and still remembered, with their counts.
+#: The number of closed connections whose counts are kept.
 REMEMBERED = 10_000
-_LONGEST_NAP = 3600.0  # the system's calls do not take every float
+_LONGEST_NAP = 3600.0  # the system's calls do not accept every float
 _PAUSE = 0.1  # after a connection that could not be accepted
-_PATIENCE = 30.0  #: for what another thread asks: it is done in well under a millisecond
+_PATIENCE = 30.0  #: seconds for another thread's request: it takes well under a millisecond
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
-    """Everything that has a socket lives here, in one thread; :meth:`call` does a function
+    """Every object with a socket belongs to this one thread; :meth:`call` runs a function
     there.
     """
 
@@ -55,7 +55,7 @@ class Engine:
         self.links: dict[int, Session] = {}
         self.standing = Standing()
         self.count = 0  # accepted so far
-        self.failing = 0  # new connections that are to fail
+        self.failing = 0  # number of new connections that must fail
         self._past: deque[ConnectionInfo] = deque(maxlen=REMEMBERED)
         self._past_trips = 0
         self._seed, self._new_reader = seed, reader
@@ -83,7 +83,7 @@ class Engine:
     # ---- for other threads
 
     def call(self, work: Callable[[], T]) -> T:
-        """What *work* gives, done in the engine's thread. ProxyError when the proxy is closed."""
+        """Run *work* in the engine's thread and return its result. Raises ProxyError if closed."""
         if threading.current_thread() is self._thread:
             return work()
         if os.getpid() != self._owner:
@@ -96,19 +96,19 @@ class Engine:
         future: Future[T] = Future()
         self._asked.append((future, work))
         self._ring()
-        # looked at after the append, and set before the last look at what is asked: one of us sees
-        # the other
+        # This is read after the append, and set before the last look at the requests: one of the
+        # two threads sees the other's change.
         if self._has_ended:
             self._refuse_what_is_asked()
         return future.result(_PATIENCE)
 
     @property
     def is_running(self) -> bool:
-        """Whether it can still be asked."""
+        """Whether it still accepts requests."""
         return self._running and os.getpid() == self._owner
 
     def close(self) -> None:
-        """End every connection, listen no more, end the thread. Again: nothing."""
+        """End every connection, stop listening, end the thread. A second call does nothing."""
         if os.getpid() != self._owner:
             return
         if self._running:
@@ -120,18 +120,18 @@ class Engine:
         try:
             self._ringer.send(b"!")
         except OSError:
-            pass  # enough rings are under way, or it is closed
+            pass  # enough wake-ups are pending, or it is closed
 
-    # ---- the house's services (see link.House)
+    # ---- services for the links (see session.House)
 
     def now(self) -> float:
-        """Monotonic seconds."""
+        """Return the monotonic time in seconds."""
         return time.monotonic()
 
     def at(self, when: float, work: Callable[[], None], link: Session | None = None) -> None:
-        """Do *work* then, unless *link* is closed."""
+        """Run *work* at *when*, unless *link* is closed."""
         if len(self._timers) > 1000 + 8 * len(self.links):
-            # most are of links that are closed: let go of these
+            # most timers belong to closed links: remove these
             self._timers = [
                 each for each in self._timers if each[3] is None or each[3].closed is None
             ]
@@ -139,7 +139,7 @@ class Engine:
         heapq.heappush(self._timers, (when, next(self._order), work, link))
 
     def watch(self, sock: socket.socket, mask: int, link: Session) -> None:
-        """Tell *link* when *sock* is ready."""
+        """Call *link* when *sock* is ready."""
         if sock in self._selector.get_map():
             if mask:
                 self._selector.modify(sock, mask, link)
@@ -149,8 +149,8 @@ class Engine:
             self._selector.register(sock, mask, link)
 
     def connect(self, attempt: int) -> socket.socket | None:
-        """A socket that is connecting to the server's *attempt*-th address; None: it has no
-        more.
+        """Return a socket that is connecting to the server's *attempt*-th address; None: there are
+        no more addresses.
         """
         if attempt >= len(self._servers):
             return None
@@ -167,16 +167,16 @@ class Engine:
         return sock
 
     def ended(self, link: Session) -> None:
-        """*link* is closed: only its counts stay."""
+        """Remove *link*, which is closed: only its counts stay."""
         if self.links.pop(link.n, None) is not None:
             if len(self._past) == REMEMBERED:
                 self._past_trips += self._past[0].round_trips
             self._past.append(link.info())
 
-    # ---- what a proxy asks, by call()
+    # ---- a proxy's requests, by call()
 
     def change(self, on: Scope, change: Change, name: str, text: str) -> None:
-        """Apply *change* to the connections that are meant."""
+        """Apply *change* to the selected connections."""
         self.expect(on)
         self.log.add(
             name,
@@ -188,7 +188,7 @@ class Engine:
             link.obey(change(link.conduct))
 
     def expect(self, on: Scope) -> None:
-        """ProxyError when *on* is a connection that has ended."""
+        """Raise ProxyError if *on* is a connection that has ended."""
         if isinstance(on, int) and on <= self.count and on not in self.links:
             raise ProxyError(
                 PROXY_STATE(
@@ -198,7 +198,7 @@ class Engine:
             )
 
     def heal(self, on: Scope) -> None:
-        """No fault any more for those that are meant."""
+        """End every fault of the selected connections."""
         self.log.add("healed", None, "" if on == "all" else f"on {on}")
         if on in ("all", "new"):
             self.standing.clear()
@@ -212,15 +212,15 @@ class Engine:
             link.heal()
 
     def lose_connects(self, on: Scope) -> None:
-        """Keep connects to come from the door, if they are meant.
+        """Discard the packets of future connects, if *on* selects them.
 
-        ProxyError where the system cannot.
+        Raises ProxyError if the system does not support it.
         """
         if on in ("all", "new"):
             lose(self.gate.sock)
 
     def _meant(self, on: Scope) -> list[Session]:
-        """The connections there are that *on* means."""
+        """Return the existing connections that *on* selects."""
         if isinstance(on, int):
             return [self.links[on]] if on in self.links else []
         return [] if on == "new" else list(self.links.values())
@@ -259,7 +259,7 @@ class Engine:
             self._gate_is_watched = wanted
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
-        """All that are remembered, in order."""
+        """Return all known connections, in order."""
         return tuple(
             sorted(
                 (*self._past, *(link.info() for link in self.links.values())),
@@ -268,7 +268,7 @@ class Engine:
         )
 
     def round_trips(self) -> int:
-        """Of all connections that ever were."""
+        """Return the round trips of all connections so far."""
         past = sum(info.round_trips for info in self._past)
         return self._past_trips + past + sum(link.round_trips for link in self.links.values())
 
@@ -306,7 +306,7 @@ class Engine:
             self._accept()
 
     def _guarded(self, link: Session, work: Callable[[], None]) -> None:
-        """A mistake in one connection's care is that connection's end, not the proxy's."""
+        """Run *work*: an error in it ends that connection, not the proxy."""
         try:
             work()
         except Exception as error:
@@ -316,7 +316,7 @@ class Engine:
         for _ in range(64):
             try:
                 found = self.gate.accept()
-            except OSError as error:  # no descriptors left, say: it would fail again and again
+            except OSError as error:  # for example without free descriptors: it would fail again
                 self.log.add("accept failed", None, str(error))
                 self._watch_gate(False)
                 self.at(self.now() + _PAUSE, lambda: self._watch_gate(self.gate.is_open))
@@ -380,7 +380,7 @@ class Engine:
         self._refuse_what_is_asked()
 
     def abandon(self) -> None:
-        """In a forked child: let go of everything inherited, without a word on the wire."""
+        """In a forked child: close everything inherited, without sending a byte."""
         self._running = False
         self.log.renew()
         for link in list(self.links.values()):

@@ -1,5 +1,5 @@
-"""Cuts a stream into frames, whatever the pieces it comes in: a header that tells the length of
-what follows it.
+"""Cuts a stream into frames, in pieces of any size: a header contains the length of the body that
+follows it.
 """
 
 from __future__ import annotations
@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-#: So much of a frame's body is kept to be looked at; the rest passes unread.
+#: The number of bytes of a frame's body that are kept for a look; the rest passes unread.
 HEAD = 64 * 1024
 
 
 @dataclass(slots=True)
 class Frame:
-    """One frame, as far as it has come.
+    """One frame, as far as it has arrived.
 
     ``start`` and ``end`` are offsets into the chunk just read.
     """
@@ -21,19 +21,19 @@ class Frame:
     header: bytes
     length: int  #: of the body
     head: bytes  #: the first bytes of the body, HEAD at most
-    start: int  #: where it begins; 0 when that was in an earlier chunk
+    start: int  #: where it begins; 0 if it began in an earlier chunk
     end: int
     complete: bool
 
 
 class Frames:
-    """*size* is the header's (it may be changed between two frames), *length* reads the body's from
-    it: below 0 is nonsense.
+    """Reads frames. *size* is the header's (it can be changed between two frames). *length* reads
+    the body's length from it; a negative one is an error.
     """
 
     def __init__(self, size: int, length: Callable[[bytes], int]) -> None:
         self.size = size
-        self.is_wrong = False  # a header was nonsense: nothing more is read
+        self.is_wrong = False  # a header was wrong: nothing more is read
         self._length = length
         self._header = b""
         self._body = bytearray()
@@ -41,11 +41,11 @@ class Frames:
 
     @property
     def is_between(self) -> bool:
-        """Whether no frame is under way."""
+        """Whether no frame is in progress."""
         return not self._header
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Each frame when its header is complete, and once more when all of it is."""
+        """Yield each frame when its header is complete, and again when the frame is complete."""
         at = start = 0
         while at < len(data) and not self.is_wrong:
             if len(self._header) < self.size:

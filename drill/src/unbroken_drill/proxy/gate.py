@@ -1,4 +1,4 @@
-"""The door of a proxy: it listens, refuses, or lets connects hang."""
+"""The listening socket of a proxy: it accepts, refuses, or lets connects hang."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unbroken_drill.proxy.addresses import Address
 from unbroken_drill.proxy.errors import ProxyError
 
 BACKLOG = 512
-_AT_ONCE = 0.02  #: seconds in which the kernel connects to itself, many times over
+_AT_ONCE = 0.02  #: seconds, many times as long as the kernel needs to connect to itself
 _FILLERS = 8  #: a queue of length 0 takes one on Linux; other systems round up
 
 
@@ -59,8 +59,8 @@ class Gate:
         return sock
 
     def _sweep(self) -> None:
-        """Take away a socket file that nobody listens on any more; leave everything else to bind's
-        complaint.
+        """Remove a socket file on which nobody listens any more. Leave all other files to bind's
+        error.
         """
         with contextlib.suppress(OSError):
             if not stat.S_ISSOCK(os.stat(self._name).st_mode):
@@ -72,13 +72,13 @@ class Gate:
                     os.unlink(self._name)
 
     def accept(self) -> tuple[socket.socket, str] | None:
-        """The next client and its name for people; None when there is none now."""
+        """Return the next client and its name for people; None if there is none now."""
         while True:
             try:
                 sock, name = self.sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return None
-            if name and name in self._filler_names:  # one of ours, from the time when connects hung
+            if name and name in self._filler_names:  # a filler from the time when connects hung
                 self._filler_names.discard(name)
                 sock.close()
                 continue
@@ -86,19 +86,19 @@ class Gate:
             return sock, str(Address(*name[:2])) if isinstance(name, tuple) else ""
 
     def refuse(self) -> None:
-        """From now on a connect is refused by the kernel.
+        """Let the kernel refuse connects from now on.
 
-        The port stays ours: it is bound, but nobody listens.
+        The port stays bound, but nobody listens.
         """
         self.reopen()
         self.sock.close()
-        if self._family != socket.AF_UNIX:  # a unix socket's file stays, and refuses
+        if self._family != socket.AF_UNIX:  # the file of a unix socket stays, and refuses
             self.sock = self._bound()
         self.is_open = False
 
     def hang(self) -> None:
-        """From now on a connect neither works nor fails: the queue of those to be accepted is full,
-        and the kernel ignores more.
+        """Let connects hang from now on: the accept queue is full, and the kernel ignores further
+        ones.
         """
         self.reopen()
         self.is_open = False
@@ -108,8 +108,8 @@ class Gate:
             filler.setblocking(False)
             if self._family == socket.AF_UNIX:
                 with contextlib.suppress(OSError):
-                    filler.bind("")  # Linux gives it a name, to be known by
-            # kept, also the one that hangs: it is closed when we open again
+                    filler.bind("")  # Linux gives it a name, which identifies it
+            # kept, also the one that hangs: it is closed when the gate opens again
             self._fillers.append(filler)
             if filler.connect_ex(self._own_name()) not in (0, errno.EINPROGRESS) or not _is_through(
                 filler
@@ -124,8 +124,8 @@ class Gate:
         return (anywhere.get(self._name[0], self._name[0]), *self._name[1:])
 
     def reopen(self) -> None:
-        """Listen as in the beginning; who hung is accepted when its kernel next tries (after 1, 3,
-        7 … s).
+        """Listen as in the beginning. A client that hung is accepted when its kernel next tries
+        (after 1, 3, 7 … s).
         """
         if self.is_open:
             return
@@ -138,7 +138,7 @@ class Gate:
         self.is_open = True
 
     def close(self) -> None:
-        """Listen no more; a unix socket's file is removed."""
+        """Stop listening; a unix socket's file is removed."""
         for filler in self._fillers:
             filler.close()
         self.sock.close()
@@ -147,13 +147,13 @@ class Gate:
                 os.unlink(self._name)
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's sockets, silently."""
+        """In a forked child: close the parent's sockets, without sending a byte."""
         for sock in (*self._fillers, self.sock):
             sock.close()
 
 
 def _is_through(sock: socket.socket) -> bool:
-    """Whether a connect that was begun is done."""
+    """Return whether a connect that was begun is done."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return (

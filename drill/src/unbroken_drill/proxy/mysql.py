@@ -27,7 +27,7 @@ _QUERY, _PREPARE, _EXECUTE, _LONG_DATA, _CLOSE, _QUIT, _BULK_EXECUTE = (
 )
 _UNANSWERED = frozenset({_LONG_DATA, _CLOSE, _QUIT})
 _LAST_PREPARED = (
-    0xFFFFFFFF  # MariaDB's clients may say so, to execute before the answer to the prepare
+    0xFFFFFFFF  # MariaDB's clients may send it, to execute before the answer to the prepare
 )
 _MORE = 0xFFFFFF  # a packet of this length is continued in the next one
 
@@ -39,27 +39,27 @@ FOREIGN = "this is not MySQL's protocol: its statements cannot be read"
 @dataclass(slots=True)
 class _Command:
     ticket: int
-    prepares: str | None = None  # the text that the answer gives a number to
+    prepares: str | None = None  # the text to which the answer assigns a number
 
 
 class MySQLReader:
-    """One connection's reader; see :class:`unbroken_drill.proxy.cuts.Reader`."""
+    """A :class:`unbroken_drill.proxy.cuts.Reader` of one connection."""
 
     def __init__(self) -> None:
         self.unreadable: str | None = None
         self._client, self._server = Frames(4, _length), Frames(4, _length)
         self._server_can = 0
-        self._client_wants: int | None = None  # its capability flags, once it said them
+        self._client_wants: int | None = None  # its capability flags, once it sent them
         self._greeted = False
         self._tickets = 0
         self._unanswered: deque[_Command] = deque()
-        self._answering: _Command | None = None  # its first packet is under way
+        self._answering: _Command | None = None  # its first packet is in progress
         self._prepared: dict[int, str] = {}
         self._last_prepared = ""
         self._continued = False  # the client's last packet was a full one
 
     def up(self, data: bytes) -> Iterator[Spoken]:
-        """The client sent *data*."""
+        """Read *data* from the client."""
         if self.unreadable:
             return
         for packet in self._client.feed(data):
@@ -78,7 +78,7 @@ class MySQLReader:
                 yield spoken
 
     def down(self, data: bytes) -> Iterator[Answer]:
-        """The server sent *data*."""
+        """Read *data* from the server."""
         if self.unreadable:
             return
         for packet in self._server.feed(data):
@@ -163,20 +163,20 @@ def _length(header: bytes) -> int:
 
 
 def _text(body: bytes, *, attributes: bool) -> str:
-    """The statement in a COM_QUERY's *body*; what stands before it is skipped as far as it can be
-    read.
+    """Return the statement in a COM_QUERY's *body*. The bytes before it are skipped as far as they
+    can be read.
     """
     at = _after_attributes(body) if attributes else 1
     return body[at:].decode(errors="replace")
 
 
-# The sizes of binary values, by type; -1: a byte says how many follow; everything else is a
-# length-encoded text.
+# The sizes of binary values, by type; -1: a byte contains the number that follow; every other type
+# is a length-encoded text.
 _SIZES = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 0, 8: 8, 9: 4, 13: 2, 7: -1, 10: -1, 11: -1, 12: -1}
 
 
 def _after_attributes(body: bytes) -> int:
-    """Where the text begins behind query attributes (MySQL 8.0.23 and newer: COM_QUERY's
+    """Return where the text begins after query attributes (MySQL 8.0.23 and newer: COM_QUERY's
     parameter_count and so on).
     """
     count, at = _number(body, 1)
@@ -203,7 +203,7 @@ def _after_attributes(body: bytes) -> int:
 
 
 def _number(body: bytes, at: int) -> tuple[int, int]:
-    """A length-encoded integer at *at* (0 beyond the end), and where it ends."""
+    """Return a length-encoded integer at *at* (0 beyond the end), and where it ends."""
     first = body[at] if at < len(body) else 0
     size = {0xFC: 2, 0xFD: 3, 0xFE: 8}.get(first)
     if size is None:

@@ -1,6 +1,6 @@
-"""What is done to a connection: plain values, and the checks of what callers ask for.
+"""The faults of a connection: plain values, and the checks of callers' arguments.
 
-No sockets, no clock.
+It uses no sockets and no clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unbroken_drill.messages import PROXY_ARGUMENT
 Hole: TypeAlias = Literal["drop", "hold", "lose"]
 How: TypeAlias = Literal["fin", "rst"]
 Way: TypeAlias = Literal["both", "up", "down"]
-#: Which connections: those there are, those to come, both, or the nth ever accepted (from 1).
+#: Which connections: existing ones, future ones, both, or the nth ever accepted (from 1).
 Scope: TypeAlias = Literal["all", "existing", "new"] | int
 
 _SCOPES = ("all", "existing", "new")
@@ -24,9 +24,9 @@ _SCOPES = ("all", "existing", "new")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quota:
-    """After so many bytes, counted from when it was said, only so many a second pass; 0: none.
+    """After so many bytes, counted from its order, only so many a second pass; 0: none.
 
-    Each one said is one of its own.
+    Each order is an object of its own.
     """
 
     bytes: int
@@ -35,14 +35,14 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What one direction of a connection does with the bytes that come."""
+    """The treatment of the bytes in one direction of a connection."""
 
-    hole: Hole | None = None  #: swallow everything, for good or until healed
+    hole: Hole | None = None  #: discard everything, permanently or until the faults end
     stalled: bool = False  #: do not even read: the sender's window closes
     latency: float = 0.0  #: seconds later, …
-    jitter: float = 0.0  #: … give or take so many
+    jitter: float = 0.0  #: … plus or minus so many
     rate: float = math.inf  #: bytes per second
-    piece: int | None = None  #: bytes in one segment at most, …
+    piece: int | None = None  #: maximum number of bytes in one segment, …
     gap: float = 0.0  #: … and seconds between two of them
     quota: Quota | None = None  #: so many bytes pass, then nearly none
 
@@ -52,9 +52,9 @@ PLAIN = Rules()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cutoff:
-    """An end to come: after so many bytes (both ways together), or so many seconds.
+    """A future end: after so many bytes (both ways together), or so many seconds.
 
-    Each one said is one of its own.
+    Each order is an object of its own.
     """
 
     bytes: int | None
@@ -64,19 +64,19 @@ class Cutoff:
 
 @dataclass(frozen=True, slots=True)
 class Conduct:
-    """What one connection goes through. *up* is from the client to the server, *down* from the
-    server to the client.
+    """The faults of one connection. *up* is from the client to the server, *down* from the server
+    to the client.
     """
 
     up: Rules = PLAIN
     down: Rules = PLAIN
-    end: How | Literal["half"] | None = None  #: at once
+    end: How | Literal["half"] | None = None  #: immediately
     cutoff: Cutoff | None = None
     idle_limit: float | None = None
     idle_reset: bool = False
 
     def on_way(self, way: Way, change: Callable[[Rules], Rules]) -> Conduct:
-        """A copy with the rules of that way changed."""
+        """Return a copy with the rules of that way changed."""
         up = self.up if way == "down" else change(self.up)
         return replace(self, up=up, down=self.down if way == "up" else change(self.down))
 
@@ -87,23 +87,23 @@ Change: TypeAlias = Callable[[Conduct], Conduct]
 
 @dataclass(slots=True)
 class Standing:
-    """What connections to come will go through: the verbs said so far, with their scopes, in
+    """The faults of future connections: the verbs called so far, with their scopes, in
     order.
     """
 
     _said: list[tuple[Scope, Change]] = field(default_factory=list)
 
     def add(self, on: Scope, change: Change) -> None:
-        """Remember *change*, unless it is for existing connections only."""
+        """Keep *change*, unless it is for existing connections only."""
         if on != "existing":
             self._said.append((on, change))
 
     def clear(self) -> None:
-        """As if nothing had been said."""
+        """Remove all verbs."""
         self._said.clear()
 
     def conduct(self, n: int) -> Conduct:
-        """That of the new connection *n*."""
+        """Return the faults of the new connection *n*."""
         conduct = UNTOUCHED
         for on, change in self._said:
             if on in ("all", "new") or on == n:
@@ -112,7 +112,7 @@ class Standing:
 
 
 def scope(on: Any) -> Scope:
-    """*on*, checked; ConfigurationError says what it may be."""
+    """Return *on*, checked. A ConfigurationError names the valid values."""
     if isinstance(on, str) and on in _SCOPES:
         return on  # type: ignore[return-value]
     if isinstance(on, int) and not isinstance(on, bool) and on >= 1:
@@ -125,7 +125,7 @@ def scope(on: Any) -> Scope:
 
 
 def one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
-    """*value*, which must be one of the *known* words."""
+    """Return *value*, which must be one of the *known* words."""
     if not isinstance(value, str) or value not in known:
         raise ConfigurationError(
             PROXY_ARGUMENT(f"{name}={value!r} must be one of {', '.join(map(repr, known))}")
@@ -134,17 +134,17 @@ def one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
 
 
 def way(value: Any) -> Way:
-    """*value* as a direction, checked."""
+    """Return *value* as a direction, checked."""
     return one_of("way", value, ("both", "up", "down"))  # type: ignore[no-any-return]
 
 
 def how(value: Any) -> How:
-    """*value* as a way to end a connection, checked."""
+    """Return *value* as a way to end a connection, checked."""
     return one_of("how", value, ("fin", "rst"))  # type: ignore[no-any-return]
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
-    """*value*, a whole number of at least *least*."""
+    """Return *value*, a whole number of at least *least*."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(
             PROXY_ARGUMENT(f"{name}={value!r} must be a whole number of at least {least}")
@@ -153,7 +153,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 
 def number(name: str, value: Any, unit: str = "seconds", *, above_zero: bool = False) -> float:
-    """*value*, a finite number that is not negative (or, with *above_zero*, not 0 either)."""
+    """Return *value*, a finite number of at least 0 (with *above_zero*: above 0)."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
     if not good or value < 0 or (above_zero and value == 0):
         raise ConfigurationError(
@@ -166,7 +166,7 @@ def number(name: str, value: Any, unit: str = "seconds", *, above_zero: bool = F
 
 
 def yes_or_no(name: str, value: Any) -> bool:
-    """*value*, True or False."""
+    """Return *value*, True or False."""
     if not isinstance(value, bool):
         raise ConfigurationError(PROXY_ARGUMENT(f"{name}={value!r} must be True or False"))
     return value

@@ -34,7 +34,7 @@ class _Awaited:
 
 
 class PostgreSQLReader:
-    """One connection's reader; see :class:`unbroken_drill.proxy.cuts.Reader`."""
+    """A :class:`unbroken_drill.proxy.cuts.Reader` of one connection."""
 
     def __init__(self) -> None:
         self.unreadable: str | None = None
@@ -43,7 +43,7 @@ class PostgreSQLReader:
             None  # a request for encryption, which the server answers with one letter
         )
         self._tickets = 0
-        self._to_come = 1  # ReadyForQuery that were asked for; the login's is the first
+        self._to_come = 1  # ReadyForQuery that were requested; the login's is the first
         self._came = 0
         self._statements: dict[bytes, str] = {}
         self._portals: dict[bytes, str] = {}
@@ -53,7 +53,7 @@ class PostgreSQLReader:
     # ---- the client
 
     def up(self, data: bytes) -> Iterator[Spoken]:
-        """The client sent *data*."""
+        """Read *data* from the client."""
         if self._client.size == _FIRST and self._client.is_between and data[:1] == _TLS_HELLO:
             self.unreadable = TLS
         if self.unreadable or not data:
@@ -86,7 +86,7 @@ class PostgreSQLReader:
                 self.unreadable = FOREIGN
 
     def _said(self, message: Frame) -> str | None:
-        """The statement that *message* has executed, if it does."""
+        """Return the statement that *message* has executed, if any."""
         kind, body = message.header[:1], message.head
         if kind == b"Q":
             self._to_come += 1
@@ -112,7 +112,7 @@ class PostgreSQLReader:
     # ---- the server
 
     def down(self, data: bytes) -> Iterator[Answer]:
-        """The server sent *data*."""
+        """Read *data* from the server."""
         if self.unreadable or not data:
             return
         skipped = 0
@@ -120,7 +120,7 @@ class PostgreSQLReader:
             if data[:1] in (b"S", b"G"):
                 self.unreadable = self._asked.decode()
                 return
-            # N: it does not; the client goes on in plain, or an error follows
+            # N: it does not; the client continues in plain, or an error follows
             self._asked, skipped = (None, 1)
             if data[:1] == b"E":
                 skipped = 0
@@ -139,7 +139,7 @@ class PostgreSQLReader:
             self.unreadable = FOREIGN
 
     def _begins(self, at: int) -> Iterator[Answer]:
-        """A message begins at *at*: the answer to whatever comes next."""
+        """Note that a message begins at *at*: the answer to the next request in order."""
         for awaited in self._awaited:
             if awaited.ready - 1 > self._came:
                 return
@@ -166,7 +166,7 @@ class PostgreSQLReader:
 
 
 def _length(header: bytes) -> int:
-    length = int.from_bytes(header[-4:], "big") - 4  # it counts itself
+    length = int.from_bytes(header[-4:], "big") - 4  # the length includes itself
     return length if length < _MOST else -1
 
 

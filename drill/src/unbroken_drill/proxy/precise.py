@@ -1,4 +1,4 @@
-"""A selector that waits no longer than it is told to.
+"""A selector that waits no longer than its timeout.
 
 On Linux ``selectors.EpollSelector`` rounds each timeout up to the next millisecond, because
 ``epoll_wait(2)`` counts in milliseconds. A delay of half a millisecond would take more than one.

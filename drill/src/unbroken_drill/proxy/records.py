@@ -1,4 +1,4 @@
-"""What a proxy tells of itself: frozen snapshots of its connections, and a log of what happened."""
+"""A proxy's reports: frozen snapshots of its connections, and a log of its events."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-#: Events that are remembered; older ones are forgotten.
+#: Number of events that are kept; older ones are dropped.
 KEPT = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """One connection through the proxy, as it was when this was asked for."""
+    """One connection through the proxy, at the moment of the call."""
 
     n: int  #: the nth that was accepted, from 1
     peer: str  #: the client's address; empty for a unix socket
     state: str  #: ``connecting`` (to the server), ``open``, ``half closed``, ``closed``
-    to_server: int  #: bytes handed on to the server
-    to_client: int  #: bytes handed on to the client
-    dropped: int  #: bytes swallowed by a black hole, both ways
+    to_server: int  #: bytes passed on to the server
+    to_client: int  #: bytes passed on to the client
+    dropped: int  #: bytes discarded by a black hole, both ways
     held: int  #: bytes waiting in the proxy, both ways
-    round_trips: int  #: how often the client spoke after the server had (or first)
+    round_trips: int  #: how often the client sent data after the server had (or first)
     opened: float  #: seconds since the proxy started
     closed: float | None = None
     reason: str = ""  #: why it ended
@@ -30,14 +30,14 @@ class ConnectionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. *name* is one of a few words (``accepted``, ``closed``, ``rst`` …),
-    *text* for people.
+    """An event. *name* is one of a few words (``accepted``, ``closed``, ``rst`` …), *text* is for
+    people.
     """
 
     serial: int  #: from 1
     at: float  #: seconds since the proxy started
     name: str
-    n: int | None = None  #: the connection, where it is about one
+    n: int | None = None  #: the connection, if it concerns one
     text: str = ""
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Event:
 
 
 class Log:
-    """Events, as they come; may be read and waited for from any thread."""
+    """The events in order. Any thread can read them and wait for them."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -55,7 +55,7 @@ class Log:
         self._news = threading.Condition()
 
     def renew(self) -> None:
-        """In a forked child: a lock that nobody holds, for its holder may not exist here."""
+        """In a forked child: make a new lock. The old one's holder did not survive the fork."""
         self._news = threading.Condition()
 
     def now(self) -> float:
@@ -63,19 +63,19 @@ class Log:
         return time.monotonic() - self._began
 
     def add(self, name: str, n: int | None = None, text: str = "") -> None:
-        """Note that something happened."""
+        """Add an event."""
         with self._news:
             self._serial += 1
             self._events.append(Event(self._serial, self.now(), name, n, text))
             self._news.notify_all()
 
     def after(self, serial: int = 0) -> tuple[Event, ...]:
-        """What is remembered of the events after that one."""
+        """Return the kept events after the one with that number."""
         with self._news:
             return tuple(event for event in self._events if event.serial > serial)
 
     def wait(self, serial: int, timeout: float) -> tuple[Event, ...]:
-        """As :meth:`after`, but waits up to *timeout* seconds for the first."""
+        """Return the same as :meth:`after`, but wait up to *timeout* seconds for the first."""
         with self._news:
             self._news.wait_for(lambda: self._serial > serial, timeout)
         return self.after(serial)

@@ -1,6 +1,6 @@
-"""One connection through the proxy: two sockets, two lanes, and what is done to them.
+"""One connection through the proxy: two sockets, two lanes, and their faults.
 
-Lives in the engine's thread.
+It belongs to the engine's thread.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 s: close() sends a RST
 
 
 class House(Protocol):
-    """What a link needs of the engine it lives in."""
+    """The engine's services for a link."""
 
     log: Log
     cuts: list[Cut]
 
     def now(self) -> float:
-        """The engine's clock, in seconds."""
+        """Return the engine's time, in seconds."""
 
     def at(self, when: float, work: Callable[[], None], link: Session) -> None:
-        """Do *work* then, unless *link* is closed."""
+        """Run *work* at *when*, unless *link* is closed."""
 
     def watch(self, sock: socket.socket, mask: int, link: Session) -> None:
-        """Tell *link* when *sock* is ready for what *mask* says."""
+        """Call *link* when *sock* is ready for the events in *mask*."""
 
     def connect(self, attempt: int) -> socket.socket | None:
-        """A socket that is connecting to the server, at the *attempt*-th of its addresses; None:
-        there are no more. OSError.
+        """Return a socket that is connecting to the *attempt*-th of the server's addresses; None:
+        there are no more. Raises OSError.
         """
 
     def ended(self, link: Session) -> None:
-        """*link* is closed."""
+        """Note that *link* is closed."""
 
 
 class Half:
@@ -58,11 +58,11 @@ class Half:
         self.source: socket.socket | None = None
         self.sink: socket.socket | None = None
         self.lane = Direction(random)
-        self.moved = 0  # bytes handed on
+        self.moved = 0  # bytes passed on
         self.ended = False  # the source sent a FIN
         self.broken = False  # … or a RST
-        self.finished = False  # the sink was told
-        self.blocked = False  # the sink takes no more for now
+        self.finished = False  # the end was passed on to the sink
+        self.blocked = False  # the sink accepts no more for now
         self.timer: float | None = None
 
     def wants_more(self) -> bool:
@@ -95,19 +95,19 @@ class Session:
         self._told_unreadable = False
         self._first_to_close = ""
         self._bytes_left: int | None = None
-        self._server_spoke = True  # so that the client's first word is a round trip
-        self._attempt = 0  # which of the server's addresses is tried
+        self._server_spoke = True  # so that the client's first data is a round trip
+        self._attempt = 0  # the number of the server's address that is tried
         self._why = "the server has no address"
         self._is_connecting = False
-        self._lost = False  # the kernel keeps everything from both sockets
+        self._lost = False  # the kernel discards all packets of both sockets
         self._active = house.now()
         self._masks = {client: 0}
         _no_delay(client)
 
-    # ---- what is done to it
+    # ---- faults
 
     def obey(self, conduct: Conduct) -> None:
-        """Go by *conduct* from now on."""
+        """Apply *conduct* from now on."""
         if self.closed is not None:
             return
         before, self.conduct = self.conduct, replace(conduct, end=None)
@@ -138,7 +138,7 @@ class Session:
         self._go_on()
 
     def _lose(self, wanted: bool) -> None:
-        """Keep from both sockets what comes for them, or let it in again."""
+        """Discard the packets of both sockets, or let them in again."""
         if wanted == self._lost:
             return
         self._lost = wanted
@@ -169,8 +169,8 @@ class Session:
             self.obey(replace(forgotten, idle_limit=None))
 
     def half_close(self) -> None:
-        """FIN to the client; what it sends is still handed on, what the server sends is thrown
-        away.
+        """Send a FIN to the client. Its data is still passed on; the server's data is
+        discarded.
         """
         if not self.down.finished:
             self._finish(self.down)
@@ -178,13 +178,13 @@ class Session:
             self.house.log.add("half closed", self.n)
 
     def end(self, how: How, reason: str, name: str | None = None) -> None:
-        """Both ends are closed, now."""
+        """Close both ends, now."""
         if self.closed is not None:
             return
         self.closed, self.state, self.reason = self.house.log.now(), "closed", reason
         if self._tap is not None:
             self._tap.give_back()
-        # first: who sees the end finds it in the log
+        # first, so that a thread that sees the end finds it in the log
         self.house.log.add(name or how, self.n, reason)
         for sock in (self.client, self.server):
             if sock is not None:
@@ -193,13 +193,13 @@ class Session:
         self.house.ended(self)
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's sockets, silently."""
+        """In a forked child: close the parent's sockets, without sending a byte."""
         for sock in (self.client, self.server):
             if sock is not None:
                 sock.close()
 
     def info(self) -> ConnectionInfo:
-        """How it is now."""
+        """Return its current state."""
         return ConnectionInfo(
             self.n, self.peer, self.state, self.up.moved, self.down.moved,
             self.up.lane.dropped + self.down.lane.dropped,
@@ -245,7 +245,7 @@ class Session:
     # ---- bytes
 
     def handle(self, sock: socket.socket, mask: int) -> None:
-        """*sock* is ready."""
+        """Handle *sock*, which is ready."""
         if self.closed is not None:
             return
         if sock is self.server and self._is_connecting:
@@ -275,7 +275,7 @@ class Session:
         if half is self.up:
             self.round_trips += self._server_spoke
         self._server_spoke = half is self.down
-        if half.finished:  # half closed by us: nobody is to hear this
+        if half.finished:  # half closed by the proxy: this data must not be passed on
             return
         if self._tap is not None:
             self._overhear(self._tap, half, data)
@@ -283,7 +283,7 @@ class Session:
             half.lane.take(data, self._active)
 
     def _overhear(self, tap: StatementTap, half: Half, data: bytes) -> None:
-        """Pass on what may pass of *data*, and make the cut that is due."""
+        """Pass on the allowed part of *data*, and make the cut that is due."""
         data, cut = tap.up(data, self.house.cuts) if half is self.up else tap.down(data)
         half.lane.take(data, self._active)
         if cut is not None:
@@ -299,17 +299,17 @@ class Session:
 
     @property
     def unreadable(self) -> str | None:
-        """Why this connection's statements cannot be read."""
+        """The reason why this connection's statements cannot be read."""
         return self._tap.unreadable if self._tap is not None else None
 
     def heal(self) -> None:
-        """No fault any more, and no cut to come."""
+        """End every fault, and drop the cut to come."""
         if self._tap is not None and not self._tap.is_withholding:
             self._tap.give_back()
         self.obey(UNTOUCHED)
 
     def _go_on(self) -> None:
-        """Hand on what can be handed on, and wait for what comes next."""
+        """Pass on all allowed data, and wait for more."""
         for half in (self.up, self.down):
             self._flush(half)
             if self.closed is not None:
@@ -404,13 +404,13 @@ class Session:
 
 
 def _fin(sock: socket.socket) -> None:
-    """A FIN, though bytes may still be unread here: close() alone would make that a RST."""
+    """Send a FIN even if there are unread bytes: close() alone would send a RST then."""
     with contextlib.suppress(OSError):
         for _ in range(64):
             if not sock.recv(_CHUNK):
                 break
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)  # is sent whoever else holds a copy of the descriptor
+        sock.shutdown(socket.SHUT_RDWR)  # sends it even if another process has the descriptor
     sock.close()
 
 

@@ -1,5 +1,5 @@
-"""A socket that the kernel keeps everything from: nothing is acknowledged, as after a cable was
-cut. Linux only.
+"""A socket whose packets the kernel discards: nothing is acknowledged, as after a cut cable. Linux
+only.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from unbroken_drill.messages import PROXY_KERNEL
 from unbroken_drill.proxy.errors import ProxyError
 
 _ATTACH, _DETACH = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER: asm-generic/socket.h
-#: One instruction of a socket filter (linux/filter.h): return 0, that is, let no byte of any packet
+#: One instruction of a socket filter (linux/filter.h): return 0, which lets no byte of any packet
 #: in.
 _NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)
 
 
 def lose(sock: socket.socket) -> None:
-    """From now on the kernel throws away what comes for *sock*, before TCP sees it; of a listening
-    one, connects.
+    """Let the kernel discard the packets for *sock* from now on, before TCP sees them. For a
+    listening socket these are connects.
 
-    Raises ProxyError where the system cannot do that.
+    Raises ProxyError if the system does not support it.
     """
     if sys.platform != "linux" or sock.family == socket.AF_UNIX:
         raise ProxyError(
@@ -42,7 +42,7 @@ def lose(sock: socket.socket) -> None:
 
 
 def find(sock: socket.socket) -> None:
-    """Undo :func:`lose`. What the other side sends again arrives."""
+    """Undo :func:`lose`. Data that the other side sends again arrives."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _DETACH, 0)
     except OSError:

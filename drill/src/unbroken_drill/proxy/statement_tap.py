@@ -1,6 +1,6 @@
-"""Listens in on one connection, and says what of it may pass when a statement is to be cut at.
+"""Reads one connection's data, and decides which part passes when a statement must be cut.
 
-No sockets.
+It uses no sockets.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from unbroken_drill.proxy.cuts import Cut, Reader
 
 
 class StatementTap:
-    """On the *n*-th connection, whose protocol *reader* follows."""
+    """The reader of the *n*-th connection, whose protocol *reader* follows."""
 
     def __init__(self, n: int, reader: Reader) -> None:
         self._n, self._reader = n, reader
         self._awaited: dict[int, Cut] = {}  # cuts that wait for their statement's answer
-        self.is_withholding = False  # an answer is arriving that the client is not to hear
+        self.is_withholding = False  # an answer is arriving that the client must not get
 
     @property
     def unreadable(self) -> str | None:
-        """Why this connection's statements cannot be read."""
+        """The reason why this connection's statements cannot be read."""
         return self._reader.unreadable
 
     def up(self, data: bytes, cuts: Sequence[Cut]) -> tuple[bytes, Cut | None]:
-        """The client sent *data*: what of it is to be passed on, and a cut that is due after
-        that.
+        """Read *data* from the client. Returns the part that passes, and a cut that is due after
+        it.
         """
         for spoken in self._reader.up(data):
             cut = next((cut for cut in cuts if cut.matches(self._n, spoken.text)), None)
@@ -38,7 +38,7 @@ class StatementTap:
         return data, None
 
     def down(self, data: bytes) -> tuple[bytes, Cut | None]:
-        """The server sent *data*: likewise."""
+        """Read *data* from the server. Returns the same as :meth:`up`."""
         passing = b"" if self.is_withholding else data
         for answer in self._reader.down(data):
             cut = self._awaited.get(answer.ticket)
@@ -53,7 +53,7 @@ class StatementTap:
         return passing, None
 
     def give_back(self) -> None:
-        """Cuts whose answer did not come are for another one: this one ended, or was healed."""
+        """Release the cuts whose answer did not come: the connection ended, or its faults did."""
         for cut in self._awaited.values():
             cut.left += 1
         self._awaited.clear()

@@ -1,5 +1,5 @@
-"""Real, private database servers for tests and demonstrations: started in a fraction of a second,
-broken at will.
+"""Real, private database servers for tests and demonstrations. They start in a fraction of a
+second, and tests can break them.
 
     from unbroken_drill.servers import PostgreSQL
 
@@ -7,14 +7,14 @@ broken at will.
         pool = unbroken.Pool(server.url("psycopg"))
         server.crash(down=1.0)
 
-Whole clusters with the load balancer or pooler before them are there as well:
+Whole clusters, with the load balancer or pooler before them, exist as well:
 
     with PostgreSQLCluster(standbys=1) as cluster, HAProxy(cluster) as balancer:
         pool = unbroken.Pool(balancer.url("psycopg"))
         cluster.promote()
 
-:func:`available` says whether a kind of server can be had here. No driver is needed: servers are
-asked in their own protocol.
+:func:`available` tells whether a kind of server is available here. No driver is needed: queries use
+the server's own protocol.
 """
 
 from unbroken_drill.servers.base import Server, Session

@@ -24,16 +24,16 @@ from unbroken_drill.servers import folders, processes
 from unbroken_drill.servers.errors import ServerError
 from unbroken_drill.servers.reaper import reaper
 
-#: How often a starting server is asked whether it answers: one attempt costs it well under a
+#: Seconds between checks whether a starting server answers: one attempt costs it well under a
 #: millisecond.
 _POLL = 0.002
 
-#: The user that a load balancer asks PostgreSQL and MariaDB as: it needs no password, may log in,
-#: and may do nothing else.
+#: The user of a load balancer's checks on PostgreSQL and MariaDB: it needs no password, can log in,
+#: and can do nothing else.
 CHECKER = "unbroken_check"
 
-#: What an option may be set to: text and numbers as the server spells them, True and False as on
-#: and off.
+#: The values of an option: text and numbers in the server's spelling, True and False for on and
+#: off.
 Value = str | int | float | bool
 
 
@@ -41,7 +41,7 @@ Value = str | int | float | bool
 class Session:
     """One session of the application's user, as the server sees it."""
 
-    id: int  #: what KILL or pg_terminate_backend takes
+    id: int  #: the number that KILL or pg_terminate_backend takes
     user: str
     peer: str  #: ``address:port`` of the client, or ``localhost`` / empty for a unix socket
     database: str
@@ -64,17 +64,17 @@ class Server(ABC):
     it and end its sessions, but neither ends it nor removes its folder.
     """
 
-    backend: ClassVar[str]  #: ``mariadb``, ``postgresql``: what :func:`available` is asked with
+    backend: ClassVar[str]  #: ``mariadb``, ``postgresql``: the argument of :func:`available`
     schemes: ClassVar[
         Mapping[str, str]
     ] = {}  #: drivers whose URL does not begin with the usual scheme
     scheme: ClassVar[str]
-    #: asks the server to end in order, without waiting for clients
+    #: the signal for an orderly end, without waiting for clients
     polite_signal: ClassVar[signal.Signals]
     quick_signal: ClassVar[signal.Signals]  #: ends it at once, leaving nothing behind in the system
 
-    hello: ClassVar[str] = "SELECT 1"  #: what a starting server is asked
-    kinds: ClassVar[dict[str, type[Server]]] = {}  #: every kind there is, by its backend
+    hello: ClassVar[str] = "SELECT 1"  #: the query for a starting server
+    kinds: ClassVar[dict[str, type[Server]]] = {}  #: every kind, by its backend
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -104,13 +104,13 @@ class Server(ABC):
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
 
-    # ---- what each kind says for itself
+    # ---- the parts that differ for each kind
 
     @classmethod
     @abstractmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """Return the program of the best server of this kind. ServerUnavailable says what to
-        install if there is none.
+        """Return the program of the best server of this kind. Raises ServerUnavailable, which names
+        the package to install, if there is none.
         """
 
     @abstractmethod
@@ -119,13 +119,13 @@ class Server(ABC):
 
     @abstractmethod
     def _command(self, folder: Path) -> list[str | Path]:
-        """The command line that serves *folder*; writes the present options where the server reads
-        them.
+        """Return the command line that serves *folder*. Writes the current options where the server
+        reads them.
         """
 
     @abstractmethod
     def _welcome(self) -> None:
-        """On the first start: make the application's user and database."""
+        """On the first start: create the application's user and database."""
 
     @property
     @abstractmethod
@@ -138,23 +138,23 @@ class Server(ABC):
 
     @abstractmethod
     def sessions(self) -> list[Session]:
-        """The sessions of the application's user, oldest first; never the administrator's."""
+        """Return the sessions of the application's user, oldest first, without administrators."""
 
     @abstractmethod
     def _kill_session(self, number: int) -> bool:
-        """End one session; whether it was there."""
+        """End one session. Returns whether it existed."""
 
     @abstractmethod
     def _apply(self, options: Mapping[str, Value]) -> None:
-        """Make the running server follow *options*, in new sessions at least."""
+        """Apply *options* to the running server, at least for new sessions."""
 
     @abstractmethod
     def _present(self, name: str) -> Value:
-        """The running server's value of an option, in a form that :meth:`set` takes."""
+        """Return the running server's value of an option, in a form that :meth:`set` takes."""
 
     @abstractmethod
     def _socket_query(self, driver: str | None) -> dict[str, str]:
-        """The URL's query that makes *driver* use the unix socket."""
+        """Return the URL's query that makes *driver* use the unix socket."""
 
     # ---- life
 
@@ -242,7 +242,7 @@ class Server(ABC):
         processes.thaw(self.pid)
 
     def close(self) -> None:
-        """End the server, quickly, and remove its folder. In a forked child: do nothing."""
+        """End the server quickly and remove its folder. In a forked child: do nothing."""
         if os.getpid() != self._owner:
             return
         if self._process is not None and self.is_running:
@@ -260,7 +260,7 @@ class Server(ABC):
         _alive.discard(self)
 
     def _clean(self, folder: Path) -> None:  # noqa: B027 - most kinds leave nothing outside their folder
-        """Give back what a killed server left in the system, outside its *folder*."""
+        """Free the resources outside its *folder* that a killed server left in the system."""
 
     def _ended(self) -> None:
         self._process = None
@@ -278,7 +278,7 @@ class Server(ABC):
             )
 
     def wait_ready(self, timeout: float = 30.0) -> None:
-        """Wait until the server answers. ServerError contains the end of its log if it ends or
+        """Wait until the server answers. Raises ServerError, with the end of its log, if it ends or
         takes longer.
         """
         deadline = time.monotonic() + timeout
@@ -308,7 +308,7 @@ class Server(ABC):
                 )
             time.sleep(_POLL)
 
-    # ---- what is known of it
+    # ---- its state
 
     @property
     def is_running(self) -> bool:
@@ -321,25 +321,25 @@ class Server(ABC):
 
     @property
     def pid(self) -> int:
-        """The main process; ServerError when it does not run."""
+        """The main process's id. Raises ServerError if it does not run."""
         if self._process is None or not self.is_running:
             raise ServerError(SERVER_STATE(f"{self!r} does not run: start() it"))
         return self._process.pid
 
     @property
     def ca_file(self) -> Path:
-        """The certificate of the private CA that signed this server's (with ``tls=True``)."""
+        """The certificate of the private CA that signed the server's (with ``tls=True``)."""
         if not self.tls or self.folder is None:
             raise ServerError(SERVER_STATE("only a started server with tls=True has a CA"))
         return self.folder / "tls" / "ca.pem"
 
     @property
     def log(self) -> Path:
-        """What the server printed."""
+        """The file with the server's output."""
         return self._home / "server.log"
 
     def log_tail(self, lines: int = 5) -> str:
-        """The last *lines* of the log, as one."""
+        """Return the last *lines* of the log, as one."""
         with contextlib.suppress(OSError):
             return " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-lines:])
         return "no log"
@@ -351,10 +351,10 @@ class Server(ABC):
         return self.folder
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:
-        """The application's URL in SQLAlchemy's spelling, password included: ``url("pymysql",
-        max_size=5)``.
+        """Return the application's URL in SQLAlchemy's spelling, with the password:
+        ``url("pymysql", max_size=5)``.
 
-        Without *driver* a bare ``mysql://`` or ``postgresql://``; *unix* goes over the unix socket.
+        Without *driver* a bare ``mysql://`` or ``postgresql://``; *unix* uses the unix socket.
         """
         scheme = f"{self.schemes.get(driver, self.scheme)}+{driver}" if driver else self.scheme
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -370,20 +370,20 @@ class Server(ABC):
             f" {'running' if self.is_running else 'not running'}>"
         )
 
-    # ---- what it can be asked
+    # ---- queries and settings
 
     def admin(self, sql: str, *, timeout: float = 30.0) -> list[tuple[str, ...]]:
-        """Run *sql* as the administrator, in the application's database: the last statement's rows,
-        as text, NULL as "".
+        """Run *sql* as the administrator, in the application's database. Returns the last
+        statement's rows as text, with NULL as "".
 
-        One connection of its own over the unix socket; ServerError with the server's code when it
-        refuses.
+        It uses a connection of its own over the unix socket. Raises ServerError with the server's
+        code if the server refuses.
         """
         return self._query(sql, self.database, timeout)
 
     def kill_sessions(self, timeout: float = 5.0) -> int:
-        """End the application's sessions as an administrator would, wait until they are gone, and
-        give how many.
+        """End the application's sessions as an administrator would, and wait until they are gone.
+        Returns their number.
         """
         killed = {session.id for session in self.sessions() if self._kill_session(session.id)}
         deadline = time.monotonic() + timeout
@@ -400,14 +400,14 @@ class Server(ABC):
         return len(killed)
 
     def _is_ending(self, number: int) -> bool:  # noqa: ARG002 - what a server calls a session is its own affair
-        """Whether a session that the server no longer lists may still have its socket."""
+        """Return whether a session that is no longer listed may still have its socket."""
         return False
 
     def set(self, **options: Value) -> None:
-        """Change settings, for new sessions at least, now and after each restart.
+        """Change settings, at least for new sessions, now and after each restart.
 
-        ServerError when the server refuses; nothing is changed then. What it takes only at its
-        start goes into :attr:`options`, followed by :meth:`restart`.
+        Raises ServerError if the server refuses; then nothing is changed. Settings that it reads
+        only at its start go into :attr:`options`, followed by :meth:`restart`.
         """
         before = dict(self.options)
         values = {name: self._present(name) for name in options} if self.is_running else {}
@@ -424,7 +424,7 @@ class Server(ABC):
 
     @contextlib.contextmanager
     def temporarily(self, **options: Value) -> Iterator[Self]:
-        """Change settings within the block, and change them back afterwards: for servers that tests
+        """Change settings within the block, and change them back afterwards, for servers that tests
         share.
         """
         before = dict(self.options)
@@ -438,7 +438,7 @@ class Server(ABC):
                 self._apply(values)
 
 
-#: Servers that have a folder, kept alive until they are closed: ended with the interpreter.
+#: Servers with a folder, kept alive until they are closed: they end with the interpreter.
 _alive: set[Server] = set()
 
 

@@ -15,7 +15,7 @@ _KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "
 
 
 def require() -> str:
-    """The path of the ``openssl`` command; ServerUnavailable when there is none."""
+    """Return the path of the ``openssl`` command. Raises ServerUnavailable if there is none."""
     found = shutil.which("openssl")
     if found is None:
         raise ServerUnavailable(
@@ -25,8 +25,8 @@ def require() -> str:
 
 
 def make(folder: Path, host: str) -> None:
-    """``ca.pem``, ``server.pem`` and ``server.key`` in the new *folder*, for *host*, localhost and
-    the loopback addresses.
+    """Create ``ca.pem``, ``server.pem`` and ``server.key`` in the new *folder*, for *host*,
+    localhost and the loopback addresses.
     """
     openssl = require()
     folder.mkdir(mode=0o700)

@@ -1,7 +1,7 @@
-"""What HAProxy asks a server to learn whether it may be used, as lines of its configuration.
+"""HAProxy's check whether it can use a server, as lines of its configuration.
 
 HAProxy logs in by the server's own protocol, as a user without a password and without rights, and
-runs one query. Nothing else has to listen beside the server.
+runs one query. No other program has to listen beside the server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _READY = (
 
 
 def lines(server: Server) -> list[str]:
-    """The check that holds while *server* takes writes: a primary, not read-only, a ready node."""
+    """Return the check that succeeds while *server* takes writes: a primary that is not read-only,
+    or a ready node.
+    """
     if isinstance(server, PostgreSQL):
         return _postgresql()
     if isinstance(server, MariaDB) and not isinstance(server, MySQL):

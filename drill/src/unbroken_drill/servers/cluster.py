@@ -1,4 +1,4 @@
-"""Several servers of one kind that hold the same data, one of which takes writes."""
+"""Several servers of one kind that hold the same data; one of them takes writes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unbroken_drill.servers.errors import ServerError
 
 S = TypeVar("S", bound=Server)
 
-#: How often a condition of a cluster is asked for.
+#: Seconds between two checks of a cluster's condition.
 _POLL = 0.01
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
-    """Ask *condition* until it holds; a server's refusal counts as no.
+    """Call *condition* until it holds; a server's refusal counts as false.
 
-    Raises ServerError with *what* did not happen within *timeout* seconds.
+    Raises ServerError, which contains *what*, if it does not hold within *timeout* seconds.
     """
     deadline = time.monotonic() + timeout
     said = ""
@@ -38,10 +38,10 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 30.0) 
 
 
 class Cluster(ABC, Generic[S]):
-    """Servers that replicate; a context manager that starts and ends them all.
+    """Servers that replicate. A context manager that starts and ends them all.
 
     :attr:`servers` can be stopped, killed and frozen one by one. The verbs of this class change
-    their roles. A cluster that lost a server is made whole by :meth:`repair`.
+    their roles. :meth:`repair` makes a cluster whole that lost a server.
     """
 
     servers: list[S]
@@ -60,33 +60,34 @@ class Cluster(ABC, Generic[S]):
 
     @abstractmethod
     def start(self) -> Self:
-        """Start all servers and wait until they replicate; nothing when they do already."""
+        """Start all servers and wait until they replicate. Do nothing if they do already."""
 
     @abstractmethod
     def takes_writes(self, server: S) -> bool:
-        """Whether *server* takes writes now. Raises ServerError when it does not answer."""
+        """Return whether *server* takes writes now. Raises ServerError if it does not answer."""
 
     @abstractmethod
     def switchover(self) -> S:
-        """Give the writer's place to another server, in order and without a loss: the new writer.
+        """Give the writer's role to another server, in order and without a loss. Returns the new
+        writer.
 
         The old one replicates from it afterwards.
         """
 
     @abstractmethod
     def promote(self) -> S:
-        """Have another server take writes after the writer was killed: the new writer."""
+        """After the writer was killed, make another server take writes. Returns the new writer."""
 
     @abstractmethod
     def repair(self) -> None:
-        """Start the servers that do not run, and have every one replicate the writer's data."""
+        """Start the stopped servers, and make each of them replicate the writer's data."""
 
     @abstractmethod
     def _refuse(self, server: S, on: bool) -> None:
-        """Have *server* answer and refuse, or serve again."""
+        """Make *server* answer and refuse, or serve again."""
 
     def reject(self) -> None:
-        """From now on the writer answers, and refuses to write (or to work at all)."""
+        """From now on the writer answers, and refuses to write (or refuses everything)."""
         self._rejecting = self.writer
         self._refuse(self._rejecting, True)
 
@@ -112,7 +113,7 @@ class Cluster(ABC, Generic[S]):
         return [server for server in self.servers if server is not writer]
 
     def wait_writer(self, timeout: float = 30.0) -> S:
-        """The server that takes writes, once there is one."""
+        """Return the server that takes writes, once there is one."""
         wait_until(
             lambda: any(s.is_running and self.takes_writes(s) for s in self.servers),
             "a server that takes writes",
@@ -130,7 +131,7 @@ class Cluster(ABC, Generic[S]):
             server.close()
 
     def url(self, driver: str | None = None, **query: Any) -> str:
-        """One URL with all hosts, the writer first: ``url("psycopg", target="primary")``.
+        """Return one URL with all hosts, the writer first: ``url("psycopg", target="primary")``.
 
         ``postgresql+psycopg://app:…@127.0.0.1:17001,127.0.0.1:17002/shop?target=primary``.
         """
@@ -150,18 +151,18 @@ class Followed(Cluster[S]):
 
     @abstractmethod
     def _follow(self, writer: S, but: S | None = None) -> None:
-        """Have every server but *writer* and *but* follow *writer*."""
+        """Make every server except *writer* and *but* follow *writer*."""
 
     @abstractmethod
     def _follows(self, server: S) -> bool:
-        """Whether *server* is told to follow another one."""
+        """Return whether *server* is configured to follow another one."""
 
     @abstractmethod
     def _lead(self, server: S) -> None:
-        """Have *server* follow nobody any more, and take writes."""
+        """Make *server* stop following, and take writes."""
 
     def promote(self) -> S:
-        """Kill the writer and promote another; the old one stays away until :meth:`repair`."""
+        """Kill the writer and promote another; the old one stays down until :meth:`repair`."""
         old, new = self.writer, self.others[0]
         old.kill()
         self._lead(new)
@@ -169,9 +170,10 @@ class Followed(Cluster[S]):
         return new
 
     def repair(self) -> None:
-        """Start every server, and have each follow the one that takes writes.
+        """Start every server, and make each follow the one that takes writes.
 
-        Where none does, the one that did last leads again if it followed nobody, else another.
+        If none takes writes, the last writer leads again if it followed no other server. Otherwise
+        another one leads.
         """
         self.accept()
         self._follow(self._leader())

@@ -1,9 +1,9 @@
-"""A program of Debian's, newer than what is installed: its packages unpacked into the cache, run by
-their own loader.
+"""A program of Debian's that is newer than the installed one: its packages are unpacked into the
+cache, and run by their own loader.
 
-Nothing is installed and root is not needed. The mirror is the one that this machine's apt uses;
-what it gives is held against Debian's signature (``gpgv`` and the archive's keyring, which apt
-itself depends on) and the checksums that this signs.
+Nothing is installed and root is not needed. The mirror is the one that this machine's apt uses. Its
+files are checked against Debian's signature (``gpgv`` and the archive's keyring, which apt itself
+depends on) and the signed checksums.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ Package = dict[str, str]
 
 
 def missing_tools() -> list[str]:
-    """What is not here of what it takes."""
+    """Return the required tools that are missing here."""
     return [tool for tool in ("apt-get", "dpkg", "dpkg-deb", "gpgv") if shutil.which(tool) is None]
 
 
 def unpacked(package: str, suite: str, program: str) -> Path | None:
-    """The folder in the cache where *package* of *suite* is unpacked, if it is."""
+    """Return the folder in the cache where *package* of *suite* is unpacked, if it is."""
     root = folders.cache_folder() / f"debian-{suite}-{package}"
     return root if (root / "complete").exists() and (root / program).exists() else None
 
 
 def unpack(package: str, suite: str, program: str) -> Path:
-    """Unpack *package* and all it depends on in the cache, unless they are there; give the folder.
+    """Unpack *package* and its dependencies in the cache, unless they are there. Returns the
+    folder.
 
-    Some 50 MB for a server, once.
+    It downloads some 50 MB for a server, once.
     """
     cache = folders.cache_folder()
     root = cache / f"debian-{suite}-{package}"
@@ -70,8 +71,8 @@ def unpack(package: str, suite: str, program: str) -> Path:
 
 
 def loader(root: Path) -> list[str | Path]:
-    """What a command line begins with that runs a program of *root* with the C library and the
-    libraries that are there.
+    """Return the beginning of a command line that runs a program of *root* with the C library and
+    the libraries there.
     """
     found = [*root.glob("usr/lib/*/ld-linux*.so.*"), *root.glob("usr/lib64/ld-linux*.so.*")]
     if not found:
@@ -100,7 +101,7 @@ def _fill(root: Path, package: str, suite: str) -> None:
 
 
 def _index(suite: str) -> tuple[str, dict[str, Package]]:
-    """The mirror that has *suite*, and every package in it."""
+    """Return the mirror that has *suite*, and every package in it."""
     problem: Exception | None = None
     for mirror in _mirrors():
         try:
@@ -142,7 +143,9 @@ def _packages(mirror: str, suite: str) -> dict[str, Package]:
 
 
 def _signed(text: bytes, suite: str) -> str:
-    """The signed part of a release file; ServerUnavailable when the signature is not Debian's."""
+    """Return the signed part of a release file. Raises ServerUnavailable if the signature is not
+    Debian's.
+    """
     keyring = next((path for path in _KEYRINGS if Path(path).exists()), None)
     if keyring is None:
         raise ServerUnavailable(
@@ -173,7 +176,7 @@ def _parsed(text: str) -> dict[str, Package]:
 
 
 def _closure(package: str, index: dict[str, Package]) -> list[str]:
-    """*package* and what it needs, the first of each list of alternatives."""
+    """Return *package* and its dependencies, the first of each list of alternatives."""
     if package not in index:
         raise ServerUnavailable(DOWNLOAD(f"Debian's index has no package {package}"))
     wanted = [package]

@@ -1,4 +1,4 @@
-"""What goes wrong with a server for tests."""
+"""The errors of servers for tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from unbroken.errors import UnbrokenError
 
 
 class ServerError(UnbrokenError):
-    """A server for tests did not do what it was asked; ``number`` is its own (MySQL errno,
-    SQLSTATE) where it gave one.
+    """A server for tests did not carry out an operation. ``number`` is its own code (MySQL errno,
+    SQLSTATE), if it sent one.
     """
 
     number: int | str | None = None
@@ -18,6 +18,6 @@ class ServerError(UnbrokenError):
 
 
 class ServerUnavailable(ServerError):  # noqa: N818 - says what it is, in the field's words
-    """A server of this kind cannot be had here; the message says in one line what to do about
-    it.
+    """A server of this kind is not available here. The message is one line that gives the
+    remedy.
     """

@@ -1,9 +1,9 @@
-"""Where servers keep their things: private folders, free ports, and a cache of what is slow to
+"""The places of servers' files: private folders, free ports, and a cache of files that are slow to
 make.
 
-A fresh data folder takes a second to make and a tenth to unpack, so each is made once per machine
-and version and kept as one tar file: complete or absent, however many processes want it at the same
-time.
+A fresh data folder takes a second to make and a tenth to unpack. So each is made once per machine
+and version and kept as one tar file. The file is complete or absent, even if many processes need it
+at the same time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from unbroken_drill.servers import processes
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 
 #: Below the ports that the system gives to outgoing connections (Linux from 32768, macOS from
-#: 49152): a client that tries such a port again and again while the server is down can be given
-#: that port itself, and connect to itself.
+#: 49152). A client that tries such a port repeatedly while the server is down can get that port
+#: itself, and connect to itself.
 _PORTS = (15000, 32000)
 
-#: Free memory, in bytes, from which on data folders are put there: a server takes 60 to 100 MB.
+#: Free memory, in bytes, from which data folders are put there: a server takes 60 to 100 MB.
 _MEMORY = 2 << 30
 
 
 def free_port(host: str) -> int:
-    """A TCP port of *host* that nobody listens on now, outside the range of outgoing
+    """Return a TCP port of *host* on which nobody listens now, outside the range of outgoing
     connections.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -50,7 +50,7 @@ def free_port(host: str) -> int:
 
 
 def base_folder() -> Path:
-    """The folder for temporary files, or another one when the server's user may not enter it."""
+    """Return the folder for temporary files, or another one that the server's user can enter."""
     user = processes.server_user()
     for name in (
         tempfile.gettempdir(),
@@ -71,12 +71,12 @@ def base_folder() -> Path:
 
 
 def private_folder() -> Path:
-    """A new folder that only the server's user (and root) may enter. Its name is short: socket
-    paths are, too.
+    """Return a new folder that only the server's user (and root) can enter. Its name is short,
+    because socket paths must be.
 
-    In memory where there is plenty and no TMPDIR says otherwise: a data folder is a thousand small
-    files, and some file systems (ext4 without a journal) take a second to make them when as many
-    were removed within five minutes.
+    It is in memory if there is plenty and TMPDIR does not name another place. A data folder has a
+    thousand small files. Some file systems (ext4 without a journal) take a second to make them if
+    as many were removed within five minutes.
     """
     memory = Path("/dev/shm")  # noqa: S108 - as above
     roomy = (
@@ -100,16 +100,16 @@ def own(path: Path) -> None:
 
 
 def own_all(folder: Path) -> None:
-    """Give *folder* and all that is in it to the server's user."""
+    """Give *folder* and all its contents to the server's user."""
     for path in (folder, *folder.rglob("*")):
         own(path)
 
 
 def cache_folder() -> Path:
-    """The folder for what is kept from run to run. It is this user's: nobody else may look into it,
-    but the user that root's servers run as may enter it.
+    """Return the folder for files that are kept from run to run. It belongs to this user, and no
+    other user can read it. Only the user of root's servers can enter it.
 
-    Raises ServerUnavailable where another user has made it, or may write there.
+    Raises ServerUnavailable if another user has made it, or can write there.
     """
     folder = _cache_place()
     with contextlib.suppress(FileExistsError):
@@ -137,7 +137,7 @@ def _check_is_ours(folder: Path) -> None:
 
 
 def cache_size() -> tuple[Path, int | None]:
-    """Where the cache is, and how many bytes it takes; None: there is none."""
+    """Return the cache's folder, and its size in bytes; None: there is none."""
     folder = _cache_place()
     try:
         _check_is_ours(folder)
@@ -147,29 +147,29 @@ def cache_size() -> tuple[Path, int | None]:
 
 
 def remove_cache() -> tuple[Path, int | None]:
-    """Remove the cache, and give what :func:`cache_size` gave before. What it held is made or
-    fetched again when it is needed.
+    """Remove the cache, and return the earlier result of :func:`cache_size`. Its contents are made
+    or fetched again when they are needed.
 
-    Raises ServerUnavailable for a folder of somebody else.
+    Raises ServerUnavailable for another user's folder.
     """
     folder, size = cache_size()
     if size is not None:
         doomed = Path(tempfile.mkdtemp(prefix="unbroken-old-cache-", dir=folder.parent))
-        folder.rename(doomed / folder.name)  # at once: who looks for it now makes another
+        folder.rename(doomed / folder.name)  # atomic: a process that needs it now makes another
         shutil.rmtree(doomed, ignore_errors=True)
     return folder, size
 
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """One process at a time: what takes a second to make is made once, not by everyone at once."""
+    """Let one process in at a time, so that slow work is done once and not by each of them."""
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def unpack_template(name: str, make: Callable[[Path], None], into: Path) -> None:
-    """Unpack the template *name* into the folder *into*; when there is none yet, ``make(folder)``
+    """Unpack the template *name* into the folder *into*. If there is none yet, ``make(folder)``
     makes it first.
     """
     cache = cache_folder()
@@ -200,8 +200,8 @@ def _make_template(archive: Path, make: Callable[[Path], None]) -> None:
 
 
 def readable_copy(name: str, source: Path, parts: list[str]) -> Path:
-    """A copy of *source*'s *parts* in the cache, for a server's user that may not enter *source*
-    itself.
+    """Return a copy of *source*'s *parts* in the cache, for a server's user that cannot enter
+    *source* itself.
     """
     cache = cache_folder()
     target = cache / name
@@ -219,8 +219,8 @@ def readable_copy(name: str, source: Path, parts: list[str]) -> Path:
 
 
 def _is_complete(source: Path, target: Path, parts: list[str]) -> bool:
-    """Whether the copy has every file (the system's cleaning of old temporary files may have taken
-    some).
+    """Return whether the copy has every file. (The system's cleaning of old temporary files may
+    have removed some.)
     """
     for part in parts:
         files = (

@@ -1,4 +1,4 @@
-"""Galera: MariaDB servers of which each takes writes, and each has every write."""
+"""Galera: MariaDB servers that each take writes, and each have every write."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PROVIDERS = (
     "/usr/lib64/galera/libgalera_smm.so",
 )
 
-#: The others give up a node that was killed after one second.
+#: The other nodes give up a killed node after one second.
 _PROVIDER_SETTINGS: Mapping[str, Value] = {
     "gcache.size": "32M",
     "gcache.recover": "yes",
@@ -43,7 +43,7 @@ _PROVIDER_SETTINGS: Mapping[str, Value] = {
     "gcs.fc_limit": 256,
 }
 
-#: Each write is on another node when it is acknowledged, so its own disk need not have it.
+#: Each write is on another node when it is acknowledged, so the node's own disk need not have it.
 _SETTINGS: Mapping[str, Value] = {
     "wsrep_on": True,
     "wsrep_sst_method": "rsync",
@@ -53,8 +53,8 @@ _SETTINGS: Mapping[str, Value] = {
     "innodb_flush_log_at_trx_commit": 2,
 }
 
-#: On some kernels (gVisor, Solaris zones) setting a thread's scheduling is forbidden even where it
-#: changes nothing. Galera then refuses to start. This says "done" instead.
+#: Some kernels (gVisor, Solaris zones) forbid setting a thread's scheduling, even without a change.
+#: Galera then refuses to start. These functions report success instead.
 _SHIM = """
 #include <pthread.h>
 #include <sched.h>
@@ -63,11 +63,11 @@ int pthread_getschedparam(pthread_t t, int *policy, struct sched_param *p) {
     *policy = SCHED_OTHER; p->sched_priority = 0; return 0;
 }
 """
-_FORBIDDEN = "thread schedparams"  # in the words of Galera's log
+_FORBIDDEN = "thread schedparams"  # the words of Galera's log
 
 
 def provider() -> Path:
-    """Galera's library; ServerUnavailable when it is not here."""
+    """Return Galera's library. Raises ServerUnavailable if it is not here."""
     named = os.environ.get("UNBROKEN_GALERA")
     for place in (named,) if named else _PROVIDERS:
         if place and Path(place).exists():
@@ -82,9 +82,9 @@ def provider() -> Path:
 
 
 def shim() -> Path:
-    """The library to preload where the kernel forbids Galera to set its threads' scheduling.
+    """Return the library to preload if the kernel forbids Galera to set its threads' scheduling.
 
-    It is compiled once, by ``cc``, into the cache.
+    ``cc`` compiles it once into the cache.
     """
     cache = folders.cache_folder()
     made = cache / "galera-schedparam.so"
@@ -103,7 +103,7 @@ def shim() -> Path:
 
 
 def _view(name: str, names: Sequence[str]) -> str:
-    """What node *name* keeps on disk to remember the cluster of *names* by (``gvwstate.dat``)."""
+    """Return the text of ``gvwstate.dat``, in which node *name* keeps the cluster of *names*."""
     members = "".join(f"member: {each} 0\n" for each in names)
     return f"my_uuid: {name}\n#vwbeg\nview_id: 3 {min(names)} 1\nbootstrap: 0\n{members}#vwend\n"
 
@@ -112,12 +112,12 @@ class GaleraNode(MariaDB):
     """One node of a :class:`Galera` cluster: a MariaDB server that can also be cut off."""
 
     backend: ClassVar[str] = "galera"
-    hello = "BEGIN"  # a node that is not ready answers SELECT 1 all the same
+    hello = "BEGIN"  # a node that is not ready still answers SELECT 1
 
     def __init__(self, options: Mapping[str, Value] | None = None, **kwargs: Any) -> None:
         super().__init__({**_SETTINGS, **(options or {})}, **kwargs)
-        self.template: Path | None = None  #: the data folder that it begins with a copy of
-        self.view: str | None = None  #: the cluster that it is told to have been in
+        self.template: Path | None = None  #: the data folder from which it is copied
+        self.view: str | None = None  #: the cluster in its ``gvwstate.dat`` at the next start
         self.peers: Sequence[GaleraNode] = (self,)
         self.preloaded = False  #: whether :func:`shim` is in use
         self.group_port = folders.free_port(self.host)
@@ -125,7 +125,7 @@ class GaleraNode(MariaDB):
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The ``mariadbd`` to run."""
+        """Return the ``mariadbd`` to run."""
         provider()
         return super().find(tls=tls)
 
@@ -179,9 +179,10 @@ class GaleraNode(MariaDB):
         return [*preload, *super()._command(folder), *flags]
 
     def _position(self, folder: Path) -> str:
-        """Where its data stand, as ``uuid:number``, while it does not run; empty: nowhere yet.
+        """Return the position of its data as ``uuid:number``, while it does not run; empty: none
+        yet.
 
-        Galera itself only knows that after an orderly end. After a crash the server's log is asked.
+        Galera itself only knows it after an orderly end. After a crash it is in the server's log.
         """
         state = folder / "data" / "grastate.dat"
         if not state.exists():
@@ -200,7 +201,7 @@ class GaleraNode(MariaDB):
 
     @staticmethod
     def _allow_bootstrap(state: Path) -> None:
-        """No other node runs: this one's data are the cluster's."""
+        """Let this node start the cluster from its data, because no other node runs."""
         if state.exists():
             text = state.read_text()
             state.write_text(text.replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1"))
@@ -218,16 +219,16 @@ class GaleraNode(MariaDB):
         if self.template is None:
             super()._welcome()  # the others get it from this one
 
-    # ---- its part in the cluster
+    # ---- its role in the cluster
 
     def status(self, name: str) -> str:
-        """One of the node's status values: ``wsrep_cluster_size``, ``wsrep_ready`` …"""
+        """Return one of the node's status values: ``wsrep_cluster_size``, ``wsrep_ready`` …"""
         rows = self._query(f"SHOW GLOBAL STATUS LIKE '{name}'", None, 5.0)
         return rows[0][1] if rows else ""
 
     @property
     def is_ready(self) -> bool:
-        """Whether it takes statements: it is in a cluster that has a majority, and refuses none."""
+        """Whether it takes statements: its cluster has a majority, and it refuses none."""
         rejects = self._query("SHOW GLOBAL VARIABLES LIKE 'wsrep_reject_queries'", None, 5.0)
         return self.status("wsrep_ready") == "ON" and rejects[0][1] == "NONE"
 
@@ -254,7 +255,7 @@ class GaleraNode(MariaDB):
 class Galera(Cluster[GaleraNode]):
     """A Galera cluster of *nodes*, three by default, each of which takes writes.
 
-    :attr:`writer` is the first node that is ready, as a load balancer has it that keeps writes at
+    :attr:`writer` is the first node that is ready, like a load balancer that keeps all writes on
     one node.
     """
 
@@ -274,9 +275,9 @@ class Galera(Cluster[GaleraNode]):
         return self
 
     def _found(self) -> None:
-        """The first start of all: the data of one are copied to the others.
+        """Do the first start of all nodes: copy the data of one to the others.
 
-        Each is told that they had been a cluster already, so that they find together at once.
+        Each is told that they were a cluster before, so that they find each other immediately.
         Galera's own transfer takes up to five seconds for each node, one after the other.
         """
         first = self.servers[0]
@@ -297,7 +298,9 @@ class Galera(Cluster[GaleraNode]):
             reaper.forget(snapshot)
 
     def _newest_first(self) -> list[GaleraNode]:
-        """Where none runs, the node that had the last write begins."""
+        """Return all nodes in the order of their start: running ones, then the one with the last
+        write.
+        """
         return sorted(
             self.servers, key=lambda node: (node.is_running, node.last_write), reverse=True
         )
@@ -312,7 +315,7 @@ class Galera(Cluster[GaleraNode]):
         )
 
     def takes_writes(self, server: GaleraNode) -> bool:
-        """Whether *server* is ready."""
+        """Return whether *server* is ready."""
         return server.is_ready
 
     @property
@@ -325,14 +328,14 @@ class Galera(Cluster[GaleraNode]):
         return self.servers[0]
 
     def switchover(self) -> GaleraNode:
-        """Restart the writer in order; another node takes its place meanwhile: that one."""
+        """Restart the writer in order. Returns the node that takes its place meanwhile."""
         old, new = self.writer, self.others[0]
         old.stop()
         old.start()
         return new
 
     def promote(self) -> GaleraNode:
-        """Kill the writer; another node takes its place until :meth:`repair`: that one."""
+        """Kill the writer. Returns the node that takes its place until :meth:`repair`."""
         old, new = self.writer, self.others[0]
         old.kill()
         wait_until(lambda: new.is_ready, f"a majority with {new!r}")
@@ -346,7 +349,7 @@ class Galera(Cluster[GaleraNode]):
         self.start()
 
     def _refuse(self, server: GaleraNode, on: bool) -> None:
-        """Error 1047 for every statement."""
+        """Answer every statement with error 1047, or end that."""
         if on:
             server.reject()
         else:

@@ -1,4 +1,4 @@
-"""HAProxy before several servers: it follows the one that takes writes, or is told where to go."""
+"""HAProxy before several servers: it follows the one that takes writes, or gets its target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unbroken_drill.servers.wire import Stream
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin", "/usr/local/bin")
 _PACKAGE, _SUITE, _PROGRAM = "haproxy", "stable", "usr/sbin/haproxy"
 
-#: Lines of its section ``defaults``. A client or a server may be idle for an hour.
+#: Lines of its section ``defaults``. A client or a server can be idle for an hour.
 _SETTINGS: Mapping[str, Value] = {
     "timeout connect": "1s",
     "timeout client": "1h",
@@ -33,18 +33,18 @@ _CHECKED = "check inter 200ms fastinter 100ms downinter 100ms fall 2 rise 1"
 _LISTEN = "db"
 _RUNNING = "2"  # of srv_op_state
 _NEVER_CHECKED = ("0", "1")  # of srv_check_status
-_ONCE_DISABLED = 0x04  # in srv_admin_state: in the configuration, whatever came afterwards
+_ONCE_DISABLED = 0x04  # in srv_admin_state: in the configuration, even if it was enabled later
 
 
 class _State(NamedTuple):
-    """A server in HAProxy's eyes."""
+    """A server's state in HAProxy."""
 
     usable: bool
     is_checked: bool
 
     @classmethod
     def of(cls, row: Sequence[str]) -> _State:
-        """From a line of ``show servers state``.
+        """Return the state in a line of ``show servers state``.
 
         be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight
         srv_time_since_last_change srv_check_status srv_check_result …
@@ -54,19 +54,19 @@ class _State(NamedTuple):
 
 
 class HAProxy(Server):
-    """HAProxy on a port of its own, before *servers* (or a cluster), whose user, password and
-    database it takes over.
+    """HAProxy on a port of its own, before *servers* (or a cluster). It takes over their user,
+    password and database.
 
-    With *follow* it asks each server, five times a second, whether it takes writes (a PostgreSQL
-    that is no standby, a MariaDB that is not read-only, a Galera node that is ready), and sends
-    clients to the first that does. A server that fails two checks loses its clients. Without
-    *follow* the first server has all clients until :meth:`switch`.
+    With *follow* it checks each server five times a second, whether it takes writes. That is a
+    PostgreSQL that is no standby, a MariaDB that is not read-only, or a Galera node that is ready.
+    It sends clients to the first that does. A server that fails two checks loses its clients.
+    Without *follow* the first server has all clients until :meth:`switch`.
 
     *options* are lines of its section ``defaults`` (``{"retries": 3}``). The program is the one
-    that ``UNBROKEN_HAPROXY`` names, else the ``haproxy`` in PATH or the usual places, else
-    Debian's: :meth:`fetch` unpacks its packages, 15 MB, into the cache, once, and starting it does
-    so by itself where apt is at hand. :meth:`admin` talks to its stats socket (``show servers
-    state``); :meth:`sessions` are its clients.
+    that ``UNBROKEN_HAPROXY`` names, otherwise the ``haproxy`` in PATH or the usual places,
+    otherwise Debian's. :meth:`fetch` unpacks Debian's packages, 15 MB, into the cache, once.
+    Starting it does so by itself if apt is available. :meth:`admin` uses its stats socket (``show
+    servers state``); :meth:`sessions` are its clients.
     """
 
     backend: ClassVar[str] = "haproxy"
@@ -100,7 +100,7 @@ class HAProxy(Server):
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The ``haproxy`` to run, or where :meth:`fetch` will put it."""
+        """Return the ``haproxy`` to run, or where :meth:`fetch` will put it."""
         if tls:
             raise ServerUnavailable(
                 SERVER_CANNOT("HAProxy passes TLS through: ask the servers behind it for it")
@@ -127,9 +127,9 @@ class HAProxy(Server):
 
     @classmethod
     def fetch(cls) -> Path:
-        """As :meth:`find`; fetch the program first where it is missing.
+        """Return the program as :meth:`find` does; fetch it first if it is missing.
 
-        ServerUnavailable says why it cannot be had.
+        Raises ServerUnavailable with the reason if that fails.
         """
         program = cls.find()
         if not program.exists():
@@ -177,7 +177,7 @@ class HAProxy(Server):
         pass  # its user and database are those of the servers behind it
 
     def _query(self, sql: str, database: str | None, timeout: float) -> list[tuple[str, ...]]:  # noqa: ARG002 - it has one console
-        """One command's answer, a line each, split at spaces."""
+        """Return one command's answer, a line each, split at spaces."""
         with Stream(self.unix_socket, timeout) as stream:
             stream.send(sql.encode() + b"\n")
             text = stream.rest().decode(errors="replace")
@@ -185,11 +185,11 @@ class HAProxy(Server):
             raise ServerError(SERVER_REFUSED(text.splitlines()[0]))
         return [tuple(line.split()) for line in text.splitlines() if line]
 
-    # ---- where it sends its clients
+    # ---- the target of its clients
 
     @property
     def serving(self) -> list[Server]:
-        """The servers that new clients may be sent to now; the first of them gets them."""
+        """Return the servers that new clients can be sent to now; the first of them gets them."""
         return [server for server in self.servers if self._states()[self._name_of(server)].usable]
 
     def _states(self) -> dict[str, _State]:
@@ -209,8 +209,8 @@ class HAProxy(Server):
     def switch(self, to: Server, *, cut: bool = True) -> None:
         """Send all clients to *to* from now on (with ``follow=False``).
 
-        *cut*: end the sessions with the others. Otherwise they go on, as those of a name do that
-        leads elsewhere now.
+        *cut*: end the sessions with the other servers. Otherwise they continue, like connections to
+        a name that leads elsewhere now.
         """
         if self.follow:
             raise ServerError(
@@ -232,23 +232,23 @@ class HAProxy(Server):
         self._query(f"shutdown sessions server {name}", None, 30.0)
 
     def wait_serving(self, server: Server | None = None, timeout: float = 10.0) -> None:
-        """Wait until its checks have found *server* (default: any) to take writes."""
+        """Wait until its checks have found that *server* (default: any) takes writes."""
         wait_until(
             lambda: (server in self.serving[:1]) if server else bool(self.serving),
             f"{self!r} sending its clients to {server or 'anybody'!r}",
             timeout,
         )
 
-    # ---- what it can be asked
+    # ---- queries
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:
-        """As the servers behind it spell it, with its own port."""
+        """Return the URL in the spelling of the servers behind it, with its own port."""
         first = self.servers[0]
         mine = first.url(driver, unix=unix, **query)
         return mine.replace(f"@{first.host}:{first.port}/", f"@{self.host}:{self.port}/", 1)
 
     def sessions(self) -> list[Session]:
-        """Its clients; their *database* is the name of the server that they were sent to."""
+        """Return its clients; their *database* is the name of their server."""
         found = []
         for row in self._query("show sess", None, 30.0):
             fields = dict(re.findall(r"(\w+)=(\S+)", " ".join(row)))
@@ -258,7 +258,7 @@ class HAProxy(Server):
         return found
 
     def kill_sessions(self, timeout: float = 5.0) -> int:
-        """End all its clients' sessions and wait until they are gone; give how many."""
+        """End all its clients' sessions and wait until they are gone. Returns their number."""
         count = len(self.sessions())
         for server in self.servers:
             self._cut(server)

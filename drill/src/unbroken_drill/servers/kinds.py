@@ -1,4 +1,4 @@
-"""Which kinds of server can be had here."""
+"""The kinds of servers that are available here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from unbroken_drill.servers.errors import ServerUnavailable
 
 
 def available(kind: str) -> str | None:
-    """None when a server of *kind* (``mariadb``, ``postgresql``) can be had here; else one line
-    that says what to do.
+    """Return None if a server of *kind* (``mariadb``, ``postgresql``) is available here, otherwise
+    one line with the remedy.
     """
     if kind not in Server.kinds:
         return f"there is no server of kind {kind!r}; known are {', '.join(sorted(Server.kinds))}"

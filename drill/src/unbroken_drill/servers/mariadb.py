@@ -17,7 +17,7 @@ from unbroken_drill.servers.cluster import wait_until
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
 from unbroken_drill.servers.wire import mysql_query
 
-#: Where a server's program may be that is not in PATH.
+#: Folders of the server's program outside PATH.
 PLACES = (
     "/usr/sbin",
     "/usr/local/sbin",
@@ -29,9 +29,9 @@ PLACES = (
 _LOCK_WAIT_TIMEOUT = 1205
 _NO_SUCH_THREAD = 1094  # ER_NO_SUCH_THREAD: it ended by itself before it was killed
 
-#: Small, quick, and safe when killed: the log is written (not flushed) at each commit, so that a
-#: crash of the process, though not of the machine, loses nothing acknowledged; the doublewrite
-#: buffer stays on, for a SIGKILL may tear a page.
+#: Small, quick, and safe when killed. The log is written (not flushed) at each commit, so a crash
+#: of the process, though not of the machine, loses nothing acknowledged. The doublewrite buffer
+#: stays on, because a SIGKILL can leave a page half written.
 _SETTINGS: Mapping[str, Value] = {
     "skip_name_resolve": True,
     "innodb_flush_log_at_trx_commit": 2,
@@ -45,7 +45,7 @@ _SETTINGS: Mapping[str, Value] = {
     "character_set_server": "utf8mb4",
 }
 
-#: Of a server that others may follow: every change is in its binary log from its first start on.
+#: For a server that others can follow: every change is in its binary log from its first start on.
 _REPLICATED: Mapping[str, Value] = {
     "log_bin": "log",
     "log_slave_updates": True,
@@ -61,11 +61,11 @@ _SEMI_SYNC = "rpl_semi_sync_master_enabled"
 class MariaDB(Server):
     """A MariaDB server, for ``mysql+…://`` and ``mariadb+…://`` URLs.
 
-    The program is, first of all, what ``UNBROKEN_MARIADBD`` names, then ``mariadbd`` in PATH, then
-    in the usual folders for servers. ``mariadb-install-db`` is looked for beside it and in PATH.
+    The program is the one that ``UNBROKEN_MARIADBD`` names, otherwise ``mariadbd`` in PATH or in
+    the usual folders for servers. ``mariadb-install-db`` is searched beside it and in PATH.
 
-    With ``replicated=True``, :meth:`replica` gives a second server that follows it by GTID, and
-    :meth:`promote` and :meth:`switchover` change their roles; :class:`MariaDBCluster` holds them
+    With ``replicated=True``, :meth:`replica` returns a second server that follows it by GTID.
+    :meth:`promote` and :meth:`switchover` change their roles. :class:`MariaDBCluster` manages them
     together.
     """
 
@@ -91,7 +91,7 @@ class MariaDB(Server):
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The ``mariadbd`` to run."""
+        """Return the ``mariadbd`` to run."""
         named = os.environ.get("UNBROKEN_MARIADBD")
         found = (
             named
@@ -204,7 +204,7 @@ class MariaDB(Server):
         return mysql_query(self.unix_socket, "root", sql, database, timeout)
 
     def sessions(self) -> list[Session]:
-        """The sessions of the application's user, oldest first."""
+        """Return the sessions of the application's user, oldest first."""
         rows = self._query(
             "SELECT id, user, host, COALESCE(db, ''), command FROM information_schema.processlist"
             f" WHERE user = {_text(self.user)} ORDER BY id",
@@ -233,7 +233,7 @@ class MariaDB(Server):
         return {"unix_socket": self.unix_socket}
 
     def change_password(self, password: str) -> None:
-        """Give the application's user another password; its sessions go on."""
+        """Give the application's user another password; its sessions continue."""
         name = f"{_text(self.user)}@'%'"
         self._query(f"ALTER USER {name} IDENTIFIED BY {_text(password)}", None, 30.0)
         self.password = password
@@ -241,7 +241,7 @@ class MariaDB(Server):
     # ---- a primary and its replicas
 
     def replica(self, *, synchronous: bool = False) -> MariaDB:
-        """A started replica of this server, read-only, which follows within milliseconds.
+        """Return a started, read-only replica of this server, which follows within milliseconds.
 
         *synchronous*: from now on a COMMIT is answered only after a replica has it too.
         """
@@ -284,7 +284,7 @@ class MariaDB(Server):
             self.upstream.set(**{_SEMI_SYNC: True})
 
     def wait_caught_up(self, primary: MariaDB, timeout: float = 30.0) -> None:
-        """Wait until this replica has all that *primary* has committed by now."""
+        """Wait until this replica has everything that *primary* has committed so far."""
         where = primary._query("SELECT @@GLOBAL.gtid_binlog_pos", None, 30.0)[0][0]
         asked = f"SELECT MASTER_GTID_WAIT('{where}', {timeout})"
         if self._query(asked, None, timeout + 5.0) != [("0",)]:
@@ -295,14 +295,14 @@ class MariaDB(Server):
 
     @property
     def is_read_only(self) -> bool:
-        """Whether it refuses the application's writes; ServerError when it does not answer."""
+        """Whether it refuses the application's writes. Raises ServerError if it does not answer."""
         return self._query("SELECT @@GLOBAL.read_only", None, 5.0) == [("1",)]
 
     def set_read_only(self, on: bool = True) -> None:
         """Refuse the application's writes from now on (error 1290), or take them again.
 
-        Where statements that wait for a lock hold this up for a second, the application's sessions
-        are ended, as the usual tools for a switchover do.
+        If statements that wait for a lock delay this for a second, the application's sessions are
+        ended, as the usual tools for a switchover do.
         """
         self.options["read_only"] = on
         change = f"SET STATEMENT lock_wait_timeout = 1 FOR SET GLOBAL read_only = {on:d}"
@@ -317,7 +317,7 @@ class MariaDB(Server):
                 self.kill_sessions()
 
     def promote(self, timeout: float = 30.0) -> None:
-        """Make this replica a primary: it applies all that it has received, then takes writes."""
+        """Make this replica a primary: it applies all received data, then takes writes."""
         if self.upstream is None:
             raise ServerError(SERVER_STATE(f"{self!r} is no replica"))
         self._query("STOP SLAVE IO_THREAD", None, timeout)
@@ -335,7 +335,7 @@ class MariaDB(Server):
     def follow(self, primary: MariaDB, *, synchronous: bool = False, rebuild: bool = True) -> None:
         """Make this server a replica of *primary*.
 
-        *rebuild*: its data are thrown away first, for it may have changes that *primary* does not
+        *rebuild*: its data is discarded first, because it may have changes that *primary* does not
         have. Without it, *primary* must have all of them.
         """
         self._become_replica(primary)
@@ -358,9 +358,10 @@ class MariaDB(Server):
         self._wait_following(synchronous=synchronous)
 
     def switchover(self, to: MariaDB, *, synchronous: bool = False) -> None:
-        """Give this primary's place to its replica *to*, in order: nothing is lost.
+        """Give this primary's role to its replica *to*, in order: nothing is lost.
 
-        It becomes read-only; *to* catches up and is promoted; this server becomes its replica.
+        This server becomes read-only; *to* catches up and is promoted; then this server becomes its
+        replica.
         """
         self.set_read_only()
         to.wait_caught_up(self)
@@ -369,7 +370,7 @@ class MariaDB(Server):
 
 
 def as_flags(options: Mapping[str, Value]) -> list[str]:
-    """*options* as a command line's."""
+    """Return *options* as arguments of a command line."""
     return [f"--{name.replace('_', '-')}={_plain(value)}" for name, value in options.items()]
 
 
@@ -378,7 +379,7 @@ def _plain(value: Value) -> str:
 
 
 def _value(value: Value) -> str:
-    """A value for SET GLOBAL: numbers bare (the server refuses them quoted), everything else
+    """Return a value for SET GLOBAL: numbers bare (the server refuses them quoted), all others
     quoted.
     """
     plain = _plain(value)

@@ -14,8 +14,8 @@ class MariaDBCluster(Followed[MariaDB]):
     """A MariaDB primary with *replicas* that follow it by GTID.
 
     *options* are settings of all. *synchronous*: a COMMIT is answered after a replica has it too
-    (MariaDB calls it semi-synchronous), so that a promotion loses nothing; asynchronous replication
-    (the default) may lose the last commits.
+    (MariaDB calls it semi-synchronous), so that a promotion loses nothing. Asynchronous replication
+    (the default) can lose the last commits.
     """
 
     def __init__(
@@ -37,20 +37,20 @@ class MariaDBCluster(Followed[MariaDB]):
         return self
 
     def takes_writes(self, server: MariaDB) -> bool:
-        """Whether *server* is not read-only."""
+        """Return whether *server* is not read-only."""
         return not server.is_read_only
 
     def switchover(self) -> MariaDB:
-        """Make the primary read-only, wait for a replica, promote it, have the old one follow."""
+        """Make the primary read-only, wait for a replica, promote it, make the old one follow."""
         old, new = self.writer, self.others[0]
         old.switchover(new, synchronous=self.synchronous)
         self._follow(new)
         return new
 
     def demote(self) -> MariaDB:
-        """Make the primary read-only while no other one takes writes yet: the next primary.
+        """Make the primary read-only before another one takes writes. Returns the next primary.
 
-        ``promote()`` that one to end it; :meth:`repair` then has the old one follow.
+        ``promote()`` that one to end this state; :meth:`repair` then makes the old one follow.
         """
         old, new = self.writer, self.others[0]
         old.set_read_only()
@@ -74,5 +74,5 @@ class MariaDBCluster(Followed[MariaDB]):
             server.set_read_only(False)
 
     def _refuse(self, server: MariaDB, on: bool) -> None:
-        """Error 1290 for every write."""
+        """Answer every write with error 1290, or end that."""
         server.set_read_only(on)

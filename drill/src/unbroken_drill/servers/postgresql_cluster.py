@@ -16,7 +16,7 @@ class PostgreSQLCluster(Followed[PostgreSQL]):
     """A PostgreSQL primary with *standbys* that stream from it.
 
     *options* are settings of all. *synchronous*: a COMMIT is answered after a standby has it too,
-    so that a promotion loses nothing; asynchronous replication (the default) may lose the last
+    so that a promotion loses nothing. Asynchronous replication (the default) can lose the last
     commits.
     """
 
@@ -39,20 +39,21 @@ class PostgreSQLCluster(Followed[PostgreSQL]):
         return self
 
     def takes_writes(self, server: PostgreSQL) -> bool:
-        """Whether *server* is a primary."""
+        """Return whether *server* is a primary."""
         return server.is_primary
 
     def switchover(self) -> PostgreSQL:
-        """Stop the primary in order, promote a standby, and have the old one follow it."""
+        """Stop the primary in order, promote a standby, and make the old one follow it."""
         old, new = self.writer, self.others[0]
         old.switchover(new, synchronous=self.synchronous)
         self._follow(new)
         return new
 
     def demote(self) -> PostgreSQL:
-        """Restart the primary as a standby while no other one takes writes yet: the next primary.
+        """Restart the primary as a standby before another one takes writes. Returns the next
+        primary.
 
-        Promote that one to end it.
+        Promote that one to end this state.
         """
         old, new = self.writer, self.others[0]
         old.demote(new)
@@ -72,7 +73,7 @@ class PostgreSQLCluster(Followed[PostgreSQL]):
         server.promote()
 
     def _refuse(self, server: PostgreSQL, on: bool) -> None:
-        """Error 25006 for every write."""
+        """Answer every write with error 25006, or end that."""
         if on:
             server.set(**{_READ_ONLY: True})
         else:

@@ -1,7 +1,7 @@
-"""Server processes: started without privileges, signalled with all their children, ended whatever
-happens to us.
+"""Server processes: started without privileges, signalled with all their children, and ended even
+if this process is killed.
 
-Linux reads ``/proc``; elsewhere ``ps`` is asked. POSIX only.
+Linux reads ``/proc``; other systems use ``ps``. POSIX only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _UNPRIVILEGED = ("nobody", "daemon")
 
 @cache
 def server_user() -> pwd.struct_passwd | None:
-    """The user that servers run as when we are root (servers refuse to be root); None: run as who
-    we are.
+    """Return the user of servers when this process is root (servers refuse to be root); None: run
+    as the current user.
     """
     if os.geteuid() != 0:
         return None
@@ -43,15 +43,15 @@ def server_user() -> pwd.struct_passwd | None:
 
 
 def identity() -> dict[str, Any]:
-    """Arguments for :class:`subprocess.Popen` that drop root's privileges; empty when there are
-    none to drop.
+    """Return arguments for :class:`subprocess.Popen` that drop root's privileges; empty if there
+    are none to drop.
     """
     user = server_user()
     return {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
 def environment() -> dict[str, str]:
-    """What a server may see of our environment: nothing that would change its language or its
+    """Return the environment for a server: without variables that would change its language or its
     settings.
     """
     kept = {
@@ -61,8 +61,8 @@ def environment() -> dict[str, str]:
 
 
 def spawn(command: Sequence[str | Path], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a server: unprivileged, in a session of its own (a Ctrl-C is ours alone), its output
-    appended to *log*.
+    """Start a server: unprivileged, in a session of its own (so Ctrl-C does not reach it), its
+    output appended to *log*.
     """
     with log.open("ab") as out:
         return subprocess.Popen(
@@ -78,8 +78,8 @@ def spawn(command: Sequence[str | Path], cwd: Path, log: Path) -> subprocess.Pop
 
 
 def run(command: Sequence[str | Path], cwd: Path, timeout: float = 120.0) -> str:
-    """Run a tool of the server's, unprivileged, and give what it printed; ServerUnavailable when it
-    fails.
+    """Run a tool of the server's, unprivileged, and return its output. Raises ServerUnavailable if
+    it fails.
     """
     try:
         done = subprocess.run(
@@ -106,7 +106,7 @@ def run(command: Sequence[str | Path], cwd: Path, timeout: float = 120.0) -> str
 
 
 def can_run(program: Path, cwd: Path) -> bool:
-    """Whether the server's user may run *program* where it lies."""
+    """Return whether the server's user can run *program* in its place."""
     try:
         subprocess.run(
             [program, "--version"],
@@ -122,16 +122,16 @@ def can_run(program: Path, cwd: Path) -> bool:
 
 
 def _table() -> dict[int, tuple[int, str]]:
-    """Every process: its parent and its state's letter."""
+    """Return every process: its parent and its state's letter."""
     if sys.platform != "linux":
         return _table_of_ps()
     found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
-            # a process may end while we read
+            # a process can end meanwhile
             with contextlib.suppress(OSError, ValueError):
-                # the name, in parentheses, may hold anything, so the fields are counted from its
-                # end
+                # the name, in parentheses, can contain any character, so the fields are counted
+                # from its end
                 state, parent = (
                     Path(entry.path, "stat")
                     .read_text(errors="replace")
@@ -151,15 +151,15 @@ def _table_of_ps() -> dict[int, tuple[int, str]]:
 
 
 def family(pid: int) -> list[int]:
-    """*pid* and all its descendants that live (zombies do not)."""
+    """Return *pid* and all its living descendants (without zombies)."""
     return list(_family(pid, _table()))
 
 
 def _family(pid: int, table: dict[int, tuple[int, str]]) -> dict[int, str]:
-    """The living family of *pid* with their states, elders first.
+    """Return the living family of *pid* with their states, elders first.
 
-    PostgreSQL's backends lead sessions of their own, so neither a process group nor a session would
-    name them: only the parent does.
+    PostgreSQL's backends lead sessions of their own, so neither a process group nor a session
+    contains them. Only the parent's number does.
     """
     children: dict[int, list[int]] = {}
     for child, (parent, state) in table.items():
@@ -179,12 +179,12 @@ def send(pids: Iterable[int], number: int) -> None:
 
 
 def freeze(pid: int, timeout: float = 5.0) -> list[int]:
-    """Stop *pid* and all its descendants, wait until they stand still, and give who they are."""
+    """Stop *pid* and all its descendants, wait until they stand still, and return their ids."""
     deadline = time.monotonic() + timeout
     while True:
         members = _family(pid, _table())
         moving = [member for member, state in members.items() if state not in "Tt"]
-        if not moving:  # a parent that stands still makes no more children: these are all
+        if not moving:  # a stopped parent makes no more children, so the list is complete
             return list(members)
         if time.monotonic() > deadline:
             raise ServerError(SERVER_LATE(f"processes {moving} did not stop within {timeout} s"))
@@ -193,7 +193,7 @@ def freeze(pid: int, timeout: float = 5.0) -> list[int]:
 
 
 def thaw(pid: int) -> None:
-    """Let *pid* and all its descendants go on."""
+    """Let *pid* and all its descendants continue."""
     send(reversed(family(pid)), signal.SIGCONT)
 
 
@@ -201,7 +201,7 @@ def kill(process: subprocess.Popen[bytes], timeout: float = 10.0) -> None:
     """SIGKILL *process* and all its descendants, and wait until every one of them is gone."""
     if process.poll() is not None:
         return
-    members = freeze(process.pid)  # so that none of them sees another one die, nor makes a new one
+    members = freeze(process.pid)  # so that none of them sees another one die, nor forks
     send(members, signal.SIGKILL)
     process.wait(timeout)
     deadline = time.monotonic() + timeout

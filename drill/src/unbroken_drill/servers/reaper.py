@@ -1,9 +1,9 @@
-"""Servers end when we do, even when we are killed: a small process waits for our death and ends
-what we left.
+"""Servers end with this process, even if it is killed: a small process waits for its death and ends
+its servers.
 
-PR_SET_PDEATHSIG would not do: it fires when the *thread* that started the server ends, and servers
-are started from threads that end. The reaper reads a pipe whose only writer is this process; end of
-file means that we are gone.
+PR_SET_PDEATHSIG would not work: it fires when the *thread* that started the server ends, and such
+threads do end. The reaper reads a pipe whose only writer is this process. End of file means that
+this process has ended.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import threading
 from pathlib import Path
 from typing import Final
 
-# Lines "folder TAB pid TAB started TAB signal": which process serves that folder now (pid 0: none;
-# empty: the folder is gone too). At our death: continue each (it may be frozen), send it its polite
-# signal, two seconds later SIGKILL to it and its descendants, and remove the folder. `started`
-# guards against a pid that was given to another process.
+# Lines "folder TAB pid TAB started TAB signal": the process that serves that folder now (pid 0:
+# none; empty: the folder is gone too). After the parent's death the reaper continues each process
+# (it may be frozen) and sends it its polite signal. Two seconds later it sends SIGKILL to it and
+# its descendants, and removes the folder. `started` guards against a pid that was used again.
 _PROGRAM: Final = r"""
 import os, select, shutil, signal, sys, time
 parent, jobs, text = int(sys.argv[1]), {}, b""
@@ -79,7 +79,7 @@ for folder in jobs:
 
 
 def started(pid: int) -> str:
-    """When *pid* was started, in the kernel's ticks; ``?`` where the system does not say."""
+    """Return when *pid* was started, in the kernel's ticks; ``?`` if the system hides it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except OSError:
@@ -87,8 +87,8 @@ def started(pid: int) -> str:
 
 
 class _Reaper:
-    """The reaper of this process: started with the first server, told of each, never inherited by a
-    fork.
+    """The reaper of this process. It starts with the first server, gets a line for each, and no
+    fork inherits it.
     """
 
     def __init__(self) -> None:
@@ -97,11 +97,13 @@ class _Reaper:
         self._jobs: dict[Path, str] = {}
 
     def watch(self, folder: Path, pid: int = 0, number: int = 0) -> None:
-        """When we are gone: end *pid* (if any) with signal *number*, and remove *folder*."""
+        """When this process has ended: end *pid* (if any) with signal *number*, and remove
+        *folder*.
+        """
         self._tell(folder, f"{folder}\t{pid}\t{started(pid)}\t{number}\n")
 
     def forget(self, folder: Path) -> None:
-        """*folder* and its server are gone."""
+        """Note that *folder* and its server are gone."""
         self._tell(folder, None)
 
     def _tell(self, folder: Path, line: str | None) -> None:
@@ -111,7 +113,7 @@ class _Reaper:
             else:
                 self._jobs[folder] = line
             if self._process is None or self._process.poll() is not None:
-                # the first, or somebody killed it
+                # the first line, or the reaper was killed
                 self._process = self._start()
                 self._write("".join(self._jobs.values()))
             else:
@@ -124,7 +126,7 @@ class _Reaper:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            start_new_session=True,  # neither a Ctrl-C nor a kill of our group ends it
+            start_new_session=True,  # neither a Ctrl-C nor a kill of this process's group ends it
         )
 
     def _write(self, text: str) -> None:
@@ -134,7 +136,7 @@ class _Reaper:
                 os.write(self._process.stdin.fileno(), text.encode())
 
     def dismiss(self) -> None:
-        """Close the pipe and wait for the reaper's end (it ends at once when no server is left)."""
+        """Close the pipe and wait for the reaper's end (immediately if no server is left)."""
         with self._lock:
             process, self._process = self._process, None
         if process is not None and process.stdin is not None:
@@ -143,14 +145,14 @@ class _Reaper:
                 process.wait(5.0)
 
     def after_fork_in_child(self) -> None:
-        """A child must not hold the pipe open (our death would go unseen), and has no server of its
-        own yet.
+        """Close a child's copy of the pipe, which would hide this process's death. The child has no
+        server of its own yet.
         """
         process, self._process = self._process, None
         self._lock, self._jobs = threading.Lock(), {}
         if process is not None and process.stdin is not None:
             process.stdin.close()
-            process.returncode = 0  # not our child: nothing to wait for, nothing to warn of
+            process.returncode = 0  # not this process's child: no wait, no warning
 
 
 reaper = _Reaper()

@@ -1,9 +1,9 @@
-"""The few bytes of each protocol that an administrator needs: log in over a unix socket, run SQL,
+"""The few parts of each protocol that an administrator needs: log in over a unix socket, run SQL,
 read text rows.
 
-So that a server for tests can be watched and steered without any driver installed, and without the
-driver under test judging itself. Each call is one connection. Sources: MariaDB knowledge base
-"Client/Server Protocol", PostgreSQL manual "Frontend/Backend Protocol" (simple query).
+So a test can watch and control a server without any driver, and the driver under test does not
+judge itself. Each call is one connection. Sources: MariaDB knowledge base "Client/Server Protocol",
+PostgreSQL manual "Frontend/Backend Protocol" (simple query).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Stream:
         self.sock.close()
 
     def exactly(self, size: int) -> bytes:
-        """The next *size* bytes; ServerError when they do not come."""
+        """Return the next *size* bytes. Raises ServerError if they do not come."""
         while len(self._buffer) < size:
             try:
                 more = self.sock.recv(65536)
@@ -65,7 +65,7 @@ class Stream:
         return taken
 
     def rest(self) -> bytes:
-        """All that comes until the other side hangs up."""
+        """Return all bytes until the other side hangs up."""
         found = self._buffer
         try:
             while more := self.sock.recv(65536):
@@ -75,7 +75,7 @@ class Stream:
         return found
 
     def send(self, data: bytes) -> None:
-        """All of *data*; ServerError when the other side hung up."""
+        """Send all of *data*. Raises ServerError if the other side hung up."""
         try:
             self.sock.sendall(data)
         except OSError as error:
@@ -85,7 +85,7 @@ class Stream:
 def mysql_query(
     path: str, user: str, sql: str, database: str | None = None, timeout: float = 30.0
 ) -> Rows:
-    """Run *sql* (several statements too) as *user*, who has no password, and give the last
+    """Run *sql* (several statements too) as *user*, who has no password. Returns the last
     statement's rows.
     """
     with Stream(path, timeout) as stream:
@@ -113,7 +113,7 @@ def _mysql_login(stream: Stream, user: str, database: str | None) -> None:
     _mysql_send(stream, number + 1, hello)
     number, answer = _mysql_packet(stream)
     if answer[:1] == b"\xfe":
-        # another plugin: whichever it is, an empty password is an empty answer
+        # another plugin: for any of them, an empty password is an empty answer
         _mysql_send(stream, number + 1, b"")
         _mysql_packet(stream)
 
@@ -123,7 +123,7 @@ def _mysql_send(stream: Stream, number: int, body: bytes) -> None:
 
 
 def _mysql_packet(stream: Stream) -> tuple[int, bytes]:
-    """The next packet's number and body; an ERR packet is raised."""
+    """Return the next packet's number and body. An ERR packet is raised."""
     head = stream.exactly(4)
     body = stream.exactly(int.from_bytes(head[:3], "little"))
     if body[:1] == b"\xff":
@@ -135,7 +135,7 @@ def _mysql_packet(stream: Stream) -> tuple[int, bytes]:
 
 
 def _mysql_result(stream: Stream) -> tuple[Rows, bool]:
-    """One statement's rows, and whether another statement's follow."""
+    """Return one statement's rows, and whether another statement's follow."""
     _, body = _mysql_packet(stream)
     if body[0] == 0:  # OK: affected rows, insert id, status
         _, at = _mysql_number(body, 1)
@@ -166,7 +166,7 @@ def _mysql_row(body: bytes, columns: int) -> tuple[str, ...]:
 
 
 def _mysql_number(body: bytes, at: int) -> tuple[int, int]:
-    """A length-encoded integer at *at*, and where it ends."""
+    """Return a length-encoded integer at *at*, and where it ends."""
     size = {0xFC: 2, 0xFD: 3, 0xFE: 8}.get(body[at])
     if size is None:
         return body[at], at + 1
@@ -174,7 +174,7 @@ def _mysql_number(body: bytes, at: int) -> tuple[int, int]:
 
 
 def postgres_query(path: str, user: str, sql: str, database: str, timeout: float = 30.0) -> Rows:
-    """Run *sql* (several statements too) as *user*, whom the server trusts, and give the last
+    """Run *sql* (several statements too) as *user*, whom the server trusts. Returns the last
     statement's rows.
     """
     with Stream(path, timeout) as stream:
@@ -189,8 +189,8 @@ def postgres_query(path: str, user: str, sql: str, database: str, timeout: float
 
 
 def _postgres_answer(stream: Stream) -> Rows:
-    """Read until the server is ready for more; an error is raised then (or at once, when it ends
-    the session).
+    """Read until the server is ready for more, then raise its error, if any. If the server ends the
+    session, raise immediately.
     """
     rows: Rows = []
     error: ServerError | None = None

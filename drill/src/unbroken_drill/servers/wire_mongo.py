@@ -1,8 +1,8 @@
-"""The few bytes of MongoDB's protocol that an administrator needs: one command over a unix socket,
+"""The few parts of MongoDB's protocol that an administrator needs: one command over a unix socket,
 and its answer.
 
-Sources: the MongoDB manual, "MongoDB Wire Protocol" (OP_MSG), and bsonspec.org, for the types that
-commands are made of.
+Sources: the MongoDB manual, "MongoDB Wire Protocol" (OP_MSG), and bsonspec.org for the types in
+commands.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _OP_MSG = 2013
 def mongo_command(
     path: str, command: Mapping[str, Any], database: str = "admin", timeout: float = 30.0
 ) -> dict[str, Any]:
-    """Run *command* in *database* and give its answer; ServerError, with the server's code, when it
-    refuses.
+    """Run *command* in *database* and return its answer. Raises ServerError, with the server's
+    code, if it refuses.
     """
     body = b"\0" * 5 + encode({**command, "$db": database})
     with Stream(path, timeout) as stream:
@@ -37,7 +37,7 @@ def mongo_command(
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """*document* in BSON: text, numbers, booleans, None, documents and lists of them."""
+    """Return *document* in BSON: text, numbers, booleans, None, documents and lists of them."""
     items = b"".join(_element(name, value) for name, value in document.items())
     return struct.pack("<i", len(items) + 5) + items + b"\0"
 
@@ -64,13 +64,13 @@ def _value(value: Any) -> tuple[bytes, bytes]:
     return b"\x04", encode({str(index): item for index, item in enumerate(value)})
 
 
-#: What is not looked at keeps its bytes: object ids, dates, timestamps, 128-bit decimals; smallest
-#: and greatest key have none.
+#: These types keep their bytes, because nothing reads them: object ids, dates, timestamps, 128-bit
+#: decimals. The smallest and the greatest key have none.
 _SIZES = {0x07: 12, 0x09: 8, 0x11: 8, 0x13: 16, 0xFF: 0, 0x7F: 0, 0x06: 0}
 
 
 def decode(data: bytes, at: int) -> tuple[dict[str, Any], int]:
-    """The document that begins at *at*, and where it ends."""
+    """Return the document that begins at *at*, and where it ends."""
     (size,) = struct.unpack_from("<i", data, at)
     end, at, out = at + size - 1, at + 4, {}
     while at < end:

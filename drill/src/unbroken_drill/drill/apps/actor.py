@@ -1,4 +1,4 @@
-"""Somebody's app as a contender: a command before a fault proxy, asked over HTTP."""
+"""The user's app as a contender: a command before a fault proxy, queried over HTTP."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from unbroken_drill.messages import APP_FAILED
 from unbroken_drill.servers import Server, ServerError
 from unbroken_drill.servers.folders import free_port
 
-#: A request while the app starts: it may answer late, but then it is asked again.
+#: Seconds for a request while the app starts. A late answer is no error: the app is asked again.
 _GLANCE: Final = 2.0
 _PACE: Final = 0.05
-#: After the last step the app is asked so often, one request after another, whether it is well.
+#: After the last step the app gets this many health requests, one after another.
 CHECKS: Final = 20
-_ENOUGH: Final = 5  #: failures of these say enough
+_ENOUGH: Final = 5  #: failures of these are enough for a verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,39 +46,39 @@ class OwnApp:
 
     @property
     def title(self) -> str:
-        """As the tables show it."""
+        """Its name in the tables."""
         return self.variant.name
 
     @property
     def backend(self) -> str:
-        """On which kind of server."""
+        """The kind of its server."""
         return self.plan.backend
 
     @property
     def is_ours(self) -> bool:
-        """Never: an app is held to its own limits, not to unbroken's contract."""
+        """Always false: an app has its own limits, not unbroken's contract."""
         return False
 
     @property
     def db(self) -> str | None:
-        """The server that is there already, if there is one."""
+        """The existing server, if there is one."""
         return self.plan.db
 
     @property
     def is_proxied(self) -> bool:
-        """Always: what nobody listens on must refuse, and the app's sockets are known by the
-        proxy's port.
+        """Always true: a port on which nobody listens must refuse, and the proxy's port identifies
+        the app's sockets.
         """
         return True
 
     def result(self, scenario: str) -> AppResult:
-        """An empty row."""
+        """Return an empty row."""
         return AppResult(self.backend, scenario, self.key, self.title, is_ours=False)
 
     @contextmanager
     def enter(self, ground: Ground, scenario: Scenario, seed: int) -> Iterator[AppActor]:
-        """The app, not started yet, and its traffic. What is to be set up on the server is set up
-        once.
+        """Yield the app, not started yet, and its traffic. The server is set up once for each
+        variant.
         """
         del scenario
         plan = self.plan
@@ -109,7 +109,7 @@ def _set_up_server(ground: Ground, plan: AppPlan) -> None:
 
 
 def _run_sql(server: Server | Site, sql: str) -> None:
-    if server.backend == "postgresql":  # what is made belongs to the role that made it
+    if server.backend == "postgresql":  # objects belong to the role that created them
         name = '"' + server.user.replace('"', '""') + '"'
         sql = f"SET ROLE {name}; {sql}"
     try:
@@ -120,7 +120,7 @@ def _run_sql(server: Server | Site, sql: str) -> None:
 
 @dataclass(slots=True)
 class AppActor:
-    """See :class:`~unbroken_drill.drill.stage.Actor`."""
+    """An :class:`~unbroken_drill.drill.stage.Actor`: one app with its traffic."""
 
     contender: OwnApp
     ground: Ground
@@ -134,7 +134,7 @@ class AppActor:
 
     @property
     def port(self) -> int | None:
-        """The proxy's; None: there is none, because clients are told of several servers."""
+        """The proxy's port. None: there is no proxy, because clients learn several addresses."""
         return self.ground.proxy.port if self.ground.has_one_address else None
 
     def prepare(self, stage: Stage) -> None:
@@ -145,8 +145,8 @@ class AppActor:
             self.ground.prepared.add(name)
 
     def bring_up(self, stage: Stage) -> None:
-        """Start it and wait until every URL answers well. Raises AppError with what the app printed
-        instead.
+        """Start it and wait until every URL answers well. Raises AppError with the app's output
+        otherwise.
         """
         stage.tell("start of the app")
         self.app.start()
@@ -177,17 +177,17 @@ class AppActor:
         self.traffic.start()
 
     def settle(self, stage: Stage) -> None:
-        """End the traffic, and wait for what is under way."""
+        """End the traffic, and wait for the requests in progress."""
         self.traffic.pause()
         while self.traffic.is_busy:
             stage.wait(_PACE)
 
     def do(self, step: Step, stage: Stage) -> None:
-        """Never called: such a scenario is left out."""
+        """Never called: such a scenario is omitted."""
         raise NotImplementedError(step.text)
 
     def conclude(self, stage: Stage, result: Result, began: float) -> None:
-        """Count the replies, the connections, and whether the app is well."""
+        """Count the replies and the connections, and check whether the app works."""
         assert isinstance(result, AppResult)
         names = [each.name for each in self.traffic.targets]
         several = names if len(names) > 1 else ()
@@ -203,7 +203,7 @@ class AppActor:
             result.left = sessions_left(stage.server)
 
     def _see_health(self, stage: Stage, result: AppResult) -> None:
-        """Ask whether all is well. If not, restart the app as an administrator would, and note
+        """Check whether all URLs work. If not, restart the app as an administrator would, and note
         whether that helped.
         """
         stage.tell("is it well?")
@@ -225,4 +225,4 @@ class AppActor:
                 result.restart_helped = True
 
     def kill(self) -> None:
-        """Its lane looks every moment whether it is to end, and ends the app then."""
+        """Do nothing: its lane checks continually whether it must end, and then ends the app."""

@@ -1,11 +1,11 @@
-"""The process that an app runs below: ``python -P -m unbroken_drill.drill.apps.keeper COMMAND…``,
-held by a pipe.
+"""The parent process of an app: ``python -P -m unbroken_drill.drill.apps.keeper COMMAND…``,
+controlled by a pipe.
 
-When its standard input ends (the drill is done with the app, or is gone, however it ended), the app
-is asked to end by SIGTERM, and after :data:`GRACE` seconds it and everything that it ever started
-is killed; ``kill`` and a line's end on the pipe do so at once. The keeper is a subreaper: on Linux
-even processes that made themselves daemons stay its descendants. It ends with the app, and with the
-app's status.
+Its standard input ends when the drill is done with the app, or has ended in any way. Then the
+keeper asks the app to end by SIGTERM. After :data:`GRACE` seconds it kills the app and everything
+that the app ever started. ``kill`` and a line's end on the pipe do so immediately. The keeper is a
+subreaper: on Linux even processes that made themselves daemons stay its descendants. It ends with
+the app, and with the app's status.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PACE: Final = 0.005
 
 
 def main() -> None:
-    """Run the command, and wait for its end or for ours."""
+    """Run the command, and wait for its end or for the end of the pipe."""
     _adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     bell, ring = os.pipe()
@@ -50,12 +50,12 @@ def main() -> None:
 
 
 def _adopt_orphans() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # not Linux: who leaves our group is lost
+    with contextlib.suppress(OSError, AttributeError):  # not Linux: daemons of the app stay behind
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _watch(app: subprocess.Popen[bytes], bell: int) -> float:
-    """Wait until the app ends or is to end; gives how long it may take to."""
+    """Wait until the app ends or must end. Returns the time that it has for its end."""
     while True:
         ready, _, _ = select.select([0, bell], [], [])
         if bell in ready:
@@ -67,7 +67,7 @@ def _watch(app: subprocess.Popen[bytes], bell: int) -> float:
 
 
 def _end_all() -> None:
-    """Kill our descendants until none is left, and reap them."""
+    """Kill all descendants until none is left, and reap them."""
     while left := processes.family(os.getpid())[1:]:
         processes.send(left, signal.SIGKILL)
         _reap()

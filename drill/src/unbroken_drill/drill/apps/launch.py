@@ -1,5 +1,5 @@
-"""The user's app: started in a session of its own, asked what it printed, and ended with all that
-it started.
+"""The user's app: started in a session of its own. Its output can be read, and it is ended with
+everything that it started.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ _PACE: Final = 0.02
 
 
 class AppError(UnbrokenError):
-    """The app does not start, ends, or does not serve; the message says in one line what it
-    printed.
+    """The app does not start, ends, or does not serve. The message contains its output in one
+    line.
     """
 
 
 class App:
-    """One command below a keeper (:mod:`unbroken_drill.drill.apps.keeper`); a context manager that
+    """One command below a keeper (:mod:`unbroken_drill.drill.apps.keeper`). A context manager that
     ends it.
 
-    *environment* is added to ours. Its output is appended to *log*. *folder* is where it runs.
+    *environment* is added to this process's. Its output is appended to *log*. *folder* is its
+    working directory.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class App:
         self.command, self.log, self.folder = list(command), log, folder
         self.environment = dict(environment)
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._said_before = 0  #: how much of the log is of earlier lives
+        self._said_before = 0  #: the length of the log before this start
 
     def __enter__(self) -> App:
         return self
@@ -50,7 +51,7 @@ class App:
         self.stop(quickly=True)
 
     def start(self) -> None:
-        """Start it; whether it serves is for the caller to see. Nothing when it runs already."""
+        """Start it, without a check whether it serves. Do nothing if it runs already."""
         if self.is_running:
             return
         self.stop(quickly=True)
@@ -63,12 +64,12 @@ class App:
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
-                start_new_session=True,  # a Ctrl-C is for the drill, which then ends the app
+                start_new_session=True,  # a Ctrl-C goes to the drill, which then ends the app
             )
 
     def stop(self, *, quickly: bool = False) -> None:
-        """End it with all that it started: politely, within
-        :data:`~unbroken_drill.drill.apps.keeper.GRACE`, or at once.
+        """End it with everything that it started: by SIGTERM within
+        :data:`~unbroken_drill.drill.apps.keeper.GRACE`, or immediately.
         """
         keeper, self._keeper = self._keeper, None
         if keeper is None or keeper.stdin is None:
@@ -79,7 +80,7 @@ class App:
             keeper.stdin.close()
         try:
             keeper.wait(GRACE + 10.0)
-        except subprocess.TimeoutExpired:  # it was stopped, or worse
+        except subprocess.TimeoutExpired:  # the keeper was stopped, or hangs
             processes.kill(keeper)
 
     @property
@@ -89,7 +90,7 @@ class App:
 
     @property
     def status(self) -> int | None:
-        """What it ended with; None while it runs."""
+        """Its exit status; None while it runs."""
         return None if self._keeper is None else self._keeper.poll()
 
     @property
@@ -98,7 +99,7 @@ class App:
         return processes.family(self._keeper.pid)[1:] if self._keeper is not None else []
 
     def said(self, lines: int = 3) -> str:
-        """The last *lines* that it printed in this life, as one."""
+        """Return the last *lines* of its output since this start, as one."""
         with contextlib.suppress(OSError), self.log.open("rb") as log:
             log.seek(self._said_before)
             text = log.read()[-8192:].decode(errors="replace").strip()
@@ -111,10 +112,10 @@ class App:
     def run_once(
         self, command: Sequence[str], timeout: float, wait: Callable[[float], None]
     ) -> None:
-        """Run *command* (a migration) as the app would run. Raises AppError when it fails or takes
-        longer.
+        """Run *command* (a migration) in the app's environment. Raises AppError if it fails or
+        takes longer.
 
-        *wait* sleeps, and raises when there is no use in waiting any longer.
+        *wait* sleeps, and raises if further waiting is useless.
         """
         deadline = time.monotonic() + timeout
         with App(command, self.environment, self.log, self.folder) as one:

@@ -1,4 +1,4 @@
-"""Somebody's app: its commands, its URLs, its variables, checked before anything is started."""
+"""The user's app: its commands, its URLs, its variables, checked before anything is started."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _PLACES: Final = ("url", "host", "port", "user", "password", "database")
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One app, or one of several to compare: its name in the tables, its command, and what it alone
-    finds in its environment.
+    """One app, or one of several to compare: its name in the tables, its command, and its own
+    environment variables.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class AppPlan:
-    """How an app, or each of several variants, is started and asked. Times are seconds."""
+    """The plan to start and query an app, or each of several variants. Times are seconds."""
 
     targets: tuple[Target, ...]
     environment: tuple[
         tuple[str, str], ...
-    ]  #: name and template of each variable that says where the database is
+    ]  #: name and template of each variable that holds the database's address
     backend: str
-    db: str | None = None  #: the URL of a server that is there, and may be harmed
+    db: str | None = None  #: the URL of an existing server, which the drill may harm
     driver: str | None = None
     setup: tuple[str, ...] = ()
     setup_sql: str | None = None
@@ -60,13 +60,13 @@ class AppPlan:
 
     @property
     def port_is_free(self) -> bool:
-        """Whether the app is told its port: ``{port}`` in a URL."""
+        """Whether the drill chooses the app's port: ``{port}`` in a URL."""
         return any("{port}" in target.url for target in self.targets)
 
 
 def variant(text: str, at: int) -> Variant:
-    """A command as a shell would read it: ``name: VARIABLE=value program argument``; name and
-    variables may be left out.
+    """Return a command, read as a shell would read it: ``name: VARIABLE=value program argument``.
+    Name and variables are optional.
     """
     named = _NAMED.fullmatch(text.strip())
     return command(
@@ -75,7 +75,7 @@ def variant(text: str, at: int) -> Variant:
 
 
 def command(text: str | Sequence[str], name: str | None, at: int = 0) -> Variant:
-    """The same with the *name* known; *at* numbers those that have none."""
+    """Return the same with the *name* known; *at* numbers commands without a name."""
     try:
         words = shlex.split(text) if isinstance(text, str) else list(text)
     except ValueError as error:
@@ -98,7 +98,9 @@ def command(text: str | Sequence[str], name: str | None, at: int = 0) -> Variant
 
 
 def database_variable(text: str) -> tuple[str, str]:
-    """``NAME``, which takes the URL, or ``NAME=template`` with ``{host}``, ``{port}`` and so on."""
+    """Return the name and template of ``NAME``, which takes the URL, or of ``NAME=template`` with
+    ``{host}``, ``{port}`` and so on.
+    """
     name, equals, template = text.partition("=")
     if not _VARIABLE.fullmatch(name):
         raise ConfigurationError(
@@ -116,9 +118,9 @@ def database_variable(text: str) -> tuple[str, str]:
 
 
 def fill(template: str, where: Where) -> str:
-    """A variable's value.
+    """Return a variable's value.
 
-    In a template that is a URL itself, user and password are percent-encoded as URLs want them.
+    In a template that is a URL itself, user and password are percent-encoded.
     """
     values = {name: str(getattr(where, name)) for name in _PLACES}
     if "://" in template:
@@ -127,7 +129,7 @@ def fill(template: str, where: Where) -> str:
 
 
 def target(url: str, method: str, body: str | None, headers: Mapping[str, str]) -> Target:
-    """One URL of the app's, checked. *url* may begin with a method of its own: ``POST
+    """Return one URL of the app, checked. *url* can begin with a method of its own: ``POST
     http://…``.
     """
     word, _, rest = url.partition(" ")
@@ -156,7 +158,7 @@ def target(url: str, method: str, body: str | None, headers: Mapping[str, str]) 
 
 
 def header(text: str) -> tuple[str, str]:
-    """``Name: value``."""
+    """Return name and value of ``Name: value``."""
     name, colon, value = text.partition(":")
     if (
         not colon

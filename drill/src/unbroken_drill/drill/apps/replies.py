@@ -1,4 +1,4 @@
-"""A request of somebody's app, and what came of it."""
+"""A request to the user's app, and its outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HUNG_TEXT: Final = "no answer within"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is asked. ``{n}`` in the URL and the body becomes the request's number, from 1."""
+    """A URL to request. ``{n}`` in the URL and the body becomes the request's number, from 1."""
 
     url: str
     method: str = "GET"
@@ -23,24 +23,24 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What people call it: its method, and its path and query."""
+        """Its name for people: its method, and its path and query."""
         rest = self.url.partition("://")[2]
         return f"{self.method} /{rest.partition('/')[2]}"
 
 
 class Reply(NamedTuple):
-    """One request and what came of it. Times are ``time.monotonic()``."""
+    """One request and its outcome. Times are ``time.monotonic()``."""
 
-    due: float  #: when it was to be sent: latency counts from here
-    sent: float  #: when it was
+    due: float  #: its scheduled time: latency counts from here
+    sent: float  #: when it was sent
     end: float
     status: int  #: 0: there was no HTTP response
-    line: str  #: the body's first line, or why there was no response
-    target: int  #: which of the targets
+    line: str  #: the body's first line, or the reason for the missing response
+    target: int  #: the number of the target
 
     @property
     def outcome(self) -> str:
-        """``ok`` below status 400, ``hung`` when there was no answer in time, else ``error``."""
+        """``ok`` below status 400, ``hung`` without an answer in time, otherwise ``error``."""
         if self.status:
             return OK if self.status < 400 else ERROR
         return HUNG if self.line.startswith(HUNG_TEXT) else ERROR

@@ -1,4 +1,4 @@
-"""What came of one app in one scenario."""
+"""The result of one app in one scenario."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from unbroken_drill.drill.apps.replies import HUNG, OK, Reply
 from unbroken_drill.drill.results import Mark, Result, added, spans
 
 
-@dataclass  # without slots, which super() does not find its way through
+@dataclass  # without slots: super() does not work with them here
 class AppResult(Result):
-    """A row of somebody's app, which knows of HTTP and of the app's process."""
+    """A row of the user's app, with facts about HTTP and the app's process."""
 
-    #: how often each; "none": no HTTP response
+    #: the count of each; "none": no HTTP response
     statuses: dict[str, int] = field(default_factory=dict)
     needed_restart: bool = False  #: it did not recover by itself: the drill restarted it
-    restart_helped: bool | None = None  #: and whether it served then; None: there was no restart
-    ended: str | None = None  #: the app's process ended by itself: what it said
-    late: float = (
-        0.0  #: the most that the drill itself sent a request later than it was due, in seconds
-    )
+    restart_helped: bool | None = None  #: whether it served after that; None: no restart
+    ended: str | None = None  #: the app's process ended by itself: its last output
+    late: float = 0.0  #: the longest delay of a request by the drill itself, in seconds
     quiet_latency: float | None = None  #: the median before the first fault, in seconds
     marks: list[Mark] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)  #: every request, in the order they were due
@@ -35,8 +33,8 @@ class AppResult(Result):
         began: float,
         targets: Sequence[str] = (),
     ) -> None:
-        """Count *replies*, and see how soon after each mark's end all was well. *targets*: what
-        people call each URL, where there are several.
+        """Count *replies*, and find how soon after each mark's end everything worked. *targets*:
+        the names of the URLs, if there are several.
         """
         self.replies, self.marks, self.began = sorted(replies), list(marks), began
         self.requests = len(replies)
@@ -64,10 +62,10 @@ class AppResult(Result):
         )
         self.quiet_latency = before[len(before) // 2] if before else None
         last = self.replies[-1].due if replies else 0.0
-        # of one that lasts to the end nobody recovers
+        # nobody can recover from a fault that lasts to the end
         faults = [span for span in spans(marks) if span[1] < last]
         until = [*(begin for begin, _ in faults), float("inf")][1:]
-        # a request that is under way when the next fault comes says nothing of this one
+        # a request in progress at the next fault reveals nothing about this one
         windows = [
             (up, [r for r in self.replies if up <= r.due and r.end < end])
             for (_, up), end in zip(faults, until, strict=True)
@@ -75,7 +73,7 @@ class AppResult(Result):
         self.recoveries = [recovery(after, up) for up, after in windows if after]
 
     def as_json(self) -> dict[str, Any]:
-        """The row for machines; times on the timeline count from its beginning."""
+        """Return the row as JSON data; times on the timeline count from its beginning."""
         own = super().as_json()
         own["marks"] = [
             {"text": m.text, "begin": self._since(m.begin), "end": self._since(m.end)}
@@ -84,7 +82,7 @@ class AppResult(Result):
         own["replies"] = [
             [self._since(r.due), round(r.end - r.due, 4), r.status, r.target] for r in self.replies
         ]
-        for name in ("began", "is_ours", "wrong", "told", "in_doubt"):  # what only small apps have
+        for name in ("began", "is_ours", "wrong", "told", "in_doubt"):  # fields of small apps only
             del own[name]
         return own
 
@@ -93,7 +91,7 @@ class AppResult(Result):
 
     @classmethod
     def combined(cls, rows: Sequence[Self]) -> Self:
-        """As all rows, with the timeline of the run in which most requests failed."""
+        """Return all rows as one, with the timeline of the run with the most failed requests."""
         total = super().combined(rows)
         worst = max(rows, key=lambda row: row.errors + row.hung)
         total.marks, total.replies, total.began = worst.marks, worst.replies, worst.began
@@ -107,16 +105,16 @@ class AppResult(Result):
 
 
 def said(reply: Reply) -> str:
-    """What a failed request was told, for counting: its status and the body's first line, which may
-    begin with the status itself.
+    """Return a failed request's answer, for counting: its status and the body's first line, which
+    may begin with the status itself.
     """
     status = str(reply.status or "")
     return f"{status} {reply.line.removeprefix(status).strip(' :-')}".strip()
 
 
 def recovery(replies: Sequence[Reply], up: float) -> float | None:
-    """From *up* to the answer of the first of *replies* from which on all went well; None: they
-    still failed at the end.
+    """Return the time from *up* to the first of *replies* after which no request failed; None:
+    requests still failed at the end.
 
     *replies* are those due since then, in that order.
     """

@@ -1,10 +1,10 @@
-"""HTTP requests as users send them: each at its own moment, whatever became of the ones before it.
+"""HTTP requests as users send them: each at its own moment, regardless of the earlier ones.
 
-The traffic is *open-loop*: a schedule says when each request is due, and its latency counts from
-then, so that an app that stands still is charged with every request that it kept waiting, not only
-with the few that happened to be under way (the mistake called coordinated omission). Each goes over
-a connection of its own: a keep-alive connection that the app closes just as a request goes out
-would look like an error of the app.
+The traffic is *open-loop*: a schedule defines when each request is due, and its latency counts from
+then. So an app that stands still is charged with every request that it kept waiting, not only with
+the few that were in progress (that mistake is called coordinated omission). Each request uses a
+connection of its own. A keep-alive connection that the app closes just as a request is sent would
+look like an error of the app.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import aiohttp
 from unbroken_drill.drill.apps.replies import HUNG_TEXT, Reply, Target
 
 _T = TypeVar("_T")
-_LINE: Final = 160  #: of a body's first line, this much is kept
-_HEAD: Final = 8192  #: the first line is looked for in so much of a body
+_LINE: Final = 160  #: characters of a body's first line that are kept
+_HEAD: Final = 8192  #: bytes of a body in which the first line is searched
 _TITLE: Final = re.compile(r"<(title|h1)[^>]*>(.*?)</\1", re.IGNORECASE | re.DOTALL)
 
 
 class Traffic:
-    """Sends requests to *targets* in turn, *rate* a second, from a thread of its own; a context
+    """Sends requests to *targets* in turn, *rate* a second, from a thread of its own. A context
     manager.
 
-    No more than *concurrency* are under way at a time (the others wait, and their wait counts). One
-    without an answer *patience* seconds after it was due hangs. *seed* decides when within its
-    share of the second each is sent.
+    At most *concurrency* are in progress at a time (the others wait, and their wait counts). A
+    request without an answer *patience* seconds after it was due counts as hung. *seed* decides the
+    moment of each within its share of the second.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class Traffic:
             self._schedule = asyncio.run_coroutine_threadsafe(self._send_on_schedule(), self._loop)
 
     def pause(self) -> None:
-        """Send no more; what is under way goes on."""
+        """Send no more requests; those in progress continue."""
         schedule, self._schedule = self._schedule, None
         if schedule is not None:
             schedule.cancel()
 
     @property
     def is_busy(self) -> bool:
-        """Whether requests are under way: no longer than the patience after :meth:`pause`."""
+        """Whether requests are in progress: at most for the patience after :meth:`pause`."""
         return bool(self._under_way)
 
     def ask(self, count: int = 1, patience: float | None = None) -> list[Reply]:
-        """Send *count* requests to each target, one after another, and give their replies; they are
-        not in :attr:`replies`.
+        """Send *count* requests to each target, one after another, and return their replies, which
+        are not in :attr:`replies`.
         """
         return self._do(self._ask(count, patience or self.patience))
 
@@ -160,7 +160,7 @@ class Traffic:
 
 
 def first_line(text: str) -> str:
-    """What a body says first: its first line that is not empty, or an HTML page's title."""
+    """Return a body's first line that is not empty, or an HTML page's title."""
     if text.lstrip().startswith("<"):
         found = _TITLE.search(text)
         if found:
@@ -169,14 +169,14 @@ def first_line(text: str) -> str:
 
 
 class _Broken(Exception):  # noqa: N818 - never seen outside
-    """The connection of a request broke; the cause says how."""
+    """The connection of a request broke; the cause has the reason."""
 
 
 async def _once(
     request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Send it once: by itself aiohttp sends a GET again whose connection broke, and nobody would
-    see the error.
+    """Send it once. By itself aiohttp repeats a GET whose connection broke, which would hide the
+    error.
     """
     try:
         return await send(request)
@@ -187,8 +187,8 @@ async def _once(
 
 
 def _why(error: BaseException | None) -> str:
-    """Why there was no HTTP response, without the addresses that would make each message
-    another.
+    """Return the reason for a missing HTTP response, without the addresses that would make each
+    message different.
     """
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed without a response"

@@ -19,23 +19,23 @@ from unbroken_drill.messages import UNKNOWN_NAME
 class Entrant:
     """A small app on one kind of server."""
 
-    key: str  #: as ``--contenders`` spells it
-    title: str  #: as the table shows it, at most 20 characters
+    key: str  #: its spelling for ``--contenders``
+    title: str  #: its name in the table, at most 20 characters
     backend: str
     driver: str
     made_by: str  #: ``module:Class`` below this package
-    #: packages to install; a module is called as its package, but for those in _MODULES
+    #: packages to install; a module has its package's name, except for those in _MODULES
     needs: tuple[str, ...]
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is unbroken, and therefore held to the contract."""
+        """Whether it is unbroken, and must therefore keep the contract."""
         return self.key.startswith("unbroken")
 
     @property
     def is_green(self) -> bool:
-        """Whether it can do with greenlets for threads: not what is written in C, nor an event
-        loop.
+        """Whether it works with greenlets instead of threads: not if it is written in C, nor with
+        an event loop.
         """
         return self.driver in ("psycopg", "pymysql") and "mysqlclient" not in self.needs
 
@@ -49,7 +49,7 @@ class Entrant:
         ]
 
     def load(self) -> type[SmallApp]:
-        """Its class; imports it (not yet its packages)."""
+        """Import its class (not yet its packages) and return it."""
         module, name = self.made_by.split(":")
         found: type[SmallApp] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         return found
@@ -57,7 +57,7 @@ class Entrant:
 
 _MODULES = {"mysqlclient": "MySQLdb", "psycopg-pool": "psycopg_pool"}
 _PG, _MA = "postgresql", "mariadb"
-_DRIVERS = {_PG: "psycopg", _MA: "pymysql"}  #: of the apps that take either
+_DRIVERS = {_PG: "psycopg", _MA: "pymysql"}  #: for apps that work with either
 
 
 def _on_both(key: str, title: str, made_by: str, *needs: str) -> tuple[Entrant, ...]:
@@ -110,23 +110,24 @@ ENTRANTS: tuple[Entrant, ...] = (
     *_on_both("alone/peewee", "peewee without units", "peewee:PlainPeewee", "peewee"),
 )
 
-#: Before a topology without ``--all``.
+#: The contenders before a topology without ``--all``.
 ON_TOPOLOGIES = (
     "unbroken/psycopg", "unbroken/asyncpg", "unbroken/pymysql", "sqlalchemy", "pre_ping", "dbutils",
     "psycopg_pool", "asyncpg",
 )  # fmt: skip
 
-#: Without ``--all``: unbroken beside what the tutorials show and what most people use.
+#: Without ``--all``: unbroken beside the tutorials' way and the most used pools.
 USUAL = ("unbroken/psycopg", "unbroken/pymysql", "one", "sqlalchemy", "pre_ping")
 
 
 def find(key: str, backend: str) -> Entrant:
-    """The entrant *key* on *backend*."""
+    """Return the entrant *key* on *backend*."""
     return next(e for e in ENTRANTS if (e.key, e.backend) == (key, backend))
 
 
 def choose(names: Sequence[str], backends: Iterable[str]) -> list[Entrant]:
-    """The entrants that *names* mean on *backends*, ours first; ``unbroken`` means all of ours.
+    """Return the entrants for *names* on *backends*, unbroken's first; ``unbroken`` means all of
+    unbroken's.
 
     Raises ConfigurationError for a name that no contender has on any server.
     """

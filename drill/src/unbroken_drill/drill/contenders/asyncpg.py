@@ -19,7 +19,7 @@ from unbroken_drill.drill.worker.workload import Row, Rows, Unit, perform_async
 class AsyncpgPool(SmallApp):
     """``async with pool.acquire() as conn, conn.transaction()`` in each request.
 
-    A forked child makes a loop and a pool of its own, for a loop does not cross a fork.
+    A forked child makes a loop and a pool of its own, because a loop does not survive a fork.
     """
 
     def __init__(self, where: Where, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class AsyncpgPool(SmallApp):
         )
 
     def work(self, unit: Unit) -> Rows:
-        """One transaction, in a task."""
+        """Run one transaction, in a task."""
         return self._loop.ask(self._work(unit))
 
     async def _work(self, unit: Unit) -> Rows:
@@ -50,7 +50,7 @@ class AsyncpgPool(SmallApp):
             return await perform_async(unit, _fetch(conn))
 
     def take(self, unit: Unit) -> Any:
-        """``acquire()`` without ``release()``, in a task."""
+        """Call ``acquire()`` without ``release()``, in a task."""
         return self._loop.ask(self._take(unit))
 
     async def _take(self, unit: Unit) -> Any:
@@ -59,12 +59,12 @@ class AsyncpgPool(SmallApp):
         return conn
 
     def after_fork(self) -> None:
-        """A new pool on a new loop; the inherited ones are kept, untouched."""
+        """Make a new pool on a new loop. The inherited ones are kept, untouched."""
         self._old.append((self._pool, self._loop))
         self._make()
 
     def close(self) -> None:
-        """End the pool at once, then the loop."""
+        """End the pool immediately, then the loop."""
         self._loop.ask(self._terminate())
         self._loop.stop()
 

@@ -16,24 +16,24 @@ from unbroken_drill.drill.worker.workload import Rows, Unit, on_cursor
 
 
 def _creator(driver: Any, where: Where) -> Any:
-    """The driver, or a function that connects by it with the password that is right now."""
+    """Return the driver, or a function that connects by it with the current password."""
     if not where.secret:
         return driver
 
     def connect(**arguments: Any) -> Any:
         return driver.connect(**{**arguments, "password": where.password_now()})
 
-    connect.dbapi = driver  # type: ignore[attr-defined] # as DBUtils' manual asks for
+    connect.dbapi = driver  # type: ignore[attr-defined] # as DBUtils' manual requires
     return connect
 
 
 class DBUtils(SmallApp):
-    """``blocking=True``, pinged whenever fetched (its default; psycopg has no ``ping``, so ``SELECT
+    """``blocking=True``, pinged at each checkout (its default; psycopg has no ``ping``, so ``SELECT
     1``).
 
-    Writes call ``begin()``, as the manual demands of transactions; reads do not, so that they are
-    reopened transparently. The manual says nothing of forks, so nothing is done. A waiting request
-    has no limit: ``blocking`` knows none.
+    Writes call ``begin()``, as the manual requires for transactions. Reads do not, so that lost
+    connections are reopened automatically. The manual does not mention forks, so nothing is done
+    after one. A waiting request has no limit: ``blocking`` supports none.
     """
 
     def __init__(self, where: Where, settings: Settings) -> None:
@@ -50,7 +50,7 @@ class DBUtils(SmallApp):
         )
 
     def work(self, unit: Unit) -> Rows:
-        """Take, work, commit, give back."""
+        """Take a connection, work, commit, return it."""
         with self._pool.connection() as conn:
             if unit.writes:
                 conn.begin()
@@ -63,7 +63,7 @@ class DBUtils(SmallApp):
             return rows
 
     def take(self, unit: Unit) -> Any:
-        """``connection()`` without ``close()``."""
+        """Call ``connection()`` without ``close()``."""
         conn = self._pool.connection()
         on_cursor(unit, conn)
         return conn

@@ -11,8 +11,8 @@ from unbroken_drill.drill.worker.workload import Row, Rows, Unit, perform
 
 
 class PlainDjango(Ours):
-    """A reading request sends its statements in autocommit, a writing one each in an ``atomic`` of
-    its own; then the connection is closed, as Django does at a request's end.
+    """A reading request sends its statements in autocommit. A writing one sends each in an
+    ``atomic`` of its own. Then the connection is closed, as Django does at a request's end.
     """
 
     def __init__(self, where: Where, settings: Settings) -> None:
@@ -38,7 +38,7 @@ class PlainDjango(Ours):
         self._atomic: Any = transaction.atomic
 
     def work(self, unit: Unit) -> Rows:
-        """Work, close."""
+        """Work, then close."""
         try:
             return perform(unit, self._alone if unit.writes else self._execute)
         finally:
@@ -54,7 +54,7 @@ class PlainDjango(Ours):
             return tuple(cursor.fetchone() or ()) if cursor.description else None
 
     def take(self, unit: Unit) -> Any:
-        """No ``close()``; Django keeps the connection for the thread."""
+        """Work without ``close()``; Django keeps the connection for the thread."""
         perform(unit, self._execute)
         return self._connection.connection
 

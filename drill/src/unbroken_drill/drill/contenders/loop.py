@@ -1,4 +1,4 @@
-"""An event loop in a thread, for small apps of asyncio that threads ask."""
+"""An event loop in a thread, for small apps of asyncio that threads call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LoopThread:
         threading.Thread(target=self._loop.run_forever, name="drill loop", daemon=True).start()
 
     def ask(self, work: Coroutine[Any, Any, T]) -> T:
-        """What *work* gives, once it is done."""
+        """Run *work* and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""One connection for the whole process, as the tutorials show it, behind a lock."""
+"""One connection for the whole process, as in tutorials, behind a lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OneConnection(SmallApp):
         self._lock = threading.Lock()
 
     def work(self, unit: Unit) -> Rows:
-        """Cursor, execute, commit; roll back on an exception."""
+        """Make a cursor, execute, commit; roll back on an exception."""
         with self._lock:
             try:
                 rows = on_cursor(unit, self._conn)
@@ -34,7 +34,7 @@ class OneConnection(SmallApp):
             return rows
 
     def take(self, unit: Unit) -> Any:
-        """The handler that raises before its commit."""
+        """Act like a handler that raises before its commit."""
         with self._lock:
             on_cursor(unit, self._conn)
             return self._conn

@@ -16,7 +16,7 @@ from unbroken_drill.drill.worker.workload import ITEM, NOTE, Row, Rows, Unit, pe
 
 
 class _Shop(SmallApp):
-    """What both do: ``Item.get_by_id`` reads, ``Journal.create`` writes in ``atomic``."""
+    """The common part: ``Item.get_by_id`` reads, ``Journal.create`` writes in ``atomic``."""
 
     _db: Any
 
@@ -57,7 +57,7 @@ class _Shop(SmallApp):
         return tuple(self._db.execute_sql(sql, values).fetchone())
 
     def take(self, unit: Unit) -> Any:
-        """``connect()`` without ``close()``; peewee keeps it for the thread."""
+        """Call ``connect()`` without ``close()``; peewee keeps the connection for the thread."""
         self._db.connect()
         perform(unit, self._execute)
         return self._db.connection()
@@ -86,12 +86,12 @@ class Peewee(_Shop):
             return self._work(unit)
 
     def after_fork(self) -> None:
-        """Forget the parent's connections without closing them."""
+        """Drop the parent's connections without closing them."""
         self._db.dispose()
 
 
 class UnbrokenPeewee(_Shop, Ours):
-    """``unbroken.peewee``'s; each request is ``@db.unit``. Nothing at all for forks."""
+    """The databases of ``unbroken.peewee``; each request is ``@db.unit``. No code for forks."""
 
     def __init__(self, where: Where, settings: Settings) -> None:
         super().__init__(where, settings)
@@ -102,14 +102,14 @@ class UnbrokenPeewee(_Shop, Ours):
         self._perform = self._db.unit(self._work)
 
     def work(self, unit: Unit) -> Rows:
-        """One unit of work."""
+        """Run one unit of work."""
         rows: Rows = self._perform(unit)
         return rows
 
 
 class PlainPeewee(_Shop, Ours):
-    """``unbroken.peewee``'s without units: a reading request sends its statements in autocommit, a
-    writing one each in an ``atomic`` of its own.
+    """The databases of ``unbroken.peewee`` without units. A reading request sends its statements in
+    autocommit, a writing one sends each in an ``atomic`` of its own.
     """
 
     def __init__(self, where: Where, settings: Settings) -> None:
@@ -130,7 +130,7 @@ class PlainPeewee(_Shop, Ours):
 
 
 def _kind(module: Any, where: Where) -> tuple[Any, dict[str, Any]]:
-    """The class of *module*'s for this server, and what it takes to use psycopg 3."""
+    """Return the class of *module* for this server, and the arguments for psycopg 3."""
     if where.backend == "postgresql":
         return module.PooledPostgresqlDatabase, {"prefer_psycopg3": True}
     return module.PooledMySQLDatabase, {}

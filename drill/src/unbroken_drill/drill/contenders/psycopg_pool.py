@@ -18,7 +18,7 @@ from unbroken_drill.drill.worker.workload import Rows, Unit, on_cursor
 class PsycopgPool(SmallApp):
     """``check=ConnectionPool.check_connection``; ``min_size`` at its default.
 
-    psycopg says that a connection must not cross a fork, so a forked child makes a pool of its own.
+    psycopg documents that a connection must not cross a fork, so a child makes a pool of its own.
     """
 
     def __init__(self, where: Where, settings: Settings) -> None:
@@ -43,18 +43,18 @@ class PsycopgPool(SmallApp):
         return {**found, "connect_timeout": CONNECT_TIMEOUT}
 
     def work(self, unit: Unit) -> Rows:
-        """``with pool.connection()``: commits, or rolls back."""
+        """Use ``with pool.connection()``, which commits or rolls back."""
         with self._pool.connection() as conn:
             return on_cursor(unit, conn)
 
     def take(self, unit: Unit) -> Any:
-        """``getconn()`` without ``putconn()``."""
+        """Call ``getconn()`` without ``putconn()``."""
         conn = self._pool.getconn()
         on_cursor(unit, conn)
         return conn
 
     def after_fork(self) -> None:
-        """A new pool; the inherited one is kept, untouched."""
+        """Make a new pool; the inherited one is kept, untouched."""
         self._old.append(self._pool)
         self._pool = self._make()
 

@@ -19,7 +19,7 @@ from unbroken_drill.drill.worker.workload import Row, Rows, Unit, perform
 
 class SQLAlchemy(SmallApp):
     """``with engine.begin() as conn`` in each request; in a forked child
-    ``engine.dispose(close=False)``, as the FAQ says.
+    ``engine.dispose(close=False)``, as the FAQ recommends.
     """
 
     pre_ping = False
@@ -38,18 +38,18 @@ class SQLAlchemy(SmallApp):
         _ask_for_password(self._engine, where)
 
     def work(self, unit: Unit) -> Rows:
-        """One transaction, committed at the end of the block."""
+        """Run one transaction, committed at the end of the block."""
         with self._engine.begin() as conn:
             return perform(unit, lambda sql, values: _first(conn, sql, values))
 
     def take(self, unit: Unit) -> Any:
-        """``engine.connect()`` without ``close()``."""
+        """Call ``engine.connect()`` without ``close()``."""
         conn = self._engine.connect()
         perform(unit, lambda sql, values: _first(conn, sql, values))
         return conn
 
     def after_fork(self) -> None:
-        """Forget the parent's connections without closing them."""
+        """Drop the parent's connections without closing them."""
         self._engine.dispose(close=False)
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Plugin(SQLAlchemy, Ours):
         _ask_for_password(self._engine, where)
 
     def work(self, unit: Unit) -> Rows:
-        """A transaction for each statement."""
+        """Run a transaction for each statement."""
         return perform(unit, self._alone)
 
     def _alone(self, sql: str, values: tuple[Any, ...]) -> Row | None:
@@ -93,11 +93,13 @@ class Plugin(SQLAlchemy, Ours):
             return _first(conn, sql, values)
 
     def after_fork(self) -> None:
-        """Nothing at all."""
+        """Do nothing."""
 
 
 def _ask_for_password(engine: Any, where: Where) -> None:
-    """At each connect, as SQLAlchemy's manual says ("Generating dynamic authentication tokens")."""
+    """Read the password at each connect, as in SQLAlchemy's manual ("Generating dynamic
+    authentication tokens").
+    """
     import sqlalchemy
 
     if where.secret:

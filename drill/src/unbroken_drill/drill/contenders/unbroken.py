@@ -18,12 +18,12 @@ from unbroken_drill.drill.contenders.loop import LoopThread
 from unbroken_drill.drill.where import Where
 from unbroken_drill.drill.worker.workload import Row, Rows, Unit, on_cursor, perform_async
 
-#: With a deadline set, these say in time that there will be no answer.
+#: With a deadline set, these errors report in time that there will be no answer.
 _IN_TIME = (errors.DeadlineExceeded, errors.OutageError, errors.PoolTimeoutError)
 
 
 def keywords(settings: Settings, where: Where | None = None) -> dict[str, Any]:
-    """unbroken's keywords for *settings*; *where* has a password that may change, perhaps."""
+    """Return unbroken's keywords for *settings*. The password of *where*, if given, may change."""
     given: dict[str, Any] = {
         "max_size": settings.size,
         "acquire_timeout": ACQUIRE_TIMEOUT,
@@ -38,33 +38,33 @@ def keywords(settings: Settings, where: Where | None = None) -> dict[str, Any]:
 
 
 class Ours(SmallApp):
-    """What is held to the contract."""
+    """The base of the apps that must keep the contract."""
 
     def __init__(self, where: Where, settings: Settings) -> None:
         del where
         self._has_deadline = settings.deadline is not None
 
     def outcome(self, error: BaseException) -> str:
-        """A COMMIT reported as unknown, and a kept deadline, are columns of their own."""
+        """Report an unknown COMMIT and a kept deadline in columns of their own."""
         if isinstance(error, errors.CommitUnknownError):
             return DOUBT
         return TOLD if self._has_deadline and isinstance(error, _IN_TIME) else ERROR
 
 
 class Unbroken(Ours):
-    """``pool.run(unit)`` in each request; nothing at all for forks."""
+    """``pool.run(unit)`` in each request; no code for forks."""
 
     def __init__(self, where: Where, settings: Settings) -> None:
         super().__init__(where, settings)
         self._pool: Any = library.Pool(where.url, **keywords(settings, where))
 
     def work(self, unit: Unit) -> Rows:
-        """One unit of work: replayed when that is provably safe."""
+        """Run one unit of work, which is replayed if that is provably safe."""
         rows: Rows = self._pool.run(lambda conn: on_cursor(unit, conn))
         return rows
 
     def take(self, unit: Unit) -> Any:
-        """``acquire()`` without ``release()``."""
+        """Call ``acquire()`` without ``release()``."""
         conn = self._pool.acquire()
         on_cursor(unit, conn)
         return conn
@@ -86,7 +86,7 @@ class UnbrokenAsync(Ours):
         return library.AsyncPool(url, **settings)
 
     def work(self, unit: Unit) -> Rows:
-        """One unit of work, in a task."""
+        """Run one unit of work, in a task."""
         return self._loop.ask(self._work(unit))
 
     async def _work(self, unit: Unit) -> Rows:
@@ -94,7 +94,7 @@ class UnbrokenAsync(Ours):
         return rows
 
     def take(self, unit: Unit) -> Any:
-        """``acquire()`` without ``release()``, in a task."""
+        """Call ``acquire()`` without ``release()``, in a task."""
         return self._loop.ask(self._take(unit))
 
     async def _take(self, unit: Unit) -> Any:
@@ -103,7 +103,7 @@ class UnbrokenAsync(Ours):
         return conn
 
     def after_fork(self) -> None:
-        """The loop's thread stayed in the parent: a child of asyncio starts a loop of its own.
+        """Start a loop: the inherited one's thread stayed in the parent.
 
         The pool is the same one.
         """

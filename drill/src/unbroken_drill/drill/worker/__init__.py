@@ -1,3 +1,3 @@
-"""A process of its own for each small app, which carries its traffic there; and the drill's end of
+"""A process of its own for each small app, in which it carries its traffic; and the drill's end of
 it.
 """

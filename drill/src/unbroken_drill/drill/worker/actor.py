@@ -1,4 +1,4 @@
-"""A small app as a contender: it works in a process of its own, and its requests begin there."""
+"""A small app as a contender: it works in a process of its own, where its requests begin."""
 
 from __future__ import annotations
 
@@ -25,56 +25,56 @@ from unbroken_drill.servers import Server
 
 THREADS: Final = 4
 EVERY: Final = (
-    0.02  #: each thread's requests: 50 a second, so that an outage of 1.5 s meets up to 300
+    0.02  #: seconds between a thread's requests: 50 a second, so an outage of 1.5 s meets up to 300
 )
 
-#: Commands that wait for requests under way.
+#: Commands that wait for requests in progress.
 _PATIENCE: Final = WATCHDOG + 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """A :class:`~unbroken_drill.drill.contest.Contender`. *green*: with greenlets for threads."""
+    """A :class:`~unbroken_drill.drill.contest.Contender`. *green*: greenlets instead of threads."""
 
     entrant: Entrant
     green: bool = False
 
     @property
     def key(self) -> str:
-        """As ``--contenders`` spells it."""
+        """Its spelling for ``--contenders``."""
         return self.entrant.key
 
     @property
     def title(self) -> str:
-        """As the table shows it."""
+        """Its name in the table."""
         return self.entrant.title
 
     @property
     def backend(self) -> str:
-        """On which kind of server."""
+        """The kind of its server."""
         return self.entrant.backend
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is held to unbroken's contract."""
+        """Whether it must keep unbroken's contract."""
         return self.entrant.is_ours
 
     @property
     def db(self) -> None:
-        """It gets a private server."""
+        """Always None: it gets a private server."""
 
     @property
     def is_proxied(self) -> bool:
-        """Only where a step needs the proxy."""
+        """Always false: it uses the proxy only where a step needs it."""
         return False
 
     def result(self, scenario: str) -> SmallResult:
-        """An empty row."""
+        """Return an empty row."""
         return SmallResult(self.backend, scenario, self.key, self.title, self.is_ours)
 
     @contextmanager
     def enter(self, ground: Ground, scenario: Scenario, seed: int) -> Iterator[SmallActor]:
-        """A new process, before a server without sessions and with fresh tables."""
+        """Yield a new process, before a server without sessions and with fresh tables."""
         server = ground.server
         assert server is not None
         server.kill_sessions()
@@ -86,7 +86,7 @@ class Small:
 
 @dataclass(slots=True)
 class SmallActor:
-    """See :class:`~unbroken_drill.drill.stage.Actor`."""
+    """An :class:`~unbroken_drill.drill.stage.Actor`: one small app in its worker process."""
 
     worker: WorkerProcess
     entrant: Entrant
@@ -100,12 +100,12 @@ class SmallActor:
 
     @property
     def pids(self) -> list[int]:
-        """The worker's."""
+        """The worker's process."""
         return [self.worker.pid]
 
     @property
     def port(self) -> None:
-        """Each of its sockets leads to the database."""
+        """Always None: each of its sockets leads to the database."""
 
     def prepare(self, stage: Stage) -> None:
         """Let it make its pool."""
@@ -113,7 +113,7 @@ class SmallActor:
         self.worker.setup(self.entrant, self.where, self.settings, self.seed)
 
     def bring_up(self, stage: Stage) -> None:
-        """It is up already."""
+        """Do nothing: it is running already."""
 
     def start(self) -> None:
         """Begin steady traffic."""
@@ -122,14 +122,14 @@ class SmallActor:
             self.worker.ask("start", readers=self.threads - 1, writers=1, every=self.every)
 
     def settle(self, stage: Stage) -> None:
-        """End it, and wait for the requests under way up to the watchdog's bound."""
+        """End it, and wait for the requests in progress up to the watchdog's bound."""
         del stage
         if self.is_sending:
             self.is_sending = False
             self.worker.ask("pause", _PATIENCE)
 
     def do(self, step: Step, stage: Stage) -> None:
-        """What happens inside of the app."""
+        """Do a step that happens inside the app."""
         values: dict[str, Any] = dict(step.values)
         match step.verb.name:
             case "users":
@@ -145,7 +145,7 @@ class SmallActor:
                 self.worker.ask("collect")
 
     def conclude(self, stage: Stage, result: Result, began: float) -> None:
-        """See whether the app is well, read its records, and hold them against the journal."""
+        """Check whether the app works, read its records, and compare them with the journal."""
         del began
         assert isinstance(result, SmallResult)
         stuck = stage.count_stuck()
@@ -167,5 +167,5 @@ class SmallActor:
         result.left = sessions_left(self.server)
 
     def kill(self) -> None:
-        """End the worker at once; its lane, which waits for an answer, gets a WorkerError."""
+        """End the worker immediately. Its lane, which waits for an answer, gets a WorkerError."""
         self.worker.kill()

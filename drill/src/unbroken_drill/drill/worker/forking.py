@@ -1,4 +1,4 @@
-"""A warm parent forks, and all processes ask at the same time who answers them."""
+"""A warm parent forks, and all processes ask at the same time which session answers them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from unbroken_drill.drill.contenders.base import ERROR, WRONG
 from unbroken_drill.drill.results import one_line
 from unbroken_drill.drill.worker.load import WATCHDOG, Record, Traffic, merge
 
-#: From the first fork until all begin together: long enough for the last child to be there.
+#: Seconds from the first fork to the common start: enough for the last child to be ready.
 _START: Final = 0.3
 
 
 def ask_all(traffic: Traffic, children: int, times: int, patience: float = WATCHDOG) -> int:
-    """Fork *children*; each process asks *times* who it is talking to. Everything goes into
-    *traffic*; gives what hangs.
+    """Fork *children*. Each process asks *times* which session answers it. All records go into
+    *traffic*. Returns the number of hanging requests.
 
-    The parent asks half of its questions beside its children and half after they have ended, in the
-    ordinary way with all finalizers: a child's end must not end its parent's sessions either.
-    Children have *patience* seconds.
+    The parent asks half of its questions beside its children. It asks the other half after they
+    have ended in the ordinary way, with all finalizers: a child's end must not end its parent's
+    sessions either. Children have *patience* seconds.
     """
     begin = time.monotonic() + _START
     born = {}
@@ -47,7 +47,7 @@ def _fork(traffic: Traffic, first: int, times: int, begin: float) -> tuple[int, 
         os.close(write)
         return pid, read
     os.close(read)
-    signal.alarm(int(2 * WATCHDOG))  # whatever holds this child, it ends
+    signal.alarm(int(2 * WATCHDOG))  # the child ends even if something blocks it
     mine = Traffic(traffic.app, traffic.backend, first, first)
     try:
         mine.app.after_fork()
@@ -73,11 +73,11 @@ def _send(fd: int, answer: dict[str, Any]) -> None:
 
 
 def _collect(born: dict[int, int], patience: float) -> tuple[list[dict[str, Any]], int]:
-    """Each child's answer, and how many gave none within *patience* seconds or did not end. All
-    have ended afterwards.
+    """Return each child's answer, and the number of children that gave none within *patience*
+    seconds or did not end. All have ended afterwards.
 
-    To end takes 0.1 s of the processor's time, finalizers and all, which on a busy machine may be
-    seconds: a child that has answered may take as long again.
+    The end takes 0.1 s of the processor's time, including finalizers. On a busy machine that can be
+    seconds, so a child that has answered may take as long again.
     """
     deadline = time.monotonic() + patience
     answers, hung = [], 0
@@ -109,7 +109,7 @@ def _read(pipe: int, deadline: float) -> dict[str, Any] | None:
 
 
 def _ended(pid: int, deadline: float) -> bool:
-    """Whether the child ends by itself until *deadline*; it is killed otherwise."""
+    """Return whether the child ends by itself until *deadline*. Otherwise it is killed."""
     while time.monotonic() < deadline:
         if os.waitpid(pid, os.WNOHANG)[0]:
             return True

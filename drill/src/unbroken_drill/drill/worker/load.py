@@ -1,4 +1,4 @@
-"""Requests of a small app, from many threads, each watched and written down."""
+"""Requests of a small app, from many threads, each watched and recorded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unbroken_drill.drill.results import one_line
 from unbroken_drill.drill.worker import workload
 from unbroken_drill.drill.worker.workload import Unit
 
-#: A request that takes longer than this hangs: longer than any bound a user would have set, shorter
-#: than their patience.
+#: A request that takes longer than this hangs. It is longer than any bound that a user would have
+#: set, and shorter than users wait.
 WATCHDOG: Final = 15.0
 
-#: What the application itself does between two statements: long enough that a fault often falls
-#: into the middle.
+#: Seconds of the application's own work between two statements: long enough that a fault often
+#: occurs in the middle.
 THINK: Final = 0.003
 
 
@@ -40,7 +40,7 @@ class Record(NamedTuple):
 class Traffic:
     """Sends requests to *app* and keeps a :class:`Record` of each.
 
-    *first* keeps the numbers of several processes apart; *seed* makes the times of the requests
+    *first* keeps the numbers of several processes apart. *seed* makes the times of the requests
     repeatable.
     """
 
@@ -48,7 +48,7 @@ class Traffic:
         self.app, self.backend = app, backend
         self.records: list[Record] = []
         self.samples: Counter[str] = Counter()  #: one line for each kind of failure
-        self.sessions: set[int] = set()  #: of the server, that ever answered
+        self.sessions: set[int] = set()  #: every session of the server that answered
         self._random = random.Random(seed)
         self._numbers = count(first)
         self._under_way: dict[int, float] = {}
@@ -56,8 +56,8 @@ class Traffic:
         self._stop = threading.Event()
 
     def start(self, readers: int, writers: int, every: float) -> None:
-        """Begin steady traffic: each thread one request per *every* seconds, later only when the
-        last one took longer.
+        """Begin steady traffic. Each thread sends one request per *every* seconds, and is late only
+        if the last one took longer.
         """
         self._stop = threading.Event()
         for index in range(readers + writers):
@@ -77,14 +77,14 @@ class Traffic:
             due = max(due + every, time.monotonic())
 
     def pause(self) -> int:
-        """Stop the traffic, wait for the requests under way up to the watchdog's bound, and give
-        how many hang.
+        """Stop the traffic and wait for the requests in progress, up to the watchdog's bound.
+        Returns the number of hanging ones.
         """
         self._stop.set()
         return self._settle()
 
     def burst(self, threads: int, each: int) -> int:
-        """*threads* requests at once, *each* times; gives how many hang."""
+        """Send *threads* requests at once, *each* times. Returns the number of hanging ones."""
 
         def user() -> None:
             for _ in range(each):
@@ -95,10 +95,10 @@ class Traffic:
         return self._settle()
 
     def careless(self, requests: int, keep: list[Any] | None) -> None:
-        """*requests* at once that raise and never give their connection back; in *keep* something
-        keeps it alive.
+        """Send *requests* at once that raise and never return their connection. An object in *keep*
+        keeps each connection alive.
 
-        They fail by their own fault, so they are not written down; nobody waits for them.
+        They fail by their own fault, so they are not recorded, and nobody waits for them.
         """
         for _ in range(requests):
             self._spawn(self._careless, keep)
@@ -113,12 +113,12 @@ class Traffic:
             return
 
     def ask_who(self, times: int) -> None:
-        """*times* short requests, one after the other, in this thread."""
+        """Send *times* short requests, one after the other, in this thread."""
         for _ in range(times):
             self.request(workload.who(self.backend, next(self._numbers)))
 
     def request(self, unit: Unit) -> None:
-        """One request, written down whatever becomes of it."""
+        """Send one request, and record it with any outcome."""
         start = time.monotonic()
         self._under_way[unit.number] = start
         try:
@@ -130,25 +130,25 @@ class Traffic:
             session = workload.session(rows)
             if session is not None:
                 self.sessions.add(session)
-        except BaseException as error:  # whatever it is, a user would have seen it
+        except BaseException as error:  # a user would have seen any error
             outcome = self.app.outcome(error)
             self.samples[one_line(error)] += 1
         if self._under_way.pop(unit.number, None) is not None:
-            # else it was counted as hanging before
+            # otherwise it was counted as hanging before
             self.records.append(Record(start, time.monotonic(), outcome, unit.writes, unit.number))
 
     def _spawn(self, target: Callable[..., None], *args: Any) -> None:
-        # one that hangs must not keep the process
+        # a hanging request must not keep the process alive
         thread = threading.Thread(target=target, args=args, daemon=True)
         thread.start()
         self._threads.append(thread)
 
     def _settle(self) -> int:
-        """Wait until every thread has ended, or has had the watchdog's time; give how many requests
-        hang.
+        """Wait until every thread has ended, or has used the watchdog's time. Returns the number of
+        hanging requests.
 
-        A request that hangs is struck from the list: it is counted once, and has no record unless
-        it ends after all.
+        A hanging request is removed from the list: it is counted once, and has no record unless it
+        ends later.
         """
         deadline = time.monotonic() + WATCHDOG
         for thread in self._threads:
@@ -162,7 +162,7 @@ class Traffic:
 
 
 def merge(samples: Iterable[dict[str, int]]) -> Counter[str]:
-    """Several processes' samples as one."""
+    """Return several processes' samples as one."""
     total: Counter[str] = Counter()
     for one in samples:
         total.update(one)

@@ -1,10 +1,10 @@
-"""The process that a small app runs in: ``python -m unbroken_drill.drill.worker.main``, led by the
+"""The process of a small app: ``python -m unbroken_drill.drill.worker.main``, controlled by the
 drill over two pipes.
 
-Commands come as JSON lines on standard input, one answer each goes out on what was standard output
-when it started: ``{"do": "setup", …}`` is answered by ``{"ok": …}``, or by ``{"failed": "one
-line"}``. When standard input ends, so does the process, whatever it is doing: a drill that was
-interrupted leaves nothing running.
+Commands come as JSON lines on standard input. Each gets one answer on the descriptor that was
+standard output at the start: ``{"do": "setup", …}`` is answered by ``{"ok": …}``, or by
+``{"failed": "one line"}``. When standard input ends, the process ends immediately. So a drill that
+was interrupted leaves nothing running.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Worker:
         return self._traffic
 
     def setup(self, *, key: str, seed: int, where: dict[str, Any], settings: dict[str, Any]) -> int:
-        """Make the small app *key* for the server at *where*; gives this process's id."""
+        """Make the small app *key* for the server at *where*. Returns this process's id."""
         entrant = find(key, where["backend"])
         app = entrant.load()(Where(**where), Settings(**settings))
         self._traffic = Traffic(app, where["backend"], seed)
@@ -62,29 +62,29 @@ class Worker:
         self.traffic.start(readers, writers, every)
 
     def pause(self) -> None:
-        """Stop it and wait for what is under way."""
+        """Stop it and wait for the requests in progress."""
         self._hung += self.traffic.pause()
 
     def burst(self, *, threads: int, each: int) -> None:
-        """Many requests at once; gives when all have ended."""
+        """Send many requests at once, and return when all have ended."""
         self._hung += self.traffic.burst(threads, each)
 
     def careless(self, *, requests: int, keep: bool) -> None:
-        """Requests that never give their connection back; does not wait for them."""
+        """Send requests that never return their connection; do not wait for them."""
         self.traffic.careless(requests, self._kept if keep else None)
 
     def collect(self) -> None:
-        """Collect garbage, as a busy application does often and this one would not: a pool that
-        relies on it shall have it.
+        """Collect garbage. A busy application does so often, this one would not, and some pools
+        rely on it.
         """
         gc.collect()
 
     def fork(self, *, children: int, times: int, patience: float = WATCHDOG) -> None:
-        """Fork, and let parent and children ask for their own sessions."""
+        """Fork, and let parent and children ask which session answers them."""
         self._hung += forking.ask_all(self.traffic, children, times, patience)
 
     def report(self) -> dict[str, Any]:
-        """Every record so far, the requests that hang, and a line for each kind of failure."""
+        """Return every record so far, the hanging requests, and a line for each kind of failure."""
         traffic = self.traffic
         return {
             "records": [list(record) for record in traffic.records],
@@ -93,7 +93,7 @@ class Worker:
         }
 
     def close(self) -> None:
-        """Close the app; what held connections alive lets go first."""
+        """Close the app, after the release of the objects that kept connections alive."""
         self._kept.clear()
         self.collect()
         self.traffic.app.close()
@@ -101,9 +101,9 @@ class Worker:
 
 def main() -> None:
     """Obey until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the drill, which then ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to the drill, which then ends us
     answers = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # the output of a library is not an answer
     os.set_inheritable(answers, False)
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
@@ -116,17 +116,17 @@ def main() -> None:
 def _listen(commands: queue.SimpleQueue[str]) -> None:
     for line in _lines(0):
         commands.put(line)
-    os._exit(0)  # the drill is gone, or done: no finalizer may keep us
+    os._exit(0)  # the drill has ended: no finalizer may delay this process's end
 
 
 def _lines(fd: int) -> Iterator[str]:
-    """Lines of a descriptor.
+    """Yield lines of a descriptor.
 
-    Not of ``sys.stdin``, whose lock a forked child would inherit taken.
+    It does not use ``sys.stdin``, whose lock a forked child would inherit in a locked state.
     """
     buffer = b""
     while select.select([fd], [], []) and (more := os.read(fd, 65536)):
-        # under gevent only select lets the others work
+        # under gevent only select lets the other greenlets work
         *lines, buffer = (buffer + more).split(b"\n")
         for line in lines:
             yield line.decode()

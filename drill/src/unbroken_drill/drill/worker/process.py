@@ -1,4 +1,4 @@
-"""The drill's end of a worker: start it, ask it, and end it whatever it is doing."""
+"""The drill's end of a worker: it starts the worker, sends commands, and ends it in any state."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from unbroken_drill.messages import WORKER_ENDED
 
 
 class WorkerError(UnbrokenError):
-    """A worker failed, hangs or is gone; the message says in one line why."""
+    """A worker failed, hangs or has ended; the message is one line with the reason."""
 
 
-#: Before anything else is imported, so that every thread and socket of the worker's is gevent's.
+#: Runs before any other import, so that every thread and socket of the worker is gevent's.
 _GREEN = (
     "from gevent import monkey; monkey.patch_all();"
     " from unbroken_drill.drill.worker import main; main.main()"
@@ -36,7 +36,7 @@ class WorkerProcess:
     """One ``unbroken_drill.drill.worker.main`` in a session of its own. A context manager that ends
     it with all its children.
 
-    *green*: with greenlets for threads.
+    *green*: greenlets instead of threads.
     """
 
     def __init__(self, *, green: bool = False) -> None:
@@ -71,9 +71,9 @@ class WorkerProcess:
         self.ask("setup", key=entrant.key, seed=seed, where=address, settings=wanted)
 
     def ask(self, do: str, timeout: float = 30.0, **arguments: Any) -> Any:
-        """Send one command and give its answer.
+        """Send one command and return its answer.
 
-        Raises WorkerError when it fails, dies, or takes longer than *timeout*.
+        Raises WorkerError if it fails, dies, or takes longer than *timeout*.
         """
         line = json.dumps({"do": do, **arguments}).encode() + b"\n"
         try:
@@ -109,16 +109,16 @@ class WorkerProcess:
         return f"status {self._process.poll()}"
 
     def kill(self) -> None:
-        """End it at once, with all that it forked, from any thread.
+        """End it immediately, with all processes that it forked, from any thread.
 
         A caller that waits for its answer gets a WorkerError.
         """
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # its own session: nobody else is in it
+            os.killpg(self._process.pid, signal.SIGKILL)  # its own session has no other process
 
     def end(self) -> None:
-        """Close its input, which ends it; kill it, and whatever it forked, when that takes longer
-        than a second.
+        """Close its input, which ends it. If that takes longer than a second, kill it with all
+        processes that it forked.
         """
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:

@@ -1,4 +1,4 @@
-"""What came of one small app in one scenario, held against what its server stored."""
+"""The result of one small app in one scenario, compared with the data on its server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from unbroken_drill.drill.worker.load import Record
 
 @dataclass(slots=True)
 class SmallResult(Result):
-    """A row of a small app: the drill knows what each request wrote, and what is stored."""
+    """A row of a small app: the drill knows the writes of each request, and the stored data."""
 
     def count(self, records: Iterable[Record]) -> None:
-        """Take the requests' outcomes in."""
+        """Add the requests' outcomes."""
         for record in records:
             self.requests += record.number > 0
             self.slowest = max(self.slowest, record.end - record.start)
@@ -25,12 +25,12 @@ class SmallResult(Result):
             self.in_doubt += record.outcome == DOUBT
 
     def check_journal(self, records: Iterable[Record], journal: Mapping[int, int]) -> None:
-        """Hold the journal against what the app said: acknowledged is there once, nothing is there
-        twice.
+        """Compare the journal with the app's reports: acknowledged writes are there once, and no
+        write is there twice.
 
-        For unbroken also: what it reported as failed is absent. Other apps hand the driver's error
-        through, which says nothing about a COMMIT under way. So for them a failed write that is
-        there is no lie.
+        For unbroken also: writes that it reported as failed are absent. Other apps pass on the
+        driver's error, which does not describe a COMMIT in progress. So for them a failed write
+        that is there is not a wrong report.
         """
         said = {record.number: record.outcome for record in records if record.writes}
         for number, outcome in said.items():
@@ -48,7 +48,7 @@ class SmallResult(Result):
 
 
 def recoveries(records: Sequence[Record], marks: Sequence[Mark]) -> list[float | None]:
-    """How long each fault of *marks* was felt after it had ended; None: no request succeeded
+    """Return how long each fault of *marks* had an effect after its end; None: no request succeeded
     afterwards.
     """
     found = []
@@ -62,6 +62,8 @@ def recoveries(records: Sequence[Record], marks: Sequence[Mark]) -> list[float |
 
 
 def recovery(records: Iterable[Record], since: float, up: float) -> float | None:
-    """From *up*, when the server could answer, to the first success that ended after *since*."""
+    """Return the time from *up*, when the server could answer, to the first success after
+    *since*.
+    """
     ends = [record.end for record in records if record.outcome == OK and record.end > since]
     return max(0.0, min(ends) - up) if ends else None

@@ -1,10 +1,10 @@
-"""What one request asks of the database, and how its answer is judged.
+"""The work of one request on the database, and the check of its answer.
 
-Every request carries a number of its own. A reading unit asks the server to say that number (and
-which session says it), does a little work, and reads a row whose content follows from its key: an
-answer that belongs to somebody else shows. A writing unit inserts its number into a journal without
-a unique key, so that a lost or doubled write shows when the journal is read by the administrator
-afterwards.
+Every request has a number of its own. A reading unit asks the server to repeat that number and to
+name the session. It does a little work, and reads a row whose content follows from its key. So an
+answer that belongs to another request is detected. A writing unit inserts its number into a journal
+without a unique key. The administrator reads the journal afterwards, which reveals a lost or
+doubled write.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ class Unit:
 
 
 def reading(backend: str, number: int, pause: float) -> Unit:
-    """A unit that only reads: its own number and its session's, then an item."""
+    """Return a unit that only reads: its own number and its session's, then an item."""
     return Unit(
         number, ((_WHO[backend], (number,)), (ITEM, (number % ITEMS,))), pause, writes=False
     )
 
 
 def writing(backend: str, number: int, pause: float) -> Unit:
-    """A unit that asks who it is talking to, then notes its number in the journal."""
+    """Return a unit that asks which session it has, then writes its number into the journal."""
     return Unit(number, ((_WHO[backend], (number,)), (NOTE, (number,))), pause, writes=True)
 
 
 def who(backend: str, number: int) -> Unit:
-    """The shortest unit: its own number and its session's."""
+    """Return the shortest unit: its own number and its session's."""
     return Unit(number, ((_WHO[backend], (number,)),), 0.0, writes=False)
 
 
 def perform(unit: Unit, execute: Callable[[str, tuple[Any, ...]], Row | None]) -> Rows:
-    """Run the unit's steps through *execute*, which gives a statement's first row, or None."""
+    """Run the unit's steps through *execute*, which returns a statement's first row, or None."""
     rows: Rows = []
     for sql, values in unit.steps:
         if rows and unit.pause:
@@ -72,7 +72,7 @@ def perform(unit: Unit, execute: Callable[[str, tuple[Any, ...]], Row | None]) -
 async def perform_async(
     unit: Unit, execute: Callable[[str, tuple[Any, ...]], Awaitable[Row | None]]
 ) -> Rows:
-    """As :func:`perform`, awaited, with the statements' places spelled ``$1``."""
+    """Act like :func:`perform`, awaited, with placeholders spelled ``$1``."""
     rows: Rows = []
     for sql, values in unit.steps:
         if rows and unit.pause:
@@ -82,7 +82,7 @@ async def perform_async(
 
 
 def on_cursor(unit: Unit, conn: Any) -> Rows:
-    """Run the unit's steps on a DB-API connection, one cursor each as the tutorials do."""
+    """Run the unit's steps on a DB-API connection, one cursor each as in tutorials."""
 
     def execute(sql: str, values: tuple[Any, ...]) -> Row | None:
         cursor = conn.cursor()
@@ -97,15 +97,15 @@ def on_cursor(unit: Unit, conn: Any) -> Rows:
 
 @cache
 def numbered(sql: str) -> str:
-    """``%s`` as ``$1``, ``$2`` …"""
+    """Return *sql* with ``%s`` replaced by ``$1``, ``$2`` …"""
     first, *rest = sql.split("%s")
     return first + "".join(f"${at}{text}" for at, text in enumerate(rest, 1))
 
 
 def problem(unit: Unit, rows: Rows) -> str | None:
-    """What is wrong with the answer, or None.
+    """Return the error in the answer, or None.
 
-    Anything at all is worse than an error: the user was told a lie.
+    Any wrong answer is worse than an error: the user got false data.
     """
     told = rows[0][0] if rows and rows[0] else None
     if told != unit.number:
@@ -118,23 +118,23 @@ def problem(unit: Unit, rows: Rows) -> str | None:
 
 
 def session(rows: Rows) -> int | None:
-    """The number of the session that answered."""
+    """Return the number of the session that answered."""
     return int(rows[0][1]) if rows and rows[0] and len(rows[0]) > 1 else None
 
 
 def body_of(item: int) -> str:
-    """What drill_items holds under *item*."""
+    """Return the content of drill_items for *item*."""
     return f"item {item}"
 
 
 def tables(backend: str, user: str) -> str:
-    """SQL, for the administrator, that makes both tables anew and lets *user* use them."""
+    """Return the administrator's SQL that creates both tables again and grants *user* access."""
     serial = "bigserial" if backend == "postgresql" else "bigint AUTO_INCREMENT"
     rows = ", ".join(f"({item}, '{body_of(item)}')" for item in range(ITEMS))
     statements = [
         "DROP TABLE IF EXISTS drill_items, drill_journal",
         "CREATE TABLE drill_items (id int PRIMARY KEY, body varchar(40) NOT NULL)",
-        # n is not unique: doubled writes must show
+        # n is not unique, so that doubled writes are visible
         f"CREATE TABLE drill_journal (id {serial} PRIMARY KEY, n bigint NOT NULL)",
         f"INSERT INTO drill_items VALUES {rows}",
     ]
