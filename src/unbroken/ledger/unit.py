@@ -6,16 +6,16 @@ against a replay. :meth:`Unit.verdict` applies these rules in this order when a 
 or the server asked to try again:
 
 1. A COMMIT of writes was sent and its answer was lost, or does not prove that nothing was stored:
-the result is unknown, never guessed.
+   the result is unknown, never guessed.
 2. Something may have been committed: an acknowledged COMMIT of writes, a write in autocommit, a
-statement that commits by itself, or something that could not be followed. Or another attempt would
-end as this one did: the application closed the connection, or a statement is too large or ends its
-session. The error goes to the caller.
+   statement that commits by itself, or something that could not be followed. Or another attempt
+   would end as this one did: the application closed the connection, or a statement is too large or
+   ends its session. The error goes to the caller.
 3. More might still be committed. Another connection still holds writes of this attempt in an open
-transaction, or a task or thread that the attempt left behind has it. Or a thread or job that the
-attempt started has not ended. The error goes to the caller.
+   transaction, or a task or thread that the attempt left behind has it. Or a thread or job that the
+   attempt started has not ended. The error goes to the caller.
 4. Otherwise the server rolls back everything that was sent, and the unit may be run again. If a
-SELECT was committed that may have called a function that writes, the server is asked first.
+   SELECT was committed that may have called a function that writes, the server is asked first.
 
 Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute
 writes, and every one of them only makes the ledger more careful. The exceptions are those of a
