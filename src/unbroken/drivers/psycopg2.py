@@ -290,8 +290,8 @@ class Driver(Blocking):
         )
 
     def was_closed(self, conn: Connection) -> bool:
-        """Return the note of our subclass. psycopg2's own ``closed`` does not distinguish it from a
-        loss that was closed afterwards.
+        """Return whether ``close()`` ended it, as our subclass noted. psycopg2's own ``closed``
+        does not distinguish that from a loss that was closed afterwards.
         """
         return bool(conn.closed and getattr(conn, "_closed_well", False))
 
