@@ -71,8 +71,8 @@ _PUBLIC = (
     "settings",
     "sync",
     "units",
-)  #: where these names are
-#: Import paths for frameworks, each with the package that it stands on.
+)  #: the module of these names
+#: Import paths for frameworks, each with the package that it needs.
 _DOORS = {
     "asgi": None,
     "django": "django",

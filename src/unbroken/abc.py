@@ -1,8 +1,8 @@
-"""The vocabulary of the house: what a driver must be able to do, and the words for what goes wrong.
+"""The shared types: the interface of a driver, and the names for faults and their causes.
 
-Everything here is a plain type: no I/O, no clock, nothing from a higher floor. A driver (floor 2)
-implements :class:`Driver` or :class:`AsyncDriver`; the pools (floor 3) call it; the brain (floor 1)
-only ever sees the :class:`Fault` and :class:`Cause` that come out of it.
+Everything here is a plain type: no I/O, no clock, nothing from a higher layer. A driver (layer 2)
+implements :class:`Driver` or :class:`AsyncDriver`; the pools (layer 3) call it; the brain (layer 1)
+only sees the :class:`Fault` and :class:`Cause` values that it returns.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 Connection: TypeAlias = Any
 
 #: The same, where a pool was told its type: ``Pool[psycopg.Connection]``, or by its ``connect=``.
-#: Without a word it is Any.
-# both checkers know this module by themselves; at run time a TypeVar has a default from Python 3.13
-# on
+#: By default it is Any.
+# Both type checkers bring this module; at run time a TypeVar has a default from Python 3.13 on.
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
@@ -36,18 +35,18 @@ NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 class FaultKind(StrEnum):
-    """What an exception means for the connection it came from and for those who wait for one."""
+    """The meaning of an exception for its connection and for callers that wait for one."""
 
     LOST = "lost"  #: this connection is gone; another one may work
     WRONG_SERVER = "wrong server"  #: it answers, but was demoted: find the new primary
     #: it refused a write: the application wanted it so, or it was demoted; only the server can tell
     READ_ONLY = "read only"
     TOO_LARGE = "too large"  #: a statement larger than it takes; this connection is gone
-    TOO_MANY = "too many connections"  #: the server is full: wait, do not hammer
+    TOO_MANY = "too many connections"  #: the server is full: wait, and retry slowly
     NOT_READY = "not ready"  #: the server answers, but is starting, stopping or recovering
-    REFUSED = "refused"  #: nobody listens (an attempt costs the server nothing)
+    REFUSED = "refused"  #: no process listens (an attempt costs the server nothing)
     UNREACHABLE = "unreachable"  #: nothing answers: timed out, no route, name lookup failed for now
-    UNKNOWN_NAME = "unknown name"  #: the name service knows no such host: it may be on its way
+    UNKNOWN_NAME = "unknown name"  #: the name service knows no such host: it may be created later
     REJECTED = "rejected"  #: password, permission, unknown database: waiting does not help
     MISCONFIGURED = "misconfigured"  #: the client's own settings or files: no server took part
     EXHAUSTED = "exhausted"  #: the process, or its machine, has no descriptors, ports or memory
@@ -69,45 +68,45 @@ OUTAGE_KINDS = frozenset(
 )
 
 
-#: Kinds that a connection in use may be told by a server that cannot serve anybody now. They make
-#: an outage, too, and the connection is not used again.
+#: Kinds that a connection in use may meet if its server cannot serve any client now. They make an
+#: outage, too, and the connection is not used again.
 CANNOT_SERVE = frozenset({FaultKind.TOO_MANY, FaultKind.NOT_READY, FaultKind.WRONG_SERVER})
 
 
 class Cause(StrEnum):
     """Why a connection ended.
 
-    Every closed connection has exactly one; they are counted and logged.
+    Every closed connection has exactly one cause; they are counted and logged.
     """
 
-    # what the other side did
+    # actions of the other side
     IDLE_LIMIT = "idle limit"  #: the server's wait_timeout / idle_session_timeout
     KILLED = "killed"  #: KILL, pg_terminate_backend
     SHUTDOWN = "server shutdown"
     CRASHED = "server crash"
     FAILOVER = "failover"  #: the server became read-only
-    CANNOT_SERVE = "cannot serve"  #: the server, or a pooler before it, said that it serves nobody
+    CANNOT_SERVE = "cannot serve"  #: the server, or a pooler before it, serves no client now
     TRANSACTION_LIMIT = (  #: idle_in_transaction_session_timeout, transaction_timeout
         "transaction limit"
     )
-    CLOSED_BY_PEER = "closed by the other side"  #: a FIN without a word
+    CLOSED_BY_PEER = "closed by the other side"  #: a FIN without a message
     CONNECTION_RESET = "reset"  #: a RST
-    SILENT_DROP = (  #: nothing answered any more: keepalive, user timeout or a ping found out
+    SILENT_DROP = (  #: no answer came any more: keepalive, user timeout or a ping found out
         "silent drop"
     )
-    OTHER_SESSION = (  #: a pooler has led it to a session that does not know what it prepared
+    OTHER_SESSION = (  #: a pooler has switched it to a session without its prepared statements
         "another session behind a pooler"
     )
-    LOST = "lost in use"  #: the driver said so while it was lent, and nothing better is known
-    # what we did
+    LOST = "lost in use"  #: the driver reported so while it was in use, and nothing better is known
+    # actions of this library
     MAX_AGE = "max age"
     MAX_IDLE = "max idle"
     SURPLUS = "surplus"  #: the pool was made smaller
     RESET_FAILED = "reset failed"  #: the rollback at release did not work
-    FORGOTTEN = "forgotten"  #: its holder was garbage-collected without giving it back
+    FORGOTTEN = "forgotten"  #: its holder was garbage-collected without returning it
     RECLAIMED = "reclaimed"  #: held longer than leak_after, with reclaim on
     DEADLINE = "deadline"
-    CANCELLED = (  #: an exchange was broken off half way: a cancellation, a time limit, a signal
+    CANCELLED = (  #: an exchange was interrupted: a cancellation, a time limit, a signal
         "cancelled"
     )
     CLOSED_BY_HOLDER = "closed by its holder"  #: the application closed it while it had it
@@ -119,11 +118,11 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What an exception (or a last packet) means.
+    """The meaning of an exception (or a last packet).
 
-    ``kind`` says what to do, ``cause`` why the connection ended (None where it did not, or is not
-    known), ``code`` is the server's or the system's own code (MySQL errno, SQLSTATE, errno),
-    ``text`` one line for people, never with a password in it.
+    ``kind`` is the reaction to it. ``cause`` is why the connection ended (None if it did not, or is
+    not known). ``code`` is the server's or the system's own code (MySQL errno, SQLSTATE, errno).
+    ``text`` is one line for people, never with a password in it.
     """
 
     kind: FaultKind
@@ -142,7 +141,7 @@ _ENDS_CONNECTION = frozenset({FaultKind.LOST, FaultKind.TOO_LARGE}) | CANNOT_SER
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect, taken from a URL.
+    """An address to connect to, taken from a URL.
 
     ``options`` are the query's, as text, in the driver's own spelling.
     """
@@ -163,7 +162,7 @@ class Target:
     @property
     def hosts(self) -> tuple[Address, ...]:
         """All hosts of the cluster, in the order of the URL. A host that begins with ``/`` is a
-        unix socket. Empty where the URL names no host.
+        unix socket. Empty if the URL names no host.
         """
         first = self.unix_socket or self.host
         return ((first, self.port), *self.others) if first else ()
@@ -185,11 +184,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Where one attempt to connect goes, and as which user.
+    """The address and the user of one attempt to connect.
 
-    A field that is None means "as the URL says". *port* belongs to *host*: beside a host, None is
-    the backend's usual port. A *host* that begins with ``/`` is a unix socket. A caller's own
-    ``connect=`` is given none of this.
+    A field that is None means "as in the URL". *port* belongs to *host*: beside a host, None is the
+    backend's usual port. A *host* that begins with ``/`` is a unix socket. A caller's own
+    ``connect=`` receives none of this.
     """
 
     host: str | None = None
@@ -199,12 +198,12 @@ class Login:
 
 
 def is_path(host: str) -> bool:
-    """Whether *host* is the path of a unix socket."""
+    """Return whether *host* is the path of a unix socket."""
     return host.startswith("/")
 
 
 def address(host: str, port: int | None) -> str:
-    """*host* and *port* for people: ``db:3306``, ``[::1]:5432``, ``/run/mysqld.sock``."""
+    """Return *host* and *port* for people: ``db:3306``, ``[::1]:5432``, ``/run/mysqld.sock``."""
     if is_path(host):
         return host
     name = f"[{host}]" if ":" in host else host
@@ -213,34 +212,34 @@ def address(host: str, port: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a driver lets us do. ``docs/drivers.md`` is generated from these, and tests hold them to
-    it.
+    """The abilities of a driver. ``docs/drivers.md`` is generated from these, and tests verify
+    them.
 
-    A driver without ``fileno`` whose connections say goodbye when they are deallocated has a method
-    ``abandon(conn)`` too: in a forked child, it sees to it that the inherited copy never says a
-    word, not even at exit.
+    A driver without ``fileno`` whose connections send a goodbye when they are deallocated has a
+    method ``abandon(conn)`` too. In a forked child it ensures that the inherited copy never sends
+    anything, not even at exit.
     """
 
     fileno: bool = (
-        True  #: it shows its socket: deaths are seen without a round trip, a fork is severed
+        True  #: it exposes its socket: losses show without a round trip, a fork can be cut off
     )
     transaction_status: bool = (
-        False  #: it knows for certain, without asking, whether a transaction is open
+        False  #: it always knows, without a round trip, whether a transaction is open
     )
     watchable: bool = False  #: its statements can be seen, so that units of work may be replayed
     implicit_begin: bool = (
         True  #: it opens a transaction by itself (DB-API); False: ``begin`` must be called
     )
     abort: bool = True  #: a blocked call can be ended from outside (shutdown on its socket)
-    server: bool = True  #: there is a server at the other end at all (False: SQLite)
+    server: bool = True  #: there is a server at the other end (False: SQLite)
 
 
 class BaseDriver(Protocol):
-    """What sync and async drivers have in common: everything that costs no I/O.
+    """The common part of sync and async drivers: everything that costs no I/O.
 
-    One instance serves one pool: it holds the connect arguments, and what the pool's connections
-    share (an SSL context). ``errors`` are the driver's exception classes that callers already
-    catch, best first: unbroken's own errors derive from ``errors[0]`` too.
+    One instance serves one pool: it holds the connect arguments, and objects that the pool's
+    connections share (an SSL context). ``errors`` are the driver's exception classes that callers
+    already catch, best first: unbroken's own errors derive from ``errors[0]`` too.
     """
 
     name: str
@@ -249,17 +248,17 @@ class BaseDriver(Protocol):
     errors: tuple[type[BaseException], ...]
 
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's descriptor, or None where it is hidden, closed already, or there is none."""
+        """Return the socket's descriptor, or None if it is hidden, already closed, or missing."""
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """Whether a transaction is open, without a round trip; None where that is not certain.
+        """Return whether a transaction is open, without a round trip; None if that is not certain.
 
         Never raises.
         """
 
     def is_quiet(self, conn: Connection) -> bool:
-        """True when it is certain that every request was answered in full and nothing is left
-        unread. Never raises.
+        """Return True if every request was certainly answered in full and nothing is left unread.
+        Never raises.
 
         The driver counts a request as sent before its first byte leaves, and as answered after the
         last step of reading the answer. Only an error that the server sent ends an exchange; any
@@ -267,21 +266,21 @@ class BaseDriver(Protocol):
         """
 
     def traits(self, conn: Connection) -> Any:
-        """What a holder can change on *conn* and what is known of it without a round trip:
-        autocommit, isolation level, row factory and the like, as one comparable value. Never
+        """Return the state of *conn* that a holder can change and that is known without a round
+        trip: autocommit, isolation level, row factory and the like, as one comparable value. Never
         raises.
         """
 
     def was_closed(self, conn: Connection) -> bool:
-        """True when the application closed *conn*, which was well. False where nobody can tell."""
+        """Return True if the application closed a usable *conn*. False if that is unknown."""
 
     def has_ended(self, conn: Connection) -> bool:
-        """Whether an event loop has read the server's goodbye already, though the socket shows no
-        end yet. Asked of an idle connection before a caller gets it. No I/O. Never raises.
+        """Return whether an event loop has read the server's goodbye already, though the socket
+        shows no end yet. Asked of an idle connection before a caller gets it. No I/O. Never raises.
         """
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """True when it is certain, without a round trip, that *conn* is open and quiet, in no
+        """Return True if *conn* is certainly, without a round trip, open and quiet, in no
         transaction, and still has the *traits* that it was opened with. Asked at every release.
         Never raises.
         """
@@ -290,8 +289,8 @@ class BaseDriver(Protocol):
     #: may be replayed (a newer library works differently, say); None: they can be followed.
     blindness: str | None
 
-    #: For a caller's own ``connect=``: whether it changes nothing of a session but its settings
-    #: (None: not known), and whether its user or password may be another one each time.
+    #: For a caller's own ``connect=``: whether it changes only a session's settings (None: not
+    #: known), and whether its user or password may be another one each time.
     sets_only: bool | None
     login_may_change: bool
 
@@ -299,22 +298,22 @@ class BaseDriver(Protocol):
     is_async: bool
 
     def needs_trial(self, conn: Connection) -> bool:
-        """Whether connections like *conn* still have to prove, by ``probe(conn)``, that their
-        statements are seen.
+        """Return whether connections like *conn* still have to prove, by ``probe(conn)``, that
+        their statements are seen.
         """
 
     def tried(self, conn: Connection, flaw: str | None, *, final: bool = True) -> None:
-        """That trial has ended, with *flaw* or well (None).
+        """Note that the trial has ended, with *flaw* or well (None).
 
         Unless *final*, the next connection is tried again.
         """
 
     def classify(self, exc: BaseException) -> Fault:
-        """What *exc*, raised by this driver (or by the system below it), means. Never raises."""
+        """Return the fault that *exc*, of this driver or the system, reports. Never raises."""
 
     def session_id(self, conn: Connection) -> str | None:
-        """The server's number of this session (CONNECTION_ID(), backend pid), known without asking;
-        else None.
+        """Return the server's number of this session (CONNECTION_ID(), backend pid), known without
+        a round trip; else None.
         """
 
     def close(self, conn: Connection) -> None:
@@ -323,8 +322,8 @@ class BaseDriver(Protocol):
         """
 
     def watch(self, conn: Connection) -> None:
-        """From now on, tell :func:`unbroken.ledger.scope.current` of every statement and COMMIT on
-        *conn*.
+        """From now on, report every statement and COMMIT on *conn* to
+        :func:`unbroken.ledger.scope.current`.
         """
 
     def unwatch(self, conn: Connection) -> None:
@@ -335,115 +334,115 @@ class BaseDriver(Protocol):
 class Driver(BaseDriver, Protocol):
     """A blocking driver.
 
-    Timeouts are seconds as floats; what exceeds them raises. Errors are the driver's own.
+    Timeouts are seconds as floats; a longer call raises. Errors are the driver's own.
     """
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """A new connection, or the driver's exception. *login* says where to and as whom (None: as
-        the URL says).
+        """Return a new connection, or raise the driver's exception. *login* is the address and the
+        user (None: those of the URL).
 
         Must end within about *timeout*, handshake included.
         """
 
     def adopt(self, conn: Connection) -> Connection:
-        """Have a connection that a framework opened note and report as this driver's own do.
+        """Make a connection that a framework opened note and report as this driver's own do.
         Returns it.
 
-        Raises TypeError or AttributeError for an object of another make.
+        Raises TypeError or AttributeError for an object of another class.
         """
 
     def ping(self, conn: Connection, timeout: float) -> None:
-        """One round trip.
+        """Make one round trip.
 
-        Raises when the connection does not answer. Leaves no transaction open.
+        Raises if the connection does not answer. Leaves no transaction open.
         """
 
     def begin(self, conn: Connection) -> None:
-        """Open a transaction (only called where ``implicit_begin`` is False)."""
+        """Open a transaction (only called if ``implicit_begin`` is False)."""
 
     def commit(self, conn: Connection) -> None:
-        """COMMIT; no round trip where the driver itself knows that nothing is open."""
+        """Send COMMIT; no round trip if the driver itself knows that nothing is open."""
 
     def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
+        """Send ROLLBACK; no round trip if the driver itself knows that nothing is open."""
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Put *traits* back, with at most one round trip.
+        """Restore *traits*, with at most one round trip.
 
-        Nothing is open. Raises where that fails.
+        Nothing is open. Raises if that fails.
         """
 
     def remember(self, conn: Connection) -> Any:
-        """What :meth:`reset_session` has to set again, asked of a session that was just opened. One
-        round trip.
+        """Return the settings that :meth:`reset_session` must restore, asked of a session that was
+        just opened. One round trip.
 
-        None where that is not known: such a session is closed instead of reset.
+        None if they are not known: such a session is closed instead of reset.
         """
 
     def reset_session(self, conn: Connection, opening: Any, left: Any) -> None:
         """Undo everything that was left on the session (kinds *left*, of
-        :class:`unbroken.ledger.residue.Left`), then set *opening* again. Nothing is open. Raises
-        where that fails.
+        :class:`unbroken.ledger.residue.Left`), then restore *opening*. Nothing is open. Raises if
+        that fails.
         """
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """How long the server lets this session idle, in seconds; None when it has no limit. One
+        """Return how long the server lets this session idle, in seconds; None for no limit. One
         round trip.
 
-        Raises the driver's error where it may not be asked. Leaves no transaction open.
+        Raises the driver's error if the query is not allowed. Leaves no transaction open.
         """
 
     def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*, a question of the pool's own. May leave a transaction open."""
+        """Return the rows of *sql*, a query of the pool's own. May leave a transaction open."""
 
 
 @runtime_checkable
 class AsyncDriver(BaseDriver, Protocol):
-    """A driver for asyncio: as :class:`Driver`, awaited."""
+    """A driver for asyncio: :class:`Driver`, awaited."""
 
     async def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """As :meth:`Driver.connect`."""
+        """Await the same as :meth:`Driver.connect`."""
 
     async def adopt(self, conn: Connection) -> Connection:
-        """As :meth:`Driver.adopt`."""
+        """Await the same as :meth:`Driver.adopt`."""
 
     async def ping(self, conn: Connection, timeout: float) -> None:
-        """As :meth:`Driver.ping`."""
+        """Await the same as :meth:`Driver.ping`."""
 
     async def begin(self, conn: Connection) -> None:
-        """As :meth:`Driver.begin`."""
+        """Await the same as :meth:`Driver.begin`."""
 
     async def commit(self, conn: Connection) -> None:
-        """As :meth:`Driver.commit`."""
+        """Await the same as :meth:`Driver.commit`."""
 
     async def rollback(self, conn: Connection) -> None:
-        """As :meth:`Driver.rollback`."""
+        """Await the same as :meth:`Driver.rollback`."""
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """As :meth:`Driver.restore`."""
+        """Await the same as :meth:`Driver.restore`."""
 
     async def remember(self, conn: Connection) -> Any:
-        """As :meth:`Driver.remember`."""
+        """Await the same as :meth:`Driver.remember`."""
 
     async def reset_session(self, conn: Connection, opening: Any, left: Any) -> None:
-        """As :meth:`Driver.reset_session`."""
+        """Await the same as :meth:`Driver.reset_session`."""
 
     async def idle_limit(self, conn: Connection) -> float | None:
-        """As :meth:`Driver.idle_limit`."""
+        """Await the same as :meth:`Driver.idle_limit`."""
 
     async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """As :meth:`Driver.ask`."""
+        """Await the same as :meth:`Driver.ask`."""
 
 
 class Observer(Protocol):
-    """Told of what happens, outside every lock, on slow paths only.
+    """A callable that receives the pool's events, outside every lock, on slow paths only.
 
-    Exceptions from it are logged and swallowed.
+    Its exceptions are logged and swallowed.
     """
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        """*event* is a short name (``opened``, ``closed``, ``outage began`` …), *fields* what is
-        known of it.
+        """*event* is a short name (``opened``, ``closed``, ``outage began`` …), *fields* are its
+        details.
         """
 
 

@@ -51,7 +51,8 @@ _RUN = "AsyncPool.run()"
 _pools: weakref.WeakSet[AsyncPool[Any]] = weakref.WeakSet()
 _inherited: list[
     PoolState
-    # kept in a child, so that nothing of theirs is collected: finalizers talk to the parent's loop
+    # kept in a child, so that none of the parent's objects is collected: finalizers would use the
+    # parent's loop
 ] = []
 
 
@@ -338,7 +339,7 @@ class AsyncPool(Generic[ConnectionT]):
             fn,
         )
 
-    # -- looking after it --------------------------------------------------------------------------
+    # -- maintenance -------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """Return the pool's numbers in this process and loop at this moment, as a frozen object.
@@ -395,7 +396,7 @@ class AsyncPool(Generic[ConnectionT]):
         state.runtime.watcher.close()
 
     def __copy__(self) -> AsyncPool[ConnectionT]:
-        """A pool is one thing with an identity: a copy is the pool itself."""
+        """Return the pool itself, because a pool has an identity."""
         return self
 
     def __deepcopy__(self, _memo: Any) -> AsyncPool[ConnectionT]:

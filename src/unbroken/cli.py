@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from unbroken.hints import nearest, shown
 from unbroken.messages.command import NO_SUCH_COMMAND
 
-#: The commands of this distribution, and what each does.
+#: The commands of this distribution, and the action of each.
 HERE = {"run": "start a program, as it is, with engines that do not break and with units of work"}
-#: The commands of unbroken-drill, and what each does.
+#: The commands of unbroken-drill, and the action of each.
 ELSEWHERE = {
     "drill": "break a real database under traffic, and show what pools or an app of yours do",
     "proxy": "break the connections between any client and its server",
@@ -60,7 +60,7 @@ def _launch(arguments: Sequence[str]) -> int:
 
 
 def _run_alone(arguments: Sequence[str]) -> int:
-    """What the command does where unbroken-drill is not installed."""
+    """Run the command if unbroken-drill is not installed."""
     first = arguments[0] if arguments else ""
     if first == "--version":
         from unbroken import __version__
@@ -91,6 +91,6 @@ def _run_alone(arguments: Sequence[str]) -> int:
 
 
 def complain(text: str, status: int) -> int:
-    """Print *text* as one line to standard error. Gives *status*."""
+    """Print *text* as one line to standard error. Returns *status*."""
     print(f"unbroken: {' '.join(text.split())}", file=sys.stderr)
     return status

@@ -166,7 +166,7 @@ def _combined(
         "__str__": Exception.__str__,
     }
     theirs = getattr(foreign, "code", None)
-    if isinstance(theirs, property):  # what it gives is compared by those who catch it
+    if isinstance(theirs, property):  # callers compare its value
         body["code"] = theirs
     one = [(kind, foreign), (kind, kind._besides)]
     for bases in ((kind, foreign, kind._besides), *(reversed(one) if kind._besides_first else one)):
@@ -179,14 +179,14 @@ def _combined(
             combined: type[UnbrokenError] = types.new_class(
                 kind.__name__, tuple(wanted), {}, lambda space: space.update(body)
             )
-            combined("")  # some layouts combine and cannot be made
+            combined("")  # some layouts combine but cannot be instantiated
             return combined
         except TypeError:
             continue
     return kind
 
 
-#: Stands for the message in what :func:`_given_by` tells.
+#: Stands for the message in the result of :func:`_given_by`.
 _MESSAGE = "<message>"
 
 
@@ -216,7 +216,7 @@ def _rebuild(
 def for_driver(
     kind: type[E], foreign: type[BaseException] | None, message: str, **attributes: Any
 ) -> E:
-    """Return a *kind* of error that callers who catch *foreign* also catch.
+    """Return a *kind* of error that callers that catch *foreign* also catch.
 
     *foreign* is the driver's (or framework's) ``OperationalError``; None: there is none.
     *attributes* are set on the error. The result can be pickled if *foreign* can.

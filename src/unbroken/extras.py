@@ -10,7 +10,7 @@ from unbroken.messages.configuration import NOT_INSTALLED
 
 @contextmanager
 def needed(door: str, *packages: str, extra: str) -> Iterator[None]:
-    """Around the imports of ``unbroken.<door>``, which stand on *packages*.
+    """Wrap the imports of ``unbroken.<door>``, which need *packages*.
 
     Raises ModuleNotFoundError that names the *extra* if one of them is not installed. Any other
     error of an import is passed on.

@@ -1,7 +1,7 @@
-"""What people call our settings elsewhere, and the hint for each name that is no setting here.
+"""Other products' names for our settings, and the hint for each name that is no setting here.
 
-Other pools' words are known in hints only: no pool takes them. Compared are letters and digits, so
-``maxPoolSize``, ``MAX_POOL_SIZE`` and ``Max Pool Size`` are one word.
+Other pools' names are known in hints only: no pool takes them. Only letters and digits are
+compared, so ``maxPoolSize``, ``MAX_POOL_SIZE`` and ``Max Pool Size`` are one word.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ _MS = "in seconds here, not milliseconds"
 _UNIT = "in seconds here, whatever the unit is elsewhere"
 _NEVER = "never is math.inf, not -1, 0 or None"
 _NO_LIMIT = "a number of connections; 0 is not 'unlimited'"
-#: The most characters of a wrong value that a message shows.
+#: The maximum number of characters of a wrong value that a message shows.
 _LONGEST = 80
 _SEEN = "not needed: the pool sees a dead connection without a round trip when it lends one"
 
-#: A setting of ours, what to know about it, and its names elsewhere. An empty setting: there is
-#: none, and the text says why.
+#: A setting of ours, a fact about it, and its names elsewhere. An empty setting: there is none, and
+#: the text gives the reason.
 _POOLS: tuple[tuple[str, str, str], ...] = (
     # -- how many ----------------------------------------------------------------------------------
     (
@@ -186,7 +186,7 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         " after_connect after_create session_variables init_sql init_commands",
     ),
     ("name", "", "pool_name pool_logging_name logging_name"),
-    # -- again -------------------------------------------------------------------------------------
+    # -- retries -----------------------------------------------------------------------------------
     (
         "max_replays",
         "it bounds how often one unit of work is run again; connects are tried again until"
@@ -252,7 +252,7 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     ("target", "", "target_role server_type target_server_type read_preference"),
 )
 
-#: What belongs into the URL: where to connect, and the driver's options.
+#: Names that belong into the URL: the address, and the driver's options.
 _PLACE = (
     "host hostname hostaddr server port db dbname database schema dsn conninfo uri"
     " connection_string unix_socket socket user username password passwd"
@@ -284,7 +284,7 @@ _ELSEWHERE = {
 
 
 def shown(value: object) -> str:
-    """*value* as a message shows it: one line, not long, whatever it is."""
+    """Return *value*, of any type, in the form that a message shows: one line, not long."""
     try:
         text = repr(value)
         text = text if text.isprintable() else " ".join(text.split())
@@ -294,9 +294,10 @@ def shown(value: object) -> str:
 
 
 def word_of_others(name: str) -> str | None:
-    """What another pool's word *name* is here: "that is max_size here", or why it is not needed.
+    """Return the meaning here of another pool's name *name*: "that is max_size here", or why it is
+    not needed.
 
-    None: no pool that we know calls anything so.
+    None: no known pool uses that name.
     """
     found = _MEANT.get(_key(name))
     if found is None:
@@ -308,10 +309,10 @@ def word_of_others(name: str) -> str | None:
 def remedy(
     name: object, known: Iterable[str], others: Iterable[str] = (), *, in_url: bool = False
 ) -> str:
-    """The hint for *name*, which is not among the *known* names: what another pool's word is here,
-    or the nearest of *known* and of *others*, or all of *known*.
+    """Return the hint for *name*, which is not among the *known* names: the meaning of another
+    pool's name here, or the nearest of *known* and of *others*, or all of *known*.
 
-    *in_url*: it stands in the URL already, so no hint sends it there.
+    *in_url*: it is in the URL already, so no hint sends it there.
     """
     known = sorted(known)
     if not isinstance(name, str):
@@ -329,11 +330,11 @@ def remedy(
 def stray(
     name: object, ours: Iterable[str], takes: Collection[str], others: Collection[str] = ()
 ) -> str | None:
-    """The hint for *name* among a driver's options, if it is meant for us: one of *ours*, or
-    another pool's word for one, and misspelled perhaps.
+    """Return the hint for *name* among a driver's options, if it is meant for this library: one of
+    *ours*, or another pool's name for one, possibly misspelled.
 
-    *takes*: what the driver takes; *others*: what other drivers take, which is no misspelling of
-    ours. None: it is the driver's business, as all that is not surely ours.
+    *takes*: the driver's options. *others*: other drivers' options, which are no misspellings of
+    ours. None: it is the driver's business, like all names that are not surely ours.
     """
     if not isinstance(name, str) or name in takes:
         return None
@@ -354,8 +355,8 @@ def stray(
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of *known* that *name* is a slip of the pen away from, or that differs only in case
-    and punctuation; None: there is none.
+    """Return the one of *known* that differs from *name* by a small typo, or only in case and
+    punctuation; None: there is none.
     """
     best, least = None, 3
     for each in known:
@@ -368,8 +369,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _steps(one: str, other: str) -> int:
-    """How many letters must be added, left out, changed or swapped with the next to make *other* of
-    *one*; 3 stands for any more than 2.
+    """Return how many letters must be added, left out, changed or swapped with the next to make
+    *other* of *one*; 3 stands for any more than 2.
     """
     if abs(len(one) - len(other)) > 2:
         return 3

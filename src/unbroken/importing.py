@@ -1,10 +1,10 @@
 """Calls a function when a module has been imported, without importing it and without changing how
 it is imported.
 
-A finder at the head of ``sys.meta_path`` lets the others find the module, and has its loader tell
-when the module's code has run. The module itself sees the loader that it would have had. A module
-that was found by an earlier finder, or was on its way when the call was ordered, is told of at the
-next import of anything.
+A finder at the head of ``sys.meta_path`` lets the others find the module, and makes its loader
+report when the module's code has run. The module itself sees the loader that it would have had. A
+module that an earlier finder found, or that was being imported when the call was registered, is
+reported at the next import of anything.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Callback = Callable[[ModuleType], None]
 _lock = threading.Lock()
 _callbacks: dict[
     str, tuple[Callback, ...]
-] = {}  #: by the module's name; a name stays for as long as somebody waits
-_untold: set[str] = set()  #: of these, those whose import was not seen yet
+] = {}  #: by the module's name; a name stays as long as a callback waits
+_untold: set[str] = set()  #: those of them whose import was not seen yet
 
 
 def on_import(name: str, callback: Callback) -> Callable[[], None]:
     """Call *callback* with the module *name* each time its code has run: at its import, and at
     every reload.
 
-    If it is imported already, *callback* is called at once. Errors of *callback* are logged then
-    and never reach the import. Gives a function that ends this.
+    If it is imported already, *callback* is called immediately. Errors of *callback* are logged
+    then and never reach the import. Returns a function that ends this.
     """
     with _lock:
         _callbacks[name] = (*_callbacks.get(name, ()), callback)
@@ -62,10 +62,10 @@ def on_import(name: str, callback: Callback) -> Callable[[], None]:
 
 
 def imported(name: str) -> ModuleType | None:
-    """The module *name* if its import is complete. Waits while another thread imports it; never
-    imports it itself.
+    """Return the module *name* if its import is complete. Waits while another thread imports it;
+    never imports it itself.
 
-    None also where this thread is in the middle of importing it.
+    None also if this thread is in the middle of importing it.
     """
     module = sys.modules.get(name)
     if module is None or not _is_initializing(module):
@@ -79,15 +79,15 @@ def imported(name: str) -> ModuleType | None:
 
 
 def is_begun(name: str) -> bool:
-    """Whether *name* is imported, or is being imported at this moment."""
+    """Return whether *name* is imported, or is being imported at this moment."""
     return sys.modules.get(name) is not None
 
 
 def exists(name: str) -> bool:
-    """Whether there is a module *name*, told without importing anything.
+    """Return whether there is a module *name*, without importing anything.
 
-    What only code makes, such as a package that changes its own ``__path__``, is found once it is
-    imported.
+    A module that only code creates, such as one in a package that changes its own ``__path__``, is
+    found once that package is imported.
     """
     return is_begun(name) or _spec_of(name) is not None
 
@@ -95,7 +95,7 @@ def exists(name: str) -> bool:
 def find(
     name: str, path: Sequence[str] | None, target: ModuleType | None = None
 ) -> ModuleSpec | None:
-    """What the finders of ``sys.meta_path`` but ours say of the module *name*."""
+    """Return the result of the finders of ``sys.meta_path`` except ours for the module *name*."""
     for finder in list(sys.meta_path):
         found = (
             None
@@ -110,7 +110,7 @@ def find(
 def _finds_nothing(
     _name: str, _path: Sequence[str] | None, _target: ModuleType | None
 ) -> ModuleSpec | None:
-    """For a finder of the old kind, which Python does not ask either."""
+    """Return nothing for a finder of the old kind, which Python does not ask either."""
     return None
 
 
@@ -128,12 +128,14 @@ def _spec_of(name: str) -> ModuleSpec | None:
         spec = ModuleSpec(name, None)
         spec.submodule_search_locations = folders
         return spec if folders else None
-    except Exception:  # a finder of somebody's, asked without the imports that it expects
+    except Exception:  # a finder of another library, asked without the imports that it expects
         return None
 
 
 def path_of(package: str) -> list[str]:
-    """Where the modules of *package* are looked for; empty if it is none. Imports nothing."""
+    """Return the folders in which the modules of *package* are searched; empty if it is none.
+    Imports nothing.
+    """
     module = sys.modules.get(package)
     spec = _spec_of(package) if module is None else None
     path: Any = (
@@ -169,7 +171,7 @@ def _tell(name: str) -> None:
 
 
 def _catch_up() -> None:
-    """Tell of modules whose import is complete and was not seen."""
+    """Report modules whose import is complete and was not seen."""
     for name in list(_untold):
         module = sys.modules.get(name)
         if module is not None and not _is_initializing(module):
@@ -177,13 +179,13 @@ def _catch_up() -> None:
 
 
 class _Finder:
-    """Finds nothing by itself: it has others find the modules that somebody waits for."""
+    """Finds nothing by itself: it makes other finders find the modules for which callbacks wait."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """As the first other finder says, with a loader that tells when the module's code has
-        run.
+        """Return the spec of the first other finder, with a loader that reports when the module's
+        code has run.
         """
         if _untold:
             _catch_up()
@@ -207,12 +209,12 @@ class _Loader:
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the module's own loader does it."""
+        """Do the same as the module's own loader."""
         made: ModuleType | None = getattr(self._loader, "create_module", _makes_nothing)(spec)
         return made
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module's code with its own loader in place, then call those who wait."""
+        """Run the module's code with its own loader in place, then call the waiting callbacks."""
         spec = module.__spec__
         if spec is not None and spec.loader is self:  # type: ignore[comparison-overlap]
             spec.loader = self._loader
@@ -223,12 +225,12 @@ class _Loader:
 
 
 def _makes_nothing(_spec: ModuleSpec) -> ModuleType | None:
-    """Python makes the module, then."""
+    """Return None: Python creates the module then."""
     return None
 
 
 def _new_lock() -> None:
-    """In a forked child: another thread of the parent may have had the lock."""
+    """In a forked child: replace the lock, which another thread of the parent may have held."""
     global _lock
     _lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""``unbroken.mongo``: PyMongo's clients, unbroken. See docs/mongodb.md."""
+"""``unbroken.mongo``: PyMongo's clients, unbroken. docs/mongodb.md describes them."""
 
 from __future__ import annotations
 

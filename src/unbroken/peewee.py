@@ -1,4 +1,4 @@
-"""``unbroken.peewee``: peewee's pooled databases, unbroken. See docs/peewee.md."""
+"""``unbroken.peewee``: peewee's pooled databases, unbroken. docs/peewee.md describes them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("AsyncMySQLDatabase", "AsyncPostgresqlDatabase"):
-        # playhouse.pwasyncio wants greenlet, and a newer peewee
+        # playhouse.pwasyncio needs greenlet, and a newer peewee
         with needed("peewee", "playhouse", "greenlet", extra="peewee"):
             from unbroken.integrations.peewee import aio
 

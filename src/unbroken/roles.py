@@ -1,4 +1,4 @@
-"""Which role a server gives itself, and which one a pool wants."""
+"""The role that a server reports, and the role that a pool wants."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a server says of itself."""
+    """The role that a server reports."""
 
     PRIMARY = "takes writes"
     STANDBY = "is read-only"
-    UNREADY = "is not ready"  #: a node of Galera that is outside of the cluster, or turns us away
+    #: a node of Galera that is outside of the cluster, or refuses this client
+    UNREADY = "is not ready"
 
 
 class Wanted(StrEnum):
@@ -23,13 +24,15 @@ class Wanted(StrEnum):
     PREFER_STANDBY = "prefer-standby"
 
 
-#: libpq's words for ``target_session_attrs``, which mean the same here.
+#: libpq's values of ``target_session_attrs``, which mean the same here.
 ALIASES = {"read-write": Wanted.PRIMARY, "read-only": Wanted.STANDBY}
 WORDS = (*(each.value for each in Wanted), *ALIASES)
 
 
 def wanted(word: object) -> Wanted:
-    """What *word* means: one of ours, or of libpq's. Raises ValueError with the remedy."""
+    """Return the meaning of *word*: one of ours, or of libpq's. Raises ValueError with the
+    remedy.
+    """
     text = word.replace("_", "-").lower() if isinstance(word, str) else ""
     found = ALIASES.get(text) or next((each for each in Wanted if each.value == text), None)
     if found is not None:

@@ -189,31 +189,31 @@ class Settings:
         return settings
 
     def changed(self, **given: Any) -> Settings:
-        """A validated copy with some settings changed."""
+        """Return a validated copy with some settings changed."""
         settings = replace(self, **_spelled(given))
         _validate(settings)
         return settings
 
     @classmethod
     def split(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Part *options* (a URL's query, say) into (our settings, everything else)."""
+        """Split *options* (a URL's query, say) into (our settings, everything else)."""
         known = {f.name for f in fields(cls)}
         ours = {k: v for k, v in options.items() if k in known}
         return ours, {k: v for k, v in options.items() if k not in known}
 
     @classmethod
     def from_text(cls, options: Mapping[str, str]) -> dict[str, Any]:
-        """Keywords for :meth:`of` from text such as a URL's query: ``{"max_size": "5"}`` gives
-        ``{"max_size": 5}``.
+        """Return keywords for :meth:`of` from text such as a URL's query: ``{"max_size": "5"}``
+        gives ``{"max_size": 5}``.
         """
         return {name: _from_text(name, text) for name, text in options.items()}
 
 
-#: What turns the retry budget off, in words.
+#: The text that turns the retry budget off.
 OFF = "off"
 #: The largest number of connections or replays.
 MOST = 1_000_000
-#: The most seconds that the system's waits take, and those that drivers take to connect.
+#: The maximum of seconds for the system's waits, and of those for drivers' connects.
 LONGEST, A_YEAR = 1e9, 31_536_000.0
 _INTS = {"max_size": 1, "min_size": 0, "max_replays": 0, "max_waiting": 0}
 _POSITIVE = {
@@ -231,7 +231,7 @@ _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
 def _from_text(name: str, text: str) -> Any:
     if name not in Settings.__dataclass_fields__:
-        return text  # of() says that there is no such setting
+        return text  # of() raises that there is no such setting
     if text.lower() in ("none", "null"):
         return None
     if name in ("reset", "name", "target"):
@@ -257,7 +257,7 @@ def _from_text(name: str, text: str) -> Any:
 
 
 def _spelled(given: dict[str, Any]) -> dict[str, Any]:
-    """*given* in the one spelling that a setting has in the end."""
+    """Return *given* with each setting in its final spelling."""
     if isinstance(given.get("units"), list):
         given["units"] = tuple(given["units"])
     if given.get("retry_budget") == OFF:
@@ -332,8 +332,7 @@ _SHARE = re.compile(r"(?:([^:\s]+):)?(?:auto|([0-9]{1,7}))", re.ASCII)
 
 
 def shared(share: int | str) -> tuple[str | None, int | None]:
-    """The name and the number of connections that the setting ``share`` says, each as far as it
-    does.
+    """Return the name and the number of connections in the setting ``share``, each if it is given.
 
     Raises ConfigurationError.
     """

@@ -87,7 +87,7 @@ class Pool(Generic[ConnectionT]):
         self._states: dict[Any, PoolState] = {}
         self._state = self._new_state()
         self._states[self._state.pid] = self._state
-        # None where a lease with nothing said is a plain Lease: one look tells (see connection).
+        # None if a lease without options is a plain Lease: one check tells (see connection).
         is_plain = (
             self.settings.deadline is None
             and self.settings.reset != "session"
@@ -327,7 +327,7 @@ class Pool(Generic[ConnectionT]):
         limit = self.settings.deadline if deadline is None else deadline
         return run_unit(work, limit, self.settings.max_replays, count, fn)
 
-    # -- looking after it --------------------------------------------------------------------------
+    # -- maintenance -------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """Return the pool's numbers in this process at this moment, as a frozen object."""
@@ -374,7 +374,7 @@ class Pool(Generic[ConnectionT]):
         run(close(state, timeout), state.runtime.do)  # type: ignore[attr-defined] # a ThreadRuntime
 
     def __copy__(self) -> Pool[ConnectionT]:
-        """A pool is one thing with an identity: a copy is the pool itself."""
+        """Return the pool itself, because a pool has an identity."""
         return self
 
     def __deepcopy__(self, _memo: Any) -> Pool[ConnectionT]:

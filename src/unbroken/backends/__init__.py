@@ -1,1 +1,1 @@
-"""What each kind of server says, and what it means."""
+"""The errors of each kind of server, and their meaning."""

@@ -1,29 +1,29 @@
-"""What the first bytes from a port tell: a server of the kind that was looked for, or another one.
+"""Recognizes a server by the first bytes from its port: one of the expected kind, or another one.
 
-MySQL: "Protocol::HandshakeV10" and ERR_Packet; PostgreSQL: "SSL Session Encryption" of its manual;
-what others say was seen on their ports.
+MySQL: "Protocol::HandshakeV10" and ERR_Packet; PostgreSQL: "SSL Session Encryption" of its manual.
+Other servers' first bytes were observed on their ports.
 """
 
 from __future__ import annotations
 
 import re
 
-#: PostgreSQL's question for TLS, which it answers with one byte.
+#: PostgreSQL's request for TLS, which it answers with one byte.
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 #: Ends a line for servers that wait for one.
 END_OF_LINE = b"\r\n\r\n"
 
 
 def questions(backend: str) -> tuple[bytes, ...]:
-    """What to send to a port, one after the other, until it says something: a MySQL server greets
-    unasked, and is given time for it.
+    """Return the bytes to send to a port, one after the other, until it answers. A MySQL server
+    sends its greeting first, and gets time for it.
     """
     return (
         (SSL_REQUEST, END_OF_LINE) if backend == "postgresql" else (b"", SSL_REQUEST, END_OF_LINE)
     )
 
 
-#: What the servers are called that can be known by their first bytes.
+#: Names of the servers that can be recognized by their first bytes.
 NAMES = {"mysql": "MySQL", "mariadb": "MariaDB", "postgresql": "PostgreSQL"}
 _MOST = 40
 _OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
@@ -36,21 +36,21 @@ _OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
 
 
 def is_of(backend: str, said: bytes) -> bool:
-    """Whether a server of *backend* may begin with *said*: MySQL unasked, PostgreSQL in answer to
-    :data:`SSL_REQUEST`.
+    """Return whether a server of *backend* may begin with *said*: MySQL unrequested, PostgreSQL in
+    answer to :data:`SSL_REQUEST`.
     """
     if backend == "postgresql":
         return _is_postgresqls(said)
     return _is_mysqls(said)
 
 
-#: The postmaster's words where it can start no process for a client; they stand in no packet
+#: The postmaster's text when it can start no process for a client. It is in no packet
 #: (``report_fork_failure_to_client``).
 _NO_PROCESS = b"Ecould not fork new process for connection"
 
 
 def _is_postgresqls(said: bytes) -> bool:
-    # its answer, and then its word on what came behind the question
+    # its answer, and then its error about the bytes behind the request
     if said[:1] == b"N" and said[1:2] == b"E":
         said = said[1:]
     elif said[:1] == b"S" and re.match(rb"[\x14-\x17]\x03", said[1:]):
@@ -61,13 +61,13 @@ def _is_postgresqls(said: bytes) -> bool:
     return said in (b"S", b"N")
 
 
-#: An error in answer to a login has at most such a number.
+#: The maximum number of an error packet that answers a login.
 _FIRST = 8
 
 
 def _is_mysqls(said: bytes) -> bool:
-    """A packet of its own: the greeting is the first of its session; an error may be a later one,
-    for a proxy hands on what its server said.
+    """Return whether *said* is a packet of MySQL's own. The greeting is the first of its session;
+    an error may be a later one, because a proxy passes on its server's packet.
     """
     if len(said) < 5:  # cut short, unless it is PostgreSQL's
         return said not in (b"S", b"N")
@@ -78,12 +78,12 @@ def _is_mysqls(said: bytes) -> bool:
 
 
 def told(backend: str, said: bytes) -> str:
-    """What to say of a port that begins with *said*, and is none of *backend*'s; one line."""
+    """Describe a port that begins with *said* and does not belong to *backend*, in one line."""
     return f"answers, but not as {NAMES[backend]} does: it says {shown(said)}{_guess(said)}"
 
 
 def shown(said: bytes) -> str:
-    """The beginning of *said* in printable characters, in quotes."""
+    """Return the beginning of *said* in printable characters, in quotes."""
     line = said.splitlines()[0] if said.splitlines() else said
     cut = line[:_MOST]
     text = "".join(chr(each) if 32 <= each < 127 else f"\\x{each:02x}" for each in cut)

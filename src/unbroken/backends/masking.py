@@ -1,9 +1,9 @@
 """Keep passwords out of messages, and everything else in them.
 
 A secret is masked in two ways. In a place for passwords (``password=…``, ``://user:…@``) any value
-is masked. Elsewhere only the secrets that are known are, each as a whole word, and only where that
-word can mean nothing else: a password that is also the user's name, or a word of every other error,
-gives nothing away outside such a place. A mask there would: it would say that the two are equal.
+is masked. Elsewhere only the known secrets are masked, each as a whole word, and only if that word
+can mean nothing else. A password that is also the user's name, or a word of every other error,
+reveals nothing outside such a place. A mask there would: it would show that the two are equal.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from functools import lru_cache
 MASK = "***"
 #: A secret shorter than this is masked in places for passwords only.
 _SHORT = 3
-#: One of this length, of letters and something else, is masked inside of longer words, too.
+#: One of this length, of letters and other characters, is masked inside of longer words, too.
 _LONG = 8
 _MOST = 4000
 
-#: ``(using password: YES)`` says whether one was given, in the languages that say "password".
+#: ``(using password: YES)`` tells whether one was given, in the languages that have "password".
 _WHETHER = re.compile(r"(password: (?:YES|NO|SI|SÌ|JA|NEE|OUI|NON)(?=\)))", re.IGNORECASE)
 _USERINFO = re.compile(r"(\w[\w+.-]*://[^\s:/@]*):(?:\S*)@")
-#: What the name of a place for passwords has in it.
+#: Parts of the names of places for passwords.
 _NAMES = ("passw", "passphrase", "pwd", "secret")
 _NAME = r"[\w.-]*(?:password|passwd|passphrase|passwort|pwd|secret)(?!_?file)\w*"
 _VALUE = r"""b?'(?:[^'\\]|\\.|'')*' | b?"(?:[^"\\]|\\.)*" | (?:\\.|[^\s,;&)}\]'"])+"""
 _PLACE = re.compile(
     rf"""(?ix) (?<![\w.-]) (["']?{_NAME}["']? (?: \s=\s | [=:] | :\s | \s?=> \s? )) (?:{_VALUE})"""
 )
-#: Before a quoted word that is the password.
+#: The text before a quoted word that is the password.
 _BEFORE = r"(?:password|passwd|passphrase|pwd|secret)(?:\s+(?:is|was|of|for))?\W{0,3}"
 
-#: Words that errors of connecting have in them anyway.
+#: Words that errors of connecting contain anyway.
 _ORDINARY = frozenset(
     """
     a about accepting access active address administrator after again all allowed already an and
@@ -61,15 +61,15 @@ _ORDINARY = frozenset(
 )
 
 
-#: Signs that stand one after the other in such errors.
+#: Punctuation that occurs in such errors in this order.
 _SIGNS = """'@'://...()', '", "---***->=>")")')"'[]((:: """
 
 
 def masked(text: str, secrets: Iterable[str | None] = (), known: Iterable[str | None] = ()) -> str:
-    """*text* without the *secrets*, and without any value in a place for passwords.
+    """Return *text* without the *secrets*, and without any value in a place for passwords.
 
-    *known*: what messages show on purpose, such as the user, the host and the database. Pure; of a
-    very long text only the beginning is given.
+    *known*: texts that messages show on purpose, such as the user, the host and the database. Pure;
+    of a very long text only the beginning is returned.
     """
     text = text[:_MOST]
     words = frozenset(each.lower() for each in known if each)
@@ -78,7 +78,7 @@ def masked(text: str, secrets: Iterable[str | None] = (), known: Iterable[str | 
         for each in secrets
         if each and any(form in text for form in _forms(each))
     ]
-    parts = _WHETHER.split(text)  # every other part is what separates
+    parts = _WHETHER.split(text)  # every other part is a separator
     parts[::2] = (_hidden(part, patterns) for part in parts[::2])
     return "".join(parts)
 
@@ -96,10 +96,10 @@ def _hidden(text: str, patterns: list[re.Pattern[str]]) -> str:
 
 @lru_cache(maxsize=256)
 def _pattern(secret: str, is_known: bool) -> re.Pattern[str]:
-    """Where *secret* is masked, in each form that it can have."""
+    """Return a pattern for the places where *secret* is masked, in each form that it can have."""
     forms = _forms(secret)
     quoted = "|".join(re.escape(each) for each in forms)
-    # a libpq string may have spaces: the place's own pattern ends there
+    # a libpq string may contain spaces: the place's own pattern ends there
     places = rf"(?P<before>{_BEFORE}['\"]|[\w.-]*(?:password|passwd|pwd)\s*=\s*)(?:{quoted})(?!\w)"
     if is_known or _is_ordinary(secret):
         return re.compile(places, re.IGNORECASE)
@@ -108,7 +108,7 @@ def _pattern(secret: str, is_known: bool) -> re.Pattern[str]:
 
 
 def _is_ordinary(secret: str) -> bool:
-    """Whether *secret* may stand in an error that does not know it."""
+    """Return whether *secret* may occur in an error that has nothing to do with it."""
     return (
         len(secret) < _SHORT
         or secret.lower() in _ORDINARY
@@ -119,7 +119,9 @@ def _is_ordinary(secret: str) -> bool:
 
 
 def _as_word(form: str, secret: str) -> str:
-    """A pattern for *form* where it is no part of a longer word, of a name with dots or hyphens."""
+    """Return a pattern for *form* where it is no part of a longer word, of a name with dots or
+    hyphens.
+    """
     if len(secret) >= _LONG and not secret.isalpha():
         return re.escape(form)
     before = r"(?<![\w-])(?<!\w\.)" if re.match(r"\w", form) else ""
@@ -129,8 +131,8 @@ def _as_word(form: str, secret: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _forms(secret: str) -> tuple[str, ...]:
-    """*secret* as URLs, connection strings, ``repr`` and JSON have it, each on one line; the
-    longest first.
+    """Return the forms of *secret* in URLs, connection strings, ``repr`` and JSON, each on one
+    line; the longest first.
     """
     found = {
         secret,
@@ -142,7 +144,7 @@ def _forms(secret: str) -> tuple[str, ...]:
         _in_json(secret),
         secret.replace("\\", "\\\\").replace("'", "\\'"),
         secret.replace("'", "''"),
-        _encoded(secret).decode("latin-1"),  # as some libraries are given it
+        _encoded(secret).decode("latin-1"),  # as some libraries receive it
     }
     for encoding in ("utf-8", "latin-1"):
         found.add(repr(secret.encode(encoding, "ignore"))[2:-1])
@@ -152,7 +154,7 @@ def _forms(secret: str) -> tuple[str, ...]:
 
 
 def _percent(secret: str, safe: str) -> str:
-    """As in a URL (RFC 3986)."""
+    """Encode as in a URL (RFC 3986)."""
     return "".join(
         each
         if (each.isascii() and each.isalnum()) or each in f"_.-~{safe}"
@@ -169,7 +171,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _in_json(secret: str) -> str:
-    """As in JSON of ASCII characters only."""
+    """Encode as in JSON of ASCII characters only."""
     text = secret.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     units = text.encode("utf-16-be", "surrogatepass")
     pairs = (units[at : at + 2] for at in range(0, len(units), 2))

@@ -1,4 +1,4 @@
-"""What MySQL's and MariaDB's errors mean."""
+"""The meaning of MySQL's and MariaDB's errors."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ CAUSES: dict[int, Cause | None] = {
 #: step with the protocol (2014, 2027, 2048; 5015).
 _CLIENT_LOST = {2006, 2013, 2014, 2027, 2045, 2048, 2055, 5013, 5014, 5015}
 _CLIENT_CONNECT = {2001, 2002, 2003, 2004, 2005, 2009, 2010, 2011, 2012}
-_TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread to be had
+_TOO_MANY = {1040, 1203, 1135}  # server full, user full, no thread available
 _REJECTED = {
-    # the server's no
+    # the server's refusals
     1044, 1045, 1049, 1129, 1130, 1251, 1524, 1698, 1820, 1862, 3118, 3159, 3955, 4151,
     # the client's: protocol, character set, authentication plugin
     2007, 2047, 2049, 2054, 2058, 2059, 2060, 2061,
 }  # fmt: skip
-#: Of these, what another password or user may cure: denied, denied for want of a plugin, an expired
-#: password, a locked account (MySQL 3118 and 3955, MariaDB 4151).
+#: Those of them that another password or user may cure: denied, denied for want of a plugin, an
+#: expired password, a locked account (MySQL 3118 and 3955, MariaDB 4151).
 LOGIN_REFUSED = frozenset({1045, 1698, 1820, 1862, 3118, 3955, 4151})
-# the server is; 1792 is the transaction, which the application may have wanted so
+# the server is read-only; 1792 is about the transaction, which the application may have wanted so
 _READ_ONLY = {1836}
 _TOO_LARGE = {1153, 2020}
 # deadlock (and Galera's certification failure), group replication's forced rollback
@@ -55,7 +55,8 @@ _RETRY = {1213, 3101}
 
 
 def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fault:
-    """What error *errno* of a MySQL or MariaDB server or client, with its message *text*, means.
+    """Return the fault that error *errno* of a MySQL or MariaDB server or client, with its message
+    *text*, reports.
 
     1205 (lock wait timeout) is OTHER: it undoes one statement, not the transaction, so nothing may
     be replayed on it.
@@ -102,13 +103,12 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
 def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
     number = errno_of_text(line)
     if number in (E.EAGAIN, E.EINPROGRESS) and connecting:
-        # libmariadb's word for a handshake that timed out
+        # libmariadb's error for a handshake that timed out
         number = E.ETIMEDOUT
     known = of_errno(number, line, connecting) if number is not None else None
     if known is not None and known.kind in (_K.LOST, _K.UNREACHABLE):
         return Fault(known.kind, known.cause, errno, line)
-    # TLS: a certificate or a version that will not do, unless the server was ended in the middle of
-    # it
+    # TLS: an unusable certificate or version, unless the server was ended in the middle of it
     lower = line.lower()
     if errno == 2026 and connecting and any(words in lower for words in TLS_SETTINGS):
         return Fault(_K.MISCONFIGURED, None, errno, line)
@@ -120,7 +120,7 @@ def _mysql_lost(errno: int, line: str, connecting: bool) -> Fault:
 def _mysql_connect(errno: int, line: str) -> Fault:
     number = errno_of_text(line)
     if number == E.EINPROGRESS:
-        # libmariadb's (115) for a connect that failed at once: a time-out is (110)
+        # libmariadb's (115) for a connect that failed immediately: a timeout is (110)
         number = E.ECONNREFUSED
     known = of_errno(number, line, True) if number is not None else None
     if known is not None:
@@ -129,7 +129,7 @@ def _mysql_connect(errno: int, line: str) -> Fault:
 
 
 def cause_of_words(code: int | str | None, text: str) -> Cause:
-    """See :func:`unbroken.backends.fault.cause_of_words`."""
+    """Return why the server ended an idle connection, from *code* and *text* of its last packet."""
     try:
         number = int(code) if code is not None else 0
     except ValueError:

@@ -1,6 +1,6 @@
-"""What PgBouncer's own errors mean.
+"""The meaning of PgBouncer's own errors.
 
-PgBouncer gives nearly all of its answers one SQLSTATE, 08P01, so only the words tell them apart.
+PgBouncer gives nearly all of its answers one SQLSTATE, 08P01, so only the texts distinguish them.
 They are taken from its source, versions 1.18 to 1.25. Each of them ends the connection.
 """
 
@@ -12,8 +12,8 @@ from unbroken.abc import Cause, Fault, FaultKind
 
 _K = FaultKind
 
-#: Words of an answer to an attempt to connect, or to a statement: it reached no server, and waiting
-#: can help. The first that is found counts.
+#: Texts of an answer to an attempt to connect, or to a statement: it reached no server, and waiting
+#: can help. The first match counts.
 _CANNOT_SERVE: tuple[tuple[str, FaultKind], ...] = (
     (
         "server login has been failing",
@@ -25,7 +25,7 @@ _CANNOT_SERVE: tuple[tuple[str, FaultKind], ...] = (
     ("no more connections allowed", _K.TOO_MANY),
     ("client connections exceeded", _K.TOO_MANY),
 )
-#: The connection ends, and maybe so does a statement that PostgreSQL was executing.
+#: The connection ends, and so may a statement that PostgreSQL was executing.
 _ENDS: tuple[tuple[str, Cause | None], ...] = (
     ("client_idle_timeout", Cause.IDLE_LIMIT),
     ("idle transaction timeout", Cause.TRANSACTION_LIMIT),
@@ -36,7 +36,7 @@ _ENDS: tuple[tuple[str, Cause | None], ...] = (
     ("query timeout", None),
     ("admin forced disconnect", Cause.KILLED),
     ("database removed", Cause.KILLED),  # KILL, RELOAD
-    ("server conn crashed", None),  # it was closed without a word
+    ("server conn crashed", None),  # it was closed without a message
     ("shutting down", Cause.SHUTDOWN),
     ("suspend_timeout", Cause.SHUTDOWN),
     ("server connection closed", None),
@@ -58,7 +58,7 @@ _ENDS: tuple[tuple[str, Cause | None], ...] = (
     ("bad pkt", None),
     ("invalid server parameter", None),
 )
-#: PgBouncer does not let this client in, however long it waits.
+#: PgBouncer refuses this client, and waiting does not help.
 _REFUSES = (
     "no such database",
     "no such user",
@@ -79,12 +79,12 @@ _REFUSES = (
     "empty password",
 )
 _DISABLED = re.compile(r'database "[^"]*" is disabled', re.IGNORECASE)
-#: Statements of its own that PostgreSQL answers with the same SQLSTATE: the connection is well.
+#: Statements of its own that PostgreSQL answers with the same SQLSTATE: the connection works.
 _PROTOCOL = re.compile(r"bind message|invalid message|insufficient data|invalid frontend", re.I)
 
 
 def bouncer_fault(line: str, code: str | None, connecting: bool) -> Fault | None:
-    """What PgBouncer's answer *line* means; None where it is not known as one of PgBouncer's."""
+    """Return the fault in PgBouncer's answer *line*; None if it is not one of PgBouncer's."""
     lower = line.lower()
     for words, kind in _CANNOT_SERVE:
         if words in lower:
@@ -107,26 +107,28 @@ _FATAL = re.compile(r"^(?:FATAL|PANIC):\s+(.*)$", re.MULTILINE)
 
 
 def last_refusal(text: str) -> Fault | None:
-    """What PgBouncer said before it closed a connection, from libpq's *text* of all that went
-    wrong; None where it said nothing, or something that is not known.
+    """Return PgBouncer's error from before it closed a connection, found in libpq's *text* of all
+    errors. None if there was none, or an unknown one.
     """
     said = _FATAL.findall(text)
     return bouncer_fault(said[-1], None, connecting=False) if said else None
 
 
 def is_slip(line: str) -> bool:
-    """Whether *line*, with PgBouncer's SQLSTATE, is PostgreSQL's answer to a malformed request."""
+    """Return whether *line*, with PgBouncer's SQLSTATE, is PostgreSQL's answer to a malformed
+    request.
+    """
     return _PROTOCOL.search(line) is not None
 
 
 def never_executed(text: str) -> bool:
-    """Whether PgBouncer's answer *text* proves that it handed the statement to no server."""
+    """Return whether PgBouncer's answer *text* proves that it passed the statement to no server."""
     lower = text.lower()
     return any(words in lower for words, _ in _CANNOT_SERVE)
 
 
 def cause_of(text: str) -> Cause | None:
-    """Why PgBouncer ended a connection, from its last words; None where they do not tell."""
+    """Return why PgBouncer ended a connection, from its last message; None if unclear."""
     lower = text.lower()
     return next((cause for words, cause in _ENDS if words in lower), None)
 
@@ -140,8 +142,8 @@ _OF_A_DRIVER = re.compile(
 
 
 def is_strange_statement(sqlstate: str | None, text: str) -> bool:
-    """Whether the server does not know a statement that the driver itself prepared there, or knows
-    another one by that name: a pooler has led the connection to another session.
+    """Return whether the server does not know a statement that the driver itself prepared there, or
+    knows another one by that name. A pooler has then switched the connection to another session.
 
     The statement was not executed.
     """

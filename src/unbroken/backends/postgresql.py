@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean, and those of PgBouncer in front of it."""
+"""The meaning of PostgreSQL's errors, and of those of PgBouncer in front of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _K = FaultKind
 CAUSES: dict[str, Cause | None] = {
     "57P01": (
         Cause.KILLED
-    ),  # admin_shutdown: the same words for pg_terminate_backend and for a fast shutdown
+    ),  # admin_shutdown: the same text for pg_terminate_backend and for a fast shutdown
     "57P02": Cause.CRASHED,  # crash_shutdown
     "57P04": None,  # database_dropped
     "57P05": Cause.IDLE_LIMIT,  # idle_session_timeout (14+)
@@ -34,9 +34,9 @@ CAUSES: dict[str, Cause | None] = {
 _ENOENT = "no such file or directory"  #: also of a unix socket: the server is down
 _REJECTED = {"28000", "28P01", "3D000"}
 _RETRY = {"40001", "40P01"}
-#: What only an attempt to connect is told.
+#: Kinds that only an attempt to connect can meet.
 _AT_CONNECT = (_K.REJECTED, _K.MISCONFIGURED)
-#: libpq's and the server's words where no SQLSTATE is handed on (libpq gives none for a failed
+#: Texts of libpq and the server for errors without a SQLSTATE (libpq gives none for a failed
 #: connect).
 _WORDS: tuple[tuple[str, FaultKind, str | None], ...] = (
     ("starting up", _K.NOT_READY, "57P03"),
@@ -92,8 +92,8 @@ _LOST_WORDS = (
 def postgres_fault(
     sqlstate: str | None, text: str, *, connecting: bool = False, fatal: bool | None = None
 ) -> Fault:
-    """What an error of PostgreSQL (or PgBouncer, or libpq: *sqlstate* None) with its message *text*
-    means.
+    """Return the fault that an error of PostgreSQL (or PgBouncer, or libpq: *sqlstate* None) with
+    its message *text* reports.
 
     *fatal*: whether the server ends the session with it, see :func:`is_fatal`.
     """
@@ -107,11 +107,12 @@ def postgres_fault(
 
 
 def is_fatal(source: object, *severities: object) -> bool | None:
-    """Whether one of an error's *severities* (its fields V and S) says that the session ends. None:
-    not known.
+    """Return whether one of an error's *severities* (its fields V and S) means that the session
+    ends. None: not known.
 
-    PgBouncer sends the second only, and in English. Others that speak the protocol say ERROR and
-    hang up. PostgreSQL does not; it names the file in its own *source* (field F), poolers none.
+    PgBouncer sends only the second, and in English. Other servers with this protocol send ERROR and
+    close the connection. PostgreSQL does not. It names the file in its own *source* (field F);
+    poolers send no such field.
     """
     if "FATAL" in severities or "PANIC" in severities:
         return True
@@ -144,7 +145,7 @@ def _fault(sqlstate: str | None, text: str, line: str, connecting: bool) -> Faul
             line,
         )
     if is_strange_statement(sqlstate, line):
-        # nothing was executed, and what the driver knows of this session is not true of it
+        # nothing was executed, and the driver's knowledge of its session does not apply to this one
         return Fault(_K.LOST, Cause.OTHER_SESSION, sqlstate, line)
     if sqlstate == "08P01":
         return _bouncer(sqlstate, line, connecting)
@@ -154,9 +155,10 @@ def _fault(sqlstate: str | None, text: str, line: str, connecting: bool) -> Faul
 
 
 def refuses_login(fault: Fault) -> bool:
-    """See :func:`unbroken.backends.fault.refuses_login`. *fault* is REJECTED.
+    """Return whether *fault*, which is REJECTED, concerns the login: another password, or user,
+    might be accepted.
 
-    28000 is also what pg_hba.conf says to everybody; PgBouncer has only words.
+    pg_hba.conf also answers 28000 to every login; PgBouncer has only texts.
     """
     lower = fault.text.lower()
     if fault.code == "28P01":
@@ -167,9 +169,10 @@ def refuses_login(fault: Fault) -> bool:
 
 
 def _bouncer(sqlstate: str, line: str, connecting: bool) -> Fault:
-    """08P01 is PgBouncer's code for everything, also for PostgreSQL's answer to its own login.
+    """Return the fault in an 08P01. PgBouncer uses that code for everything, also for PostgreSQL's
+    answer to its own login.
 
-    From a server in use it is a slip of the application's in the protocol.
+    From a server in use it is a protocol error of the application's.
     """
     if not connecting and is_slip(line):
         return Fault(_K.OTHER, None, sqlstate, line)
@@ -212,13 +215,15 @@ def _postgres_words(line: str, connecting: bool) -> Fault:
         return known
     if any(words in lower for words in _LOST_WORDS):
         return Fault(_K.LOST, _goodbye(lower), None, line)
-    # A failed connect whose words are in another language: waiting is bounded and harms less than
+    # A failed connect with a text in another language: waiting is bounded and does less harm than
     # giving up.
     return Fault(_K.NOT_READY if connecting else _K.OTHER, None, None, line)
 
 
 def _is_refused_by_tls(lower: str) -> bool:
-    """Whether libpq says that the two sides found no way to talk by TLS, and neither hung up."""
+    """Return whether libpq reports that the two sides agreed on no TLS parameters, and neither
+    closed the connection.
+    """
     return "ssl error:" in lower and not any(words in lower for words in HUNG_UP_IN_TLS)
 
 
@@ -235,7 +240,7 @@ def _goodbye(lower: str) -> Cause | None:
 
 
 def cause_of_words(code: int | str | None, text: str) -> Cause:
-    """See :func:`unbroken.backends.fault.cause_of_words`."""
+    """Return why the server ended an idle connection, from *code* and *text* of its last packet."""
     lower = text.lower()
     told = service_fault(None if code is None else str(code), text, False)
     if told is not None and told.cause is not None:

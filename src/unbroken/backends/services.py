@@ -1,10 +1,10 @@
-"""How managed services, poolers and proxies say that they cannot serve, and how those words are
-found in an error.
+"""Texts with which managed services, poolers and proxies report that they cannot serve, and the
+search for these texts in an error.
 
-They speak MySQL's or PostgreSQL's protocol, and put their own troubles into a code that means many
-things. So a row counts only for its codes, and only with its words. The rows are in
-:mod:`services_mysql` and :mod:`services_postgresql`; docs/services.md is made of them. Words whose
-source was not found have no row.
+These services use MySQL's or PostgreSQL's protocol, and report their own failures with a code that
+means many things. So a row counts only for its codes, and only with its words. The rows are in
+:mod:`services_mysql` and :mod:`services_postgresql`; docs/services.md is generated from them. Texts
+whose source was not found have no row.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from unbroken.backends.system import flat
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One way of a service to say one thing.
+    """One text of a service for one fact.
 
-    It is meant where an error has one of *codes* (None: one of the family's vague ones) and one of
-    *words* in its text, and none of *unless*; all of a tuple of words count as one. *connecting*
-    and *in_use* are what it means there; None: nothing of its own.
+    A row matches an error with one of *codes* (None: one of the family's vague ones), one of
+    *words* in its text, and none of *unless*. All of a tuple of words count as one. *connecting*
+    and *in_use* are the kinds of fault there; None: nothing of its own.
     """
 
     service: str
@@ -32,12 +32,12 @@ class Word:
     in_use: FaultKind | None
     meaning: str
     source: str
-    cause: Cause | None = None  #: why the connection ended, where it did
+    cause: Cause | None = None  #: why the connection ended, if it did
     unless: tuple[str, ...] = ()
-    login: bool = False  #: whether another password or user might be let in
+    login: bool = False  #: whether another password or user might be accepted
 
     def matches(self, lower: str) -> bool:
-        """Whether the text *lower*, in small letters, has its words."""
+        """Return whether the text *lower*, in lower case, contains its words."""
         return any(_has(lower, words) for words in self.words) and not any(
             words in lower for words in self.unless
         )
@@ -52,8 +52,8 @@ def _has(lower: str, words: str | tuple[str, ...]) -> bool:
 def fault_of(
     rows: Iterable[Word], code: int | str | None, vague: bool, text: str, connecting: bool
 ) -> Fault | None:
-    """What the first of *rows* that is meant says of an error with *code* and *text*; None: no row
-    is. *vague*: whether rows without codes count for this code.
+    """Return the fault of the first of *rows* that matches an error with *code* and *text*; None:
+    no row matches. *vague*: whether rows without codes count for this code.
     """
     lower = " ".join(text.split()).lower()
     for row in rows:
@@ -62,7 +62,7 @@ def fault_of(
             continue
         if row.codes is None:
             is_meant = vague
-        else:  # libpq hands no code on where a connect failed
+        else:  # libpq passes no code on if a connect failed
             is_meant = code in row.codes if code is not None else connecting
         if is_meant:
             cause = row.cause if kind in _ENDED else None

@@ -1,4 +1,4 @@
-"""The words of services that speak MySQL's protocol. What each field means: :class:`Word`."""
+"""Texts of services with MySQL's protocol. :class:`Word` describes each field."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ ROWS: tuple[Word, ...] = (
 
 
 def service_fault(errno: int | None, text: str, connecting: bool) -> Fault | None:
-    """What error *errno* with *text* means, if a service says it in words of its own."""
+    """Return the fault that error *errno* with *text* reports, if a service has its own text for
+    it.
+    """
     if errno is None or errno not in _CODES:
         return None
     return fault_of(ROWS, errno, False, text, connecting)

@@ -1,5 +1,5 @@
-"""The words of services that speak PostgreSQL's protocol; PgBouncer's are in :mod:`postgresql`.
-What each field means: :class:`Word`.
+"""Texts of services with PostgreSQL's protocol; PgBouncer's are in :mod:`postgresql`. :class:`Word`
+describes each field.
 """
 
 from __future__ import annotations
@@ -182,13 +182,13 @@ ROWS: tuple[Word, ...] = (
     ),
 )  # fmt: skip
 
-#: A row without codes counts for these: what a service may use for a trouble of its own.
+#: A row without codes counts for these classes, which services use for failures of their own.
 _VAGUE = ("XX", "08", "28", "53", "57", "58", "0A", "3D")
 
 
 def service_fault(sqlstate: str | None, text: str, connecting: bool) -> Fault | None:
-    """What an error with *sqlstate* (None: libpq hands none on) and *text* means, if a
-    service says it in words of its own.
+    """Return the fault that an error with *sqlstate* (None: libpq passes none on) and *text*
+    reports, if a service has its own text for it.
     """
     vague = not sqlstate or sqlstate.startswith(_VAGUE)
     if not vague:

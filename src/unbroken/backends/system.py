@@ -1,4 +1,6 @@
-"""What the operating system, TLS and the name lookup say, and the texts that messages quote."""
+"""The errors of the operating system, TLS and the name lookup, and the texts that messages
+quote.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,19 @@ _MAX_TEXT = 300
 
 
 def flat(text: object) -> str:
-    """*text* as one line. What the tables give, before a driver knows which secrets to mask."""
+    """Return *text* as one line. The tables use it before a driver knows which secrets to mask."""
     return " ".join(str(text).split())
 
 
 def one_line(text: object, *secrets: str | None, known: Iterable[str | None] = ()) -> str:
-    """*text* as one line of at most 300 characters, with *secrets*, and what stands in places for
-    passwords, masked. *known*: see :func:`unbroken.backends.masking.masked`.
+    """Return *text* as one line of at most 300 characters, with *secrets*, and any values in places
+    for passwords, masked. *known*: see :func:`unbroken.backends.masking.masked`.
     """
     line = masked(flat(text), secrets, known)
     return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
 
 
-_REFUSED = {E.ECONNREFUSED, E.ENOENT}  # ENOENT: the unix socket's file is not there
+_REFUSED = {E.ECONNREFUSED, E.ENOENT}  # ENOENT: the unix socket's file does not exist
 _UNREACHABLE = {
     E.ETIMEDOUT,
     E.EHOSTUNREACH,
@@ -41,13 +43,14 @@ _UNREACHABLE = {
 _EXHAUSTED = {E.EMFILE, E.ENFILE, E.EADDRNOTAVAIL, E.ENOBUFS, E.ENOMEM}
 _RESET = {E.ECONNRESET, E.EPIPE, E.ECONNABORTED, E.ENOTCONN, E.ESHUTDOWN}
 _DENIED = {E.EACCES, E.EPERM}
-# of a file that a setting names, or of an address that cannot be one
+# of a file that a setting names, or of an address that is invalid
 _PATHS = {E.EISDIR, E.ENOTDIR, E.ELOOP, E.ENAMETOOLONG, E.EINVAL, E.EAFNOSUPPORT}
 # getaddrinfo's answers, as numbers since they differ by system (Linux is negative, macOS positive)
 _NAME_UNKNOWN = {-2, -5, 7, 8}  # EAI_NONAME, EAI_NODATA
-# EAI_AGAIN, EAI_FAIL, EAI_MEMORY, EAI_SYSTEM: the name service itself, or the machine, is not well
+# EAI_AGAIN, EAI_FAIL, EAI_MEMORY, EAI_SYSTEM: the name service itself, or the machine, has a
+# problem
 _NAME_LATER = {-3, -4, -10, -11, 2, 4, 6, 11}
-# what the system and getaddrinfo say, for drivers that hand on nothing but the text
+# texts of the system and getaddrinfo, for drivers that pass on only the text
 _OS_WORDS: tuple[tuple[str, int], ...] = (
     ("connection refused", E.ECONNREFUSED),
     ("connect call failed", E.ECONNREFUSED),
@@ -68,7 +71,7 @@ _OS_WORDS: tuple[tuple[str, int], ...] = (
     ("no address associated with hostname", -5),
     ("non-recoverable failure in name resolution", -4),
     ("name does not resolve", -2),  # musl
-    # the words of libpq, psycopg and the MySQL libraries around one of these, in another language
+    # the texts of libpq, psycopg and the MySQL libraries around one of these, in another language
     ("could not translate host name", -2),
     ("failed to resolve host", -2),
     ("unknown server host", -2),
@@ -78,8 +81,8 @@ _EMBEDDED = re.compile(r"\[Errno (-?\d+)\]|\((-?\d+)(?:\)|\s+\"| ')|system error
 
 
 def errno_of_text(text: str) -> int | None:
-    """The system's (or getaddrinfo's) number inside a driver's message, or what its words say; None
-    without one.
+    """Return the system's (or getaddrinfo's) number inside a driver's message, or the number that
+    its text means; None without one.
     """
     found = _EMBEDDED.search(text)
     if found:
@@ -89,7 +92,9 @@ def errno_of_text(text: str) -> int | None:
 
 
 def of_errno(number: int, text: str, connecting: bool) -> Fault | None:
-    """What the system's error *number* means; None: nothing about a connection."""
+    """Return the fault that the system's error *number* reports; None: nothing about a
+    connection.
+    """
     if number in _REFUSED and (connecting or number != E.ENOENT):
         return Fault(_K.REFUSED if connecting else _K.LOST, None, number, text)
     if number in _UNREACHABLE:
@@ -110,8 +115,8 @@ def of_errno(number: int, text: str, connecting: bool) -> Fault | None:
 
 
 def chain(exc: BaseException) -> Iterator[BaseException]:
-    """*exc*, then what it was raised from, innermost last; PyMySQL's ``original_exception`` counts
-    too.
+    """Yield *exc*, then the exceptions that it was raised from, innermost last. PyMySQL's
+    ``original_exception`` counts too.
     """
     seen: set[int] = set()
     link: BaseException | None = exc
@@ -126,13 +131,13 @@ def chain(exc: BaseException) -> Iterator[BaseException]:
 
 
 def os_fault(exc: BaseException, *, connecting: bool = False, is_link: bool = False) -> Fault:
-    """What an exception of the system (socket, name service, TLS, timeout) means; OTHER for
-    anything else.
+    """Return the fault that an exception of the system (socket, name service, TLS, timeout)
+    reports; OTHER for anything else.
 
-    *is_link*: it is only in the chain of the error that counts, where what was handled before may
-    be as well: then it tells nothing of arguments.
+    *is_link*: *exc* is only in the chain of the error that counts. Exceptions handled before may be
+    in it as well, so *exc* then tells nothing about arguments.
     """
-    only = exc.args[0] if len(exc.args) == 1 else None  # an SSLError shows it as a tuple
+    only = exc.args[0] if len(exc.args) == 1 else None  # an SSLError has it as a tuple
     text = flat(only if only and isinstance(only, str) else str(exc) or type(exc).__name__)
     names = {cls.__name__ for cls in type(exc).__mro__}
     number = getattr(exc, "errno", None)
@@ -167,7 +172,7 @@ def os_fault(exc: BaseException, *, connecting: bool = False, is_link: bool = Fa
     return Fault(_K.OTHER, None, None, text)
 
 
-#: What a library raises for arguments, names and modules that will not do.
+#: The errors that a library raises for invalid arguments, names and modules.
 _ARGUMENTS = (
     TypeError, ValueError, LookupError, AttributeError, ImportError, NameError,
     NotImplementedError, OverflowError, struct.error,
@@ -175,12 +180,14 @@ _ARGUMENTS = (
 
 
 def _is_about_arguments(exc: BaseException, text: str) -> bool:
-    """Whether *exc* says that a module is missing, in PyMySQL's words: it raises a RuntimeError."""
+    """Return whether *exc* reports that a module is missing, in PyMySQL's text: it raises a
+    RuntimeError.
+    """
     return isinstance(exc, RuntimeError) and "package is required" in text
 
 
-#: How OpenSSL, GnuTLS and the libraries around them say that a certificate, a key or a setting of
-#: the client's will not do. No server was asked.
+#: Texts of OpenSSL, GnuTLS and the libraries around them for an unusable certificate, key or
+#: setting of the client's. No server was asked.
 TLS_SETTINGS = (
     "no certificate or crl found", "key values mismatch", "no cipher match",
     "no cipher can be selected", "pem lib", "no start line", "bad decrypt", "processing error",
@@ -213,8 +220,8 @@ def _of_tls(exc: BaseException, names: set[str], text: str, connecting: bool) ->
     return Fault(_K.REJECTED if connecting else _K.LOST, None, None, text)
 
 
-#: How OpenSSL says that the other side went away during the handshake; the last two are the client
-#: library's words where OpenSSL has no error of its own to tell: nothing, or SSL_ERROR_SYSCALL.
+#: Texts of OpenSSL for a peer that closed the connection during the handshake. The last two are the
+#: client library's, if OpenSSL has no error of its own to report: nothing, or SSL_ERROR_SYSCALL.
 HUNG_UP_IN_TLS = (
     "unexpected eof",
     "connection reset",

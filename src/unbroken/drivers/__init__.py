@@ -1,16 +1,16 @@
 """One short file per driver, and the URL that chooses among them.
 
-A driver file describes itself, so that adding one touches nothing else: its *module-level*
-constants say which URLs it serves and what to install, and its classes ``Driver`` and/or
-``AsyncDriver`` do the work::
+A driver file describes itself, so that adding one touches nothing else. Its *module-level*
+constants name the URLs that it serves and the distribution to install. Its classes ``Driver``
+and/or ``AsyncDriver`` do the work. For example:
 
-    NAME = "pymysql"                     # for driver="pymysql" and unbroken[pymysql]
-    SCHEMES = ("mysql+pymysql", "mariadb+pymysql")
-    DISTRIBUTION = "pymysql"             # what pip installs; None: part of Python
-    MODULE = "pymysql"                   # what is imported, lazily
-    RANK = 20                            # a bare mysql:// takes the lowest rank that is installed
+- ``NAME = "pymysql"``: the name for ``driver="pymysql"`` and ``unbroken[pymysql]``.
+- ``SCHEMES = ("mysql+pymysql", "mariadb+pymysql")``: the URLs.
+- ``DISTRIBUTION = "pymysql"``: the name that pip installs. None means that it is part of Python.
+- ``MODULE = "pymysql"``: the module that is imported, lazily.
+- ``RANK = 20``: a bare ``mysql://`` takes the installed driver with the lowest rank.
 
-docs/adding-a-driver.md has the whole of it.
+docs/adding-a-driver.md describes every constant and class.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ __all__ = ["Known", "file_of", "known", "open_driver"]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A driver that there is a file for.
+    """A driver for which a file exists.
 
-    ``sync`` and ``asynchronous`` say which pools it serves.
+    ``sync`` and ``asynchronous`` tell which kinds of pool it serves.
     """
 
     name: str
@@ -59,7 +59,9 @@ class Known:
 
     @property
     def installed(self) -> bool:
-        """Whether its library can be imported here. Looked up anew each time; imports nothing."""
+        """Return whether its library can be imported here. Each call looks again and imports
+        nothing.
+        """
         try:
             return find_spec(self.module) is not None
         except (ImportError, ValueError):
@@ -67,13 +69,13 @@ class Known:
 
     @property
     def backends(self) -> set[str]:
-        """The databases it speaks to: ``mysql``, ``mariadb``, ``postgresql``, ``sqlite``."""
+        """The databases that it supports: ``mysql``, ``mariadb``, ``postgresql``, ``sqlite``."""
         return {scheme.partition("+")[0] for scheme in self.schemes}
 
     def make(
         self, target: Target | None, connect: Callable[..., Any] | None, is_async: bool
     ) -> Driver | AsyncDriver:
-        """The driver object for one pool."""
+        """Return the driver object for one pool."""
         cls = getattr(import_module(self.file), "AsyncDriver" if is_async else "Driver")
         driver: Driver | AsyncDriver = cls(target, connect)
         return driver
@@ -81,7 +83,7 @@ class Known:
 
 @cache
 def known() -> tuple[Known, ...]:
-    """Every driver, best first: each module of this folder that has SCHEMES."""
+    """Return every driver, best first: each module of this folder that has SCHEMES."""
     found = []
     for entry in pkgutil.iter_modules(__path__):
         if entry.name.startswith("_") or entry.name == "url":
@@ -130,10 +132,10 @@ def open_driver(
     connect: Connect | None = None,
     driver: str | None = None,
 ) -> Driver | AsyncDriver:
-    """The driver for one pool, chosen by *url* (text or Target), or by name with the caller's own
-    *connect*.
+    """Return the driver for one pool. *url* (text or Target) chooses it, or *driver* names it for
+    the caller's own *connect*.
 
-    *connect* takes no argument and gives a new connection of the library that *driver* names
+    *connect* takes no argument and returns a new connection of the library that *driver* names
     (async: an awaitable of one). A bare ``mysql://`` or ``postgresql://`` takes the best driver
     that is installed; *driver* may also narrow it. Raises ConfigurationError, or
     DriverNotInstalledError with the command that installs it. No I/O.
@@ -166,8 +168,8 @@ def open_driver(
     _check(chosen, is_async)
     codecs.lookup(
         "idna"
-        # imported now and not by the first connects, on threads: a fork meanwhile would hang its
-        # child there
+        # Imported now and not by the first connects, on threads. A fork during that import would
+        # hang its child there.
     )
     made = chosen.make(target, connect, is_async)
     _check_password(made, chosen.name)
@@ -190,7 +192,7 @@ def _check_password(driver: Any, name: str) -> None:
 _MYSQL = ("mysql", "mariadb")
 
 
-#: What people call some drivers too.
+#: Common other names of some drivers.
 _ALIASES = {
     "mysqldb": "mysqlclient", "mariadbconnector": "mariadb",
     "mysql-connector-python": "mysqlconnector", "psycopg3": "psycopg", "psycopg_async": "psycopg",
@@ -199,7 +201,9 @@ _ALIASES = {
 
 
 def file_of(name: str) -> str:
-    """The name of a driver's file here, by what SQLAlchemy and people call that driver."""
+    """Return the name of a driver's file here, given SQLAlchemy's or another common name of the
+    driver.
+    """
     return _ALIASES.get(name.lower(), name.lower())
 
 

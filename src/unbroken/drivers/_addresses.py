@@ -1,10 +1,10 @@
 """The hosts of a cluster, in every spelling that URLs and frameworks have for them.
 
 ``h1:p1,h2:p2`` before the path, SQLAlchemy's ``?host=h1:p1&host=h2:p2``, and libpq's
-``?host=h1,h2&port=p1,p2``, where one port may be for all. IPv6 stands in brackets; a host that
-begins with ``/`` is a unix socket.
+``?host=h1,h2&port=p1,p2``, where one port can serve all. IPv6 addresses are in brackets. A host
+that begins with ``/`` is a unix socket.
 
-An error tells which host is wrong by its number: a text may be a piece of the password.
+An error names the wrong host by its number, because its text may be a part of the password.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from unbroken.messages.configuration import URL_HOSTS
 
 _HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]/?#@:\\%<>\"',;]+")
 _IPV6 = re.compile(r"(?=[^%]*:[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
-_PATH = re.compile(r"(/[^:]+):(\d+)")  # of a unix socket that libpq names by its port
+_PATH = re.compile(r"(/[^:]+):(\d+)")  # the path of a unix socket that libpq names by its port
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?", re.DOTALL)
 ENCODE = (
     "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A),"
     " as urllib.parse.quote(text, safe='') does"
 )
-#: The usual ports, for which a URL may leave the number out.
+#: The default ports, which a URL may leave out.
 USUAL = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
 
 def listed(text: str) -> list[str]:
-    """The hosts, or ports, of *text*, which are separated by commas."""
+    """Return the hosts, or ports, of *text*, which commas separate."""
     return [each.strip() for each in text.split(",")]
 
 
 def bracketed(host: str) -> str:
-    """*host*, in brackets where it is a bare IPv6 address: outside of a URL's authority that is
-    how people write one that has no port.
+    """Return *host*, in brackets if it is a bare IPv6 address. Outside of a URL's authority, an
+    IPv6 address without a port is written that way.
     """
     return f"[{host}]" if _IPV6.fullmatch(host) and _is_ipv6(host) else host
 
@@ -56,11 +56,13 @@ def cluster(
     *,
     apart: bool = False,
 ) -> tuple[Address, ...]:
-    """The addresses that *hosts*, each with its port or without, and *ports* name: one port for all
-    hosts, or one for each. *apart*: the password stands elsewhere, so a number may be shown.
+    """Return the addresses that *hosts*, each with or without its port, and *ports* name: one port
+    for all hosts, or one for each.
 
-    Raises ConfigurationError where they do not fit, or a host stands twice (*usual*: the port of
-    one that says none).
+    *usual* is the port of a host that gives none. *apart*: the password is stored elsewhere, so a
+    message may show a number.
+
+    Raises ConfigurationError if they do not match or a host occurs twice.
     """
     several = len(hosts) > 1
     found = [_address(each, number, several, apart) for number, each in enumerate(hosts, 1)]
@@ -80,11 +82,11 @@ def cluster(
 def of_framework(
     hosts: Sequence[str], ports: Sequence[str], usual: int | None
 ) -> tuple[Address, ...]:
-    """As :func:`cluster`, for a framework's settings, where an IPv6 address may stand without
-    brackets. A single host that cannot be read is the driver's business, and gives nothing.
+    """Do the same as :func:`cluster` for a framework's settings, where an IPv6 address may have no
+    brackets. A single host that cannot be parsed is left to the driver, and gives no address.
 
-    Raises ConfigurationError for a port that cannot be, for a list that cannot be read, and for a
-    host that holds a part of the password: no message shows it.
+    Raises ConfigurationError for an invalid port, for a list that cannot be parsed, and for a host
+    that contains a part of the password. No message shows that part.
     """
     if any("@" in each and not is_path(each) for each in hosts):
         raise ConfigurationError(URL_HOSTS(f"the host holds an '@', which no host has; {ENCODE}"))
@@ -171,8 +173,8 @@ def _port_behind(text: str, which: str, apart: bool) -> int:
 
 
 def port_of(text: str, *, apart: bool = False) -> int:
-    """The port that *text* is. Raises ConfigurationError, which shows it only if the password
-    stands *apart*.
+    """Return the port that *text* names. Raises ConfigurationError, which shows *text* only if the
+    password is stored *apart*.
     """
     if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536:
         return int(text)

@@ -1,4 +1,4 @@
-"""From a URL to asyncpg's keywords."""
+"""Translates a URL into asyncpg's keyword arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unbroken.drivers._shared import (
     whole,
 )
 
-# What asyncpg reads from a DSN's query only, by libpq's names
+# Parameters that asyncpg reads from a DSN's query only, by libpq's names.
 _DSN = (
     "ssl", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation",
     "ssl_min_protocol_version", "ssl_max_protocol_version",
@@ -38,12 +38,14 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 
 
 def arguments(target: Target) -> tuple[dict[str, Any], float | None]:
-    """Keyword arguments for ``asyncpg.connect``, and the user's own limit for connecting."""
+    """Return the keyword arguments for ``asyncpg.connect``, and the user's own limit for
+    connecting.
+    """
     out = coerce(target.options, _OPTIONS, "asyncpg")
     limits = [out.pop(name) for name in ("connect_timeout", "timeout") if name in out]
     if "prepared_statement_cache_size" in out:  # SQLAlchemy's name
         out.setdefault("statement_cache_size", out.pop("prepared_statement_cache_size"))
-    if "ssl" in out:  # SQLAlchemy's and asyncpg's name for libpq's sslmode
+    if "ssl" in out:  # the name that SQLAlchemy and asyncpg use for libpq's sslmode
         out["sslmode"] = {"true": "require", "false": "disable"}.get(out["ssl"].lower(), out["ssl"])
         del out["ssl"]
     settings = {name: out.pop(name) for name in _SERVER_SETTINGS if name in out}

@@ -1,9 +1,9 @@
-"""A layer between an asyncpg connection and its protocol, through which all that asyncpg sends
-goes.
+"""A layer between an asyncpg connection and its protocol. Everything that asyncpg sends goes
+through it.
 
-It knows whether an answer is due, whether something may be left on the session that the next holder
-must not find, and it tells the ledger what is sent while a unit of work looks on. The protocol
-itself is written in C and hides its state.
+It knows whether an answer is due, and whether the session may hold something that the next holder
+must not find. While a unit of work is watched, it tells the ledger every statement sent. The
+protocol itself is written in C and hides its state.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from unbroken.ledger.residue import NOTHING, left_by
 from unbroken.net import last_words
 from unbroken.net.fork_guard import abort, identity
 
-#: The protocol's methods that send. All of them must be known: see :func:`unknown`.
+#: The protocol's methods that send. All of them must be known; :func:`unknown` checks it.
 SENDS = frozenset({
     "query", "bind_execute", "bind_execute_many", "bind", "copy_in", "copy_out",  # statements
-    # the rest of one, which executes nothing by itself
+    # the rest of a statement, which executes nothing by itself
     "prepare", "close_statement", "execute", "close_portal",
-    "close",  # goodbye
+    "close",  # the client's goodbye
 })  # fmt: skip
 
 
@@ -36,8 +36,8 @@ class Layer(Trips):
     """asyncpg's protocol, followed. Connection, PreparedStatement, Cursor and Transaction all send
     through it.
 
-    What arrives comes through it as well, so that the server's goodbye to a session without a
-    request is understood.
+    Incoming data passes through it as well, so that it recognizes a session that the server ends
+    without a request.
     """
 
     __slots__ = (
@@ -55,32 +55,34 @@ class Layer(Trips):
         self.is_connected = real.is_connected
         self._is_cancelling = real._is_cancelling
         self.watched = False  #: whether the ledger is told
-        self.residue = NOTHING  #: what may have been left on the session
+        self.residue = NOTHING  #: everything that may have been left on the session
         #: whether a statement was only prepared: the server waits for the rest, and keeps its locks
         self.unsynced = False
         #: whether the server was told to forget what asyncpg has prepared
         self.forgot = False
         self.shared = False  #: whether other clients may get the session, too
-        self.was_new = real.queries_count == 0  #: whether nothing had been sent when we came
+        #: whether nothing had been sent before this layer was set up
+        self.was_new = real.queries_count == 0
         #: types, with their schemas, whose codecs were set
         self.changed_codecs: set[tuple[str, str]] = set()
-        self.goodbye = b""  #: the server's last words
+        self.goodbye = b""  #: the server's last message
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
     def hear(self) -> None:
-        """Stand between the transport and the protocol from now on."""
+        """Insert this layer between the transport and the protocol."""
         self._transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
-        """What the event loop has read. asyncpg keeps an error that nothing was asked for to
-        itself.
+        """Take the data that the event loop has read. asyncpg hides an error that answers no
+        request.
         """
         if self._expected and not (data := self._sift(data)):
             return
         if self.may_be_busy:
-            # Behind an answer that ended, or in the middle of a row: then more is to come
+            # Behind an answer that ended, or in the middle of a row. In the second case more data
+            # follows.
             self.may_have_ended = data[-2:] == b"\0\0" and (start := data.rfind(b"SFATAL\0")) >= 5
             if self.may_have_ended:
                 self.goodbye = bytes(data[start - 5 :])
@@ -89,11 +91,12 @@ class Layer(Trips):
         self.real.data_received(data)
 
     def _overhear(self, data: bytes) -> None:
-        """PostgreSQL says why it ends a session up to a millisecond before it hangs up. From here
-        on the socket says so too.
+        """Read the error with which PostgreSQL ends a session.
 
-        Otherwise the connection would pass for a good one in that time, and its next statement
-        would fail with asyncpg's "cannot switch to state 15; another operation (2) is in progress".
+        PostgreSQL sends it up to a millisecond before it closes the socket. Otherwise the
+        connection would count as good in that time, and its next statement would fail with
+        asyncpg's "cannot switch to state 15; another operation (2) is in progress". From here on
+        the socket also reports the end.
         """
         words = last_words.parse(data, "postgresql")
         if words is None or not is_goodbye(words.code, words.text, "postgresql"):
@@ -106,7 +109,7 @@ class Layer(Trips):
             abort(fd, mark)
 
     async def query(self, query: Any, timeout: Any) -> Any:
-        """``execute`` without arguments, ``transaction()``."""
+        """Send ``execute`` without arguments, or ``transaction()``."""
         if self.leaves and (end := self.left(query)) is not None:
             return end
         if timeout is None and self._waits(query):
@@ -116,49 +119,51 @@ class Layer(Trips):
         return await self._statement(query, lambda: self.real.query(query, timeout), Way.SIMPLE)
 
     async def bind_execute(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """``fetch…``, ``execute`` with arguments, prepared statements, cursors."""
+        """Send ``fetch…``, ``execute`` with arguments, prepared statements, cursors."""
         return await self._statement(
             state.query, lambda: self.real.bind_execute(state, *args, **kwargs), Way.EXTENDED
         )
 
     async def bind_execute_many(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """``executemany``, ``fetchmany``."""
+        """Send ``executemany`` or ``fetchmany``."""
         return await self._statement(
             state.query, lambda: self.real.bind_execute_many(state, *args, **kwargs), Way.MANY
         )
 
     async def bind(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """A cursor's portal."""
+        """Open a cursor's portal."""
         return await self._statement(
             state.query, lambda: self.real.bind(state, *args, **kwargs), Way.EXTENDED
         )
 
     async def copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
-        """``copy_to_table``, ``copy_records_to_table``."""
+        """Send ``copy_to_table`` or ``copy_records_to_table``."""
         return await self._statement(
             copy_stmt, lambda: self.real.copy_in(copy_stmt, *args, **kwargs), Way.ALONE
         )
 
     async def copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
-        """``copy_from_table``, ``copy_from_query``."""
+        """Send ``copy_from_table`` or ``copy_from_query``."""
         return await self._statement(
             copy_stmt, lambda: self.real.copy_out(copy_stmt, *args, **kwargs), Way.ALONE
         )
 
     async def prepare(self, *args: Any, **kwargs: Any) -> Any:
-        """Before the first execution of a statement. It sends no Sync, unlike everything else."""
+        """Prepare a statement before its first execution. This sends no Sync, unlike everything
+        else.
+        """
         return await self._exchange(lambda: self.real.prepare(*args, **kwargs), Way.PREPARES)
 
     async def close_statement(self, *args: Any, **kwargs: Any) -> Any:
-        """Housekeeping."""
+        """Close a prepared statement: housekeeping."""
         return await self._exchange(lambda: self.real.close_statement(*args, **kwargs), Way.ASIDE)
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
-        """A cursor's next rows."""
+        """Fetch a cursor's next rows."""
         return await self._exchange(lambda: self.real.execute(*args, **kwargs), Way.ALONE)
 
     async def close_portal(self, *args: Any, **kwargs: Any) -> Any:
-        """The end of a cursor."""
+        """End a cursor."""
         return await self._exchange(lambda: self.real.close_portal(*args, **kwargs), Way.ASIDE)
 
     async def _exchange(self, send: Callable[[], Awaitable[Any]], way: Way) -> Any:
@@ -175,7 +180,8 @@ class Layer(Trips):
         return result
 
     def _ended(self) -> Exception:
-        """What asyncpg would say a moment later, when it has seen the hang-up.
+        """Return the error that asyncpg would raise a moment later, once it has seen the closed
+        socket.
 
         Nothing has been sent.
         """
@@ -185,7 +191,7 @@ class Layer(Trips):
         )
 
     async def unreported(self, sql: str) -> None:
-        """Send *sql* on the pool's own behalf: no ledger hears of it."""
+        """Send *sql* on the pool's own behalf. It is not reported to any ledger."""
         await self._exchange(lambda: self.real.query(sql, None), Way.SIMPLE)
 
     async def _statement(self, sql: Any, send: Callable[[], Awaitable[Any]], way: Way) -> Any:
@@ -205,7 +211,7 @@ class Layer(Trips):
         return result
 
     def _tell_begin(self, ledger: unit.Unit) -> None:
-        """Report the BEGIN that goes out with what comes now."""
+        """Report the BEGIN that is sent together with the next command."""
         if self._begin is not None:
             ends = _postgresql.about_to_send(ledger, self._conn_id, self._begin, True)
             _postgresql.answered(ledger, self._conn_id, ends, None)
@@ -232,7 +238,7 @@ _FORGETS = re.compile(r"\b(?:DEALLOCATE\s+(?:PREPARE\s+)?|DISCARD\s+)ALL\b")
 
 
 def _forgets(text: str) -> bool:
-    """Whether the server knows no prepared statement any more behind *text*. asyncpg does not
+    """Return whether the server has no prepared statement left after *text*. asyncpg does not
     notice.
     """
     upper = text.upper()
@@ -242,14 +248,14 @@ def _forgets(text: str) -> bool:
 
 def _tag(result: Any) -> str | bytes | None:
     if isinstance(result, tuple) and len(result) > 1:
-        result = result[1]  # bind_execute with its status
+        result = result[1]  # the result of bind_execute, with its status
     return result if isinstance(result, (str, bytes)) else None
 
 
 @cache
 def unknown(protocol: Any) -> str | None:
-    """What is wrong with *protocol*, asyncpg's class: a way to send that the layer does not know;
-    None: nothing.
+    """Return the reason why *protocol*, asyncpg's class, cannot be used: it has a sending method
+    that the layer does not know. None: there is no such method.
     """
     found = {
         name
@@ -262,7 +268,7 @@ def unknown(protocol: Any) -> str | None:
     return f"its protocol has {sorted(found)[0]}(), which is not known" if found else None
 
 
-#: The protocol's other public methods: what asyncio calls, and what sends nothing.
+#: The protocol's other public methods: asyncio's callbacks, and methods that send nothing.
 _CALLBACKS = frozenset(
     "abort connection_lost connection_made data_received eof_received get_record_class"
     " get_server_pid get_settings is_closed is_connected is_in_transaction is_ssl pause_writing"
@@ -272,8 +278,8 @@ _CALLBACKS = frozenset(
 
 @cache
 def noting(base: Any) -> Any:
-    """*base*, an asyncpg connection class, that notes which codecs a holder sets; *base* itself if
-    it does.
+    """Return a subclass of *base*, an asyncpg connection class, that notes the codecs that a holder
+    sets. Return *base* itself if it already does so.
     """
     if hasattr(base, "_unbroken_notes"):
         return base
@@ -321,8 +327,8 @@ def noting(base: Any) -> Any:
 
 @cache
 def _token(_pid: int) -> str:
-    """A mark of this process in the names of what asyncpg makes on a session that others have,
-    too: it only counts them.
+    """Return a mark of this process for the names that asyncpg creates on a shared session. asyncpg
+    itself only numbers them.
     """
     return os.urandom(4).hex()
 

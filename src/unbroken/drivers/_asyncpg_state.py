@@ -1,4 +1,5 @@
-"""How far an asyncpg connection is, and what its holder left on it: it may say so without I/O.
+"""How far an asyncpg connection is, and everything that its holder left on it, reported without I/O
+where possible.
 
 The protocol's own state is hidden in C.
 """
@@ -27,7 +28,9 @@ class _Refused(Exception):  # noqa: N818 - never seen outside
 
 
 class _NotEncodable:
-    """Arguments that no statement can have: a sequence (asyncpg looks) without a length."""
+    """Arguments that no statement can have: a sequence (asyncpg checks for one) without a
+    length.
+    """
 
     __slots__ = ()
 
@@ -49,15 +52,17 @@ def _late(timeout: float) -> TimeoutError:
 
 
 class Status(Awaited):
-    """The part of asyncpg's driver that knows how far a connection is, and what was left on it."""
+    """The part of asyncpg's driver that tracks how far a connection is, and everything left on
+    it.
+    """
 
     _asyncpg: Any
     _arguments: dict[str, Any]
     _probe_state: Any = None
 
     def _check_ready(self, conn: Connection) -> None:
-        """Raise where nothing can be sent: asyncpg's own methods would fail for want of a protocol,
-        or wait.
+        """Raise if nothing can be sent. asyncpg's own methods would fail for want of a protocol, or
+        wait.
         """
         if conn.is_closed():
             raise self._asyncpg.InterfaceError("connection is closed")
@@ -69,12 +74,15 @@ class Status(Awaited):
             )
 
     def was_closed(self, conn: Connection) -> bool:
-        """Whether ``close()`` or ``terminate()`` ended it, and not a loss."""
+        """Return whether ``close()`` or ``terminate()`` ended it, and not a loss."""
         return conn in closed_by_holder and conn.is_closed()
 
     def share(self, conn: Connection, shared: bool) -> str | None:
-        """asyncpg keeps its statements by name on the session: not on a shared one. Statements
-        without a name are parsed again at each execution, also those of ``conn.prepare()``.
+        """Configure how asyncpg prepares statements on *conn*.
+
+        asyncpg keeps its statements by name on the session, which is not possible on a shared
+        session. Statements without a name are parsed again at each execution, also those of
+        ``conn.prepare()``.
         """
         try:
             if isinstance(conn._protocol, Layer):
@@ -88,13 +96,13 @@ class Status(Awaited):
             if conn._stmt_cache_enabled == shared:
                 conn._stmt_cache_enabled = not shared
                 conn._stmt_cache.clear()
-        except Exception:  # closed, or of another make
+        except Exception:  # closed, or of another class
             pass
         return None
 
     def let_fly(self, conn: Connection, may: bool) -> None:
-        """Whether a statement may be sent on *conn* before the last one was answered, where its
-        session is its own. It may not, until that was tried (:meth:`try_flight`).
+        """Set whether a statement may be sent on *conn* before the last one was answered, if its
+        session is its own. This is forbidden until :meth:`try_flight` has tried it.
         """
         if isinstance(getattr(conn, "_protocol", None), Layer):
             conn._protocol.flies = may
@@ -105,7 +113,7 @@ class Status(Awaited):
         layer.alone = layer.flies and self._can_fly(conn)
 
     def _can_fly(self, conn: Connection) -> bool:
-        """Whether several commands can be sent on *conn* before an answer has come."""
+        """Return whether several commands can be sent on *conn* before an answer has come."""
         layer = getattr(conn, "_protocol", None)
         if not (self.is_known and self.blindness is None and isinstance(layer, Layer)):
             return False
@@ -113,11 +121,11 @@ class Status(Awaited):
         return is_plain and not layer.shared
 
     async def try_flight(self, conn: Connection, timeout: float) -> bool | None:
-        """Send three statements in one flight: whether each got its own answer. None: that cannot
-        be tried on *conn*. Nothing is open afterwards, unless the answer is False.
+        """Send three statements in one flight, and return whether each got its own answer. None:
+        that cannot be tried on *conn*. Nothing is open afterwards, unless the answer is False.
 
-        Raises what a lost connection raises, also where not even the first was answered within
-        *timeout* seconds.
+        Raises the error of a lost connection, also if even the first statement was not answered
+        within *timeout* seconds.
         """
         if not self._can_fly(conn):
             return None
@@ -129,7 +137,7 @@ class Status(Awaited):
         return went_well
 
     def is_unread(self, conn: Connection) -> bool:
-        """Whether the answer that is due was never read, also where *conn* has ended."""
+        """Return whether the answer that is due was never read, also if *conn* has ended."""
         return self.owes_answer(conn)
 
     def _usual_cache(self) -> int:
@@ -137,13 +145,13 @@ class Status(Awaited):
         return usual
 
     def left_on(self, conn: Connection) -> frozenset[Left]:
-        """Our layer judges each statement."""
+        """Return the leftovers that the layer found when it examined each statement."""
         layer = conn._protocol
         return layer.residue if isinstance(layer, Layer) else NOTHING
 
     def traits(self, conn: Connection) -> Any:
-        """Listeners of every kind, whether something may be left on the session, and codecs that
-        were set.
+        """Return the listeners of every kind, whether something may be left on the session, and the
+        codecs that were set.
         """
         try:
             listeners, layer = (
@@ -155,12 +163,12 @@ class Status(Awaited):
                 set(conn._termination_listeners), layer.residue, frozenset(layer.changed_codecs),
                 layer.unsynced,
             )  # fmt: skip
-        except Exception:  # another make of connection
+        except Exception:  # another class of connection
             return None
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Every answer was read, nothing is open, and nothing was left on the session or the
-        connection.
+        """Return whether every answer was read, nothing is open, and nothing was left on the
+        session or the connection.
         """
         try:
             layer = conn._protocol
@@ -171,14 +179,17 @@ class Status(Awaited):
                 or not self.has_traits(conn, traits)
             ):
                 return False
-            # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+            # a COMMIT written as text may have ended it, which asyncpg's own nesting does not
+            # notice
             conn._top_xact = None
-        except Exception:  # closed, or of another make
+        except Exception:  # closed, or of another class
             return False
         return True
 
     def has_traits(self, conn: Connection, traits: Any) -> bool:
-        """Whether nothing was left on *conn* since *traits* were seen, but an open transaction."""
+        """Return whether nothing but an open transaction was left on *conn* since *traits* were
+        seen.
+        """
         try:
             layer = conn._protocol
             listeners, log_listeners, query_loggers, termination_listeners, residue, codecs, _ = (
@@ -199,15 +210,15 @@ class Status(Awaited):
                 or layer.is_torn
                 or (layer.may_be_busy and not self.is_quiet(conn))
             )
-        except Exception:  # closed, or of another make
+        except Exception:  # closed, or of another class
             return False
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """As asyncpg's own pool does, but only what is due: one round trip for the session, one for
-        each codec that was set.
+        """Reset the connection as asyncpg's own pool does, but send only the parts that are due:
+        one round trip for the session, one for each codec that was set.
 
-        Raises InterfaceError where the caller's own ``connect=`` may have changed the session
-        before: what it set cannot be told from what the holder set.
+        Raises InterfaceError if the caller's own ``connect=`` may have changed the session before.
+        Its settings cannot be told apart from those of the holder.
         """
         self._check_ready(conn)
         layer = conn._protocol
@@ -247,26 +258,26 @@ class Status(Awaited):
             layer.watched = watched
 
     def holds(self, conn: Connection) -> bool:
-        """Whether a statement was prepared and not executed: the server waits for the rest of it,
-        and keeps its locks.
+        """Return whether a statement was prepared and not executed. The server then waits for the
+        rest of it, and keeps its locks.
         """
         layer = conn._protocol
         return isinstance(layer, Layer) and layer.unsynced
 
     async def let_go(self, conn: Connection) -> None:
-        """Have the server end that. One round trip."""
+        """Make the server end that. One round trip."""
         await conn._protocol.unreported("SELECT 1")
 
     async def remember(self, conn: Connection) -> Any:
-        """Nothing is set when it is opened.
+        """Return nothing, because opening the connection sets nothing.
 
-        What the caller's own ``connect=`` set is not known: see :meth:`restore`.
+        Settings of the caller's own ``connect=`` are not known; :meth:`restore` handles that case.
         """
         layer = conn._protocol
         return "" if isinstance(layer, Layer) and layer.was_new else None
 
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
-        """One round trip."""
+        """Reset the session in one round trip."""
         conn._protocol.residue |= frozenset(left)
         await conn._protocol.unreported(_postgresql.reset_of(left))
         conn._protocol.residue = NOTHING
@@ -275,7 +286,7 @@ class Status(Awaited):
     pipelines = True
 
     async def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         outer = conn._top_xact
         conn._protocol.leave(sql)
         conn._top_xact = None
@@ -284,7 +295,7 @@ class Status(Awaited):
             outer._state = states.COMMITTED if sql == "COMMIT" else states.ROLLEDBACK
 
     async def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Wait until it has come."""
+        """Wait until the answer has come."""
         layer = conn._protocol
         if conn.is_closed() or layer is None:
             raise self._asyncpg.InterfaceError("connection is closed")
@@ -295,29 +306,29 @@ class Status(Awaited):
             raise _late(timeout) from error
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether that answer was not read yet."""
+        """Return whether that answer was not read yet."""
         layer = conn._protocol
         return isinstance(layer, Layer) and layer.owes_answer()
 
     def may_leave(self, conn: Connection) -> bool:
-        """Whether a transaction is open of which the server knows."""
+        """Return whether a transaction is open that the server knows of."""
         layer = conn._protocol
         return isinstance(layer, Layer) and layer.may_leave()
 
     def was_unsent(self, conn: Connection) -> bool:
-        """Whether *conn* was lost at a BEGIN that went alone."""
+        """Return whether *conn* was lost while a BEGIN was sent alone."""
         layer = getattr(conn, "_protocol", None)
         return isinstance(layer, Layer) and layer.was_unsent
 
     def texts(self, conn: Connection) -> Sequence[str | None]:
-        """What was sent in the transaction that is open; None stands for what is not known."""
+        """Return the statements sent in the open transaction. None stands for an unknown one."""
         texts: Sequence[str | None] = conn._protocol.texts()
         return texts
 
     @contextmanager
     def leaving(self, conn: Connection) -> Iterator[None]:
-        """Within it, a COMMIT or ROLLBACK of asyncpg's own transaction object is sent as by
-        :meth:`send_end`: for a framework whose own books must know of it.
+        """Within this context, a COMMIT or ROLLBACK of asyncpg's own transaction object is sent
+        like :meth:`send_end` does it. This serves a framework whose own records must include it.
         """
         layer = conn._protocol
         layer.leaves = True
@@ -327,17 +338,18 @@ class Status(Awaited):
             layer.leaves = False
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last ReadyForQuery; None in the middle of an exchange."""
+        """Return the state from the last ReadyForQuery; None in the middle of an exchange."""
         if not self.is_quiet(conn):
             return None
         is_open: bool = conn._protocol.is_in_transaction()
         if not is_open:
-            # ended by a COMMIT written as text, perhaps: asyncpg's own nesting would not know
+            # a COMMIT written as text may have ended it, which asyncpg's own nesting does not
+            # notice
             conn._top_xact = None
         return is_open
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether asyncpg would accept a new command now."""
+        """Return whether asyncpg would accept a new command now."""
         try:
             layer = conn._protocol
             if (
@@ -354,13 +366,13 @@ class Status(Awaited):
             if not self._accepts(layer.real):
                 return False
             layer.may_be_busy = False
-        except Exception:  # closed meanwhile, or of another make
+        except Exception:  # closed meanwhile, or of another class
             return False
         return True
 
     def _accepts(self, protocol: Any) -> bool:
-        # The protocol's state is hidden in C. It is checked first thing by every command, before
-        # the arguments are: a command whose arguments cannot be encoded tells it, and sends
+        # The protocol's state is hidden in C. Every command checks it first, before the arguments
+        # are encoded. So a command whose arguments cannot be encoded reveals the state and sends
         # nothing. 1 µs.
         if self._probe_state is None:
             from asyncpg.protocol.protocol import PreparedStatementState
@@ -373,7 +385,7 @@ class Status(Awaited):
             attempt.send(None)
         except _Refused as refused:
             refused.__traceback__ = refused.__context__ = (
-                None  # it is one object for all: keep no frames alive
+                None  # one object serves all calls: keep no frames alive
             )
             return True
         except Exception:

@@ -1,15 +1,16 @@
 """Fewer round trips with asyncpg: an answer that is read later, and a BEGIN that is not waited for.
 
-- :meth:`Trips.leave` sends COMMIT or ROLLBACK at the end of a use. Its answer is *due*: it is read
-  when it comes, at the latest before that to the next statement.
-- A BEGIN *waits* until the first statement of its transaction is sent, and is then sent with it: in
-  the extended protocol, without a Sync between the two, so that the server skips the statement
-  where it refuses BEGIN. A transaction whose BEGIN was refused is one in error: nothing is sent in
-  it, and its COMMIT is a ROLLBACK.
+- :meth:`Trips.leave` sends COMMIT or ROLLBACK at the end of a use. Its answer is *due*. It is read
+  when it comes, and always before the answer to the next statement.
 
-asyncpg keeps what the last ReadyForQuery said of a transaction, and hears none of those answers. It
-is right again after its own next operation, unless that only prepares. Until then, what
-:meth:`Trips.is_in_transaction` says counts.
+- A BEGIN *waits* until the first statement of its transaction is sent, and is then sent with it.
+  The extended protocol allows that without a Sync between the two, so the server skips the
+  statement if it refuses BEGIN. A transaction whose BEGIN was refused counts as one in error:
+  nothing is sent in it, and its COMMIT is a ROLLBACK.
+
+asyncpg keeps the transaction state of the last ReadyForQuery, and receives none of those answers.
+It is right again after its own next operation, unless that only prepares. Until then,
+:meth:`Trips.is_in_transaction` is authoritative.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from typing import Any
 from unbroken.drivers._asyncpg_wire import Wire, out_of_step
 from unbroken.drivers._psycopg_texts import TEXTS, may_set_level
 
-#: What asyncpg's ``transaction()`` sends, if it is the outermost one.
+#: The statements that asyncpg's ``transaction()`` sends if it is the outermost one.
 _BEGINS = re.compile(
     r"BEGIN(?: ISOLATION LEVEL (?:READ COMMITTED|READ UNCOMMITTED|REPEATABLE READ|SERIALIZABLE))?"
     r"(?: READ ONLY)?(?: DEFERRABLE)?;"
 )
 _ENDS = {"COMMIT": "COMMIT", "COMMIT;": "COMMIT", "ROLLBACK": "ROLLBACK", "ROLLBACK;": "ROLLBACK"}
 
-#: A portal that there is not: to close it changes nothing, and makes the server ready.
+#: A portal that does not exist. Closing it changes nothing, and makes the server send
+#: ReadyForQuery.
 _NOWHERE = "unbroken"
 
 FAILED = (
@@ -41,7 +43,7 @@ FAILED = (
 
 
 class Way(Enum):
-    """How an operation of asyncpg's goes with a BEGIN that waits."""
+    """How an operation of asyncpg's is combined with a BEGIN that waits."""
 
     SIMPLE = "with it, and sends no Sync"
     EXTENDED = "with it, and ends with a Sync"
@@ -66,11 +68,12 @@ class Trips(Wire):
         super().__init__(transport)
         #: False only when every answer was read; True: the protocol itself must be asked
         self.may_be_busy = True
-        self.may_have_ended = False  #: whether the last that came is the server's goodbye
-        #: whether the session is known to be nobody else's: several commands can be sent at once
+        self.may_have_ended = False  #: whether the last message may be the server's goodbye
+        #: whether the session is known to be exclusive: several commands can be sent at the same
+        #: time
         self.alone = False
-        self.flies = False  #: … if that was tried with what answers at the address
-        #: whether nobody waits for the answer to the COMMIT or ROLLBACK that comes next
+        self.flies = False  #: … if that was tried with the server at this address
+        #: whether no caller waits for the answer to the next COMMIT or ROLLBACK
         self.leaves = False
         self._begin: str | None = None  #: the BEGIN that waits
         self.was_unsent = False  #: whether it failed before its statement was sent
@@ -82,7 +85,7 @@ class Trips(Wire):
         self._texts: deque[str | None] = deque(maxlen=TEXTS)
 
     def is_in_transaction(self) -> bool:
-        """Whether a transaction is open, or begins with the next statement."""
+        """Return whether a transaction is open, or begins with the next statement."""
         if self._begin is not None or self._refused:
             return True
         is_open: bool = self.real.is_in_transaction() if self._known is None else self._known
@@ -91,7 +94,9 @@ class Trips(Wire):
     # -- the end of a use --------------------------------------------------------------------------
 
     def may_leave(self) -> bool:
-        """Whether the server has a transaction to end, and :meth:`leave` can be called."""
+        """Return whether the server has a transaction to end, so that :meth:`leave` can be
+        called.
+        """
         return (
             self._begin is None
             and not self._refused
@@ -103,7 +108,7 @@ class Trips(Wire):
     def leave(self, sql: str) -> None:
         """Send *sql*, COMMIT or ROLLBACK, and do not wait. Its answer is due from now on.
 
-        Raises what a lost connection raises where nothing can be sent.
+        Raises the error of a lost connection if nothing can be sent.
         """
         if not self.may_leave() or self.is_torn or self.broken or not self.real.is_connected():
             raise out_of_step()
@@ -114,8 +119,8 @@ class Trips(Wire):
         self.is_torn = False
 
     def left(self, sql: Any) -> str | None:
-        """What the server will answer to *sql*, the end of a transaction, which was left; None: it
-        must be waited for.
+        """Return the status that the server will send in answer to *sql*, the end of a transaction,
+        which was sent without waiting. None: the answer must be waited for.
         """
         tag = _ENDS.get(sql) if isinstance(sql, str) else None
         if tag is None or not self.may_leave():
@@ -124,9 +129,9 @@ class Trips(Wire):
         return tag
 
     async def take(self) -> None:
-        """Read what is due.
+        """Read the answers that are due.
 
-        Raises what a lost connection raises where it cannot come any more.
+        Raises the error of a lost connection if they cannot come any more.
         """
         await self._come()
         if self.may_have_ended:
@@ -135,7 +140,7 @@ class Trips(Wire):
             raise out_of_step()
 
     async def try_ahead(self, timeout: float) -> bool:
-        """As :meth:`try_flight`. Raises what a lost connection raises, too."""
+        """Do the same as :meth:`try_flight`. Raises the error of a lost connection, too."""
         if self.is_torn or self._expected or self.broken or not self.real.is_connected():
             raise out_of_step()
         self.is_torn = True  # out of step from here, until all is read
@@ -152,9 +157,11 @@ class Trips(Wire):
         raise NotImplementedError
 
     def texts(self) -> Sequence[str | None]:
-        """What was sent in the transaction that is open; None stands for what is not known, for a
-        level at which a COMMIT may fail although its transaction only read, and for a transaction
-        in which a statement failed.
+        """Return the statements sent in the open transaction.
+
+        None stands for an unknown statement, and for a transaction in which a statement failed. It
+        also stands for an isolation level at which a COMMIT may fail although its transaction only
+        read.
         """
         is_weak = monotonic() < self._weak_until if self._is_weak is None else self._is_weak
         return self._texts if is_weak else (None,)
@@ -169,13 +176,15 @@ class Trips(Wire):
 
     def _hear_level(self, row: bytes) -> None:
         super()._hear_level(row)
-        if any(may_set_level(text) for text in self._texts):  # sent with the question
+        if any(may_set_level(text) for text in self._texts):  # sent with the query for the level
             self._weak_until = 0.0
 
     # -- a BEGIN that waits ------------------------------------------------------------------------
 
     def _waits(self, sql: Any) -> bool:
-        """Whether *sql* is a BEGIN that can wait for its first statement. It does so from now."""
+        """Return whether *sql* is a BEGIN that can wait for its first statement. If so, it waits
+        from now on.
+        """
         if (
             not self.alone
             or self.refusals
@@ -194,8 +203,8 @@ class Trips(Wire):
         return True
 
     def _end(self, sql: Any) -> str | None:
-        """What the server would answer to *sql*, the end of a transaction of which it has not
-        heard; None: it must be sent.
+        """Return the status that the server would send in answer to *sql*, the end of a transaction
+        that was never sent to it. None: *sql* must be sent.
         """
         if self._begin is None and not self._refused:
             return None
@@ -210,7 +219,7 @@ class Trips(Wire):
         return None if self.real.is_in_transaction() else "ROLLBACK"
 
     def _check(self) -> None:
-        """Raise where nothing may be sent."""
+        """Raise if nothing may be sent."""
         import asyncpg
 
         if self.may_have_ended:
@@ -225,10 +234,12 @@ class Trips(Wire):
             raise asyncpg.InFailedSQLTransactionError(FAILED)
 
     async def _go(self, send: Callable[[], Awaitable[Any]], way: Way) -> Any:
-        """Send one operation of asyncpg's, *send*, with or behind what must be sent before it."""
+        """Send one operation of asyncpg's, *send*, with or behind the commands that must be sent
+        before it.
+        """
         if self._expected and (
             way not in _TOGETHER or not self.alone or self.real._is_cancelling()
-        ):  # of an operation that was broken off: whether its BEGIN was refused must be known
+        ):  # an operation was broken off: whether its BEGIN was refused must be known
             await self.take()
             self._check()
         if self._begin is not None and way is not Way.ASIDE:
@@ -270,16 +281,17 @@ class Trips(Wire):
         return result
 
     async def _crashed(self, error: BaseException) -> None:
-        """An operation that was sent with its BEGIN failed."""
+        """Handle the failure of an operation that was sent with its BEGIN."""
         self._texts.append(None)
         if not self._expected:
             self.is_torn = False
             if isinstance(error, Exception):
                 self._failed(error)
         elif self.real._is_cancelling():
-            self.is_torn = False  # what is expected comes before the server is ready again
+            self.is_torn = False  # the expected answers come before the server is ready again
         elif isinstance(error, Exception) and self.real.is_connected():
-            # nothing of it was sent, because its values cannot be: BEGIN is, as ever
+            # The operation sent nothing, because its values cannot be encoded. BEGIN is sent as
+            # usual.
             try:
                 await self._tell_asyncpg()
             finally:
@@ -295,7 +307,7 @@ class Trips(Wire):
         self._known = None
 
     async def _tell_asyncpg(self) -> None:
-        """Have the server tell asyncpg whether a transaction is open."""
+        """Make the server tell asyncpg whether a transaction is open."""
         self.may_be_busy = True
         await self.real.close_portal(_NOWHERE, None)
         self._known = None

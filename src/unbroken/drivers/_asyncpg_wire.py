@@ -1,10 +1,10 @@
-"""What stands between an asyncpg protocol and its transport: commands of the pool's own, whose
-answers asyncpg never sees.
+"""The code between an asyncpg protocol and its transport: commands of the pool's own, whose answers
+asyncpg never sees.
 
 asyncpg has one operation at a time, and its state machine must not meet an answer to anything else.
 So the pool's BEGIN, COMMIT and ROLLBACK are written to the transport before the bytes of asyncpg's
-own next operation. Their answers, which are *expected* in that order, are taken out of what the
-server sends; all else goes on to asyncpg, notices and notifications too.
+own next operation. Their answers, which are *expected* in that order, are taken out of the data
+that the server sends. Everything else goes on to asyncpg, including notices and notifications.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from unbroken.drivers._postgresql_flight import ROW as _ROW
 from unbroken.drivers._psycopg_texts import LEVEL_HOLDS
 from unbroken.drivers._shared import lost
 
-#: Whose answer it is: a COMMIT's or ROLLBACK's that was sent at release, a BEGIN's, that to the
-#: question for the isolation level, or one of a trial's, to its first statement or to the others.
+#: The command that an answer belongs to. _DUE: a COMMIT or ROLLBACK sent at release. _BEGIN: a
+#: BEGIN. _LEVEL: the query for the isolation level. _FIRST and _OTHERS: a trial's first statement
+#: and its others.
 _DUE, _BEGIN, _LEVEL, _FIRST, _OTHERS = range(5)
 
 _GOODBYES = tuple(b"\0%c%s\0" % (field, each) for field in b"SV" for each in (b"FATAL", b"PANIC"))
 _ASIDE = b"NSA"  # notices, parameters and notifications may come between any two answers
 
-#: The server skips all that it reads behind an error until it reads this.
+#: After an error, the server skips everything until it reads this message.
 _SYNC = b"S\0\0\0\4"
 _ASK_LEVEL = "SHOW transaction_isolation"
 _WEAK = frozenset({b"read uncommitted", b"read committed", b"repeatable read"})
@@ -41,7 +42,7 @@ OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
 
 
 class Answer(NamedTuple):
-    """A message that the server must send next; *body* None: whatever is in it."""
+    """A message that the server must send next. If *body* is None, its content does not matter."""
 
     kind: int
     body: bytes | None
@@ -61,11 +62,11 @@ _TOLD = (
 )
 
 
-#: *sql* in the extended protocol, for a statement that follows at once.
+#: *sql* in the extended protocol, for a statement that follows immediately.
 _without_sync = lru_cache(maxsize=100)(flight.without_sync)
 
 
-#: Classes of SQLSTATE that say that a command is not known or not supported.
+#: Classes of SQLSTATE that report that a command is not known or not supported.
 _NEVER = (b"0A", b"08", b"26", b"34", b"42")
 
 
@@ -75,7 +76,7 @@ def _code(error: bytes) -> bytes:
 
 
 class Wire:
-    """The pool's own part of what goes to and comes from the server."""
+    """The pool's own part of the data sent to and received from the server."""
 
     __slots__ = (
         "_behind",
@@ -100,24 +101,25 @@ class Wire:
         self._expected: deque[Answer] = deque()
         self._rest = b""  #: the beginning of a message whose end has not come
         self._is_sifting = False
-        #: whether something of asyncpg's own was sent behind what is expected
+        #: whether an operation of asyncpg's own was sent behind the expected answers
         self._behind = False
-        #: whether a transaction is open, where asyncpg itself has not heard of it
+        #: whether a transaction is open, if asyncpg itself has not been told
         self._known: bool | None = None
         #: whether the server refused BEGIN: the transaction counts as one in error
         self._refused = False
         #: whether the operation behind BEGIN sends no Sync by itself, should BEGIN be refused
         self._wants_sync = False
-        #: until when transactions are known not to be serializable, if nothing is said
+        #: until when transactions are known not to be serializable, if nothing else is set
         self._weak_until = 0.0
         self._takers: list[asyncio.Future[None]] = []
-        #: SQLSTATEs with which a BEGIN was refused because of how it was sent: what stands between
-        #: us and the server may not know this form. All connections of a driver have one list.
+        #: SQLSTATEs with which a BEGIN was refused because of how it was sent: a proxy or pooler on
+        #: the way to the server possibly does not support this form. All connections of a driver
+        #: share one list.
         self.refusals: list[bytes] = []
         self.broken = False  #: whether answers can no longer be told apart
 
     def owes_answer(self) -> bool:
-        """Whether an answer that asyncpg never sees has not come yet."""
+        """Return whether an answer that asyncpg never sees has not come yet."""
         return bool(self._expected)
 
     def _send_end(self, sql: str) -> None:
@@ -127,7 +129,9 @@ class Wire:
         self._known = False
 
     def _send_begin(self, sql: str, *, wants_sync: bool) -> None:
-        """Send *sql* without Sync: where the server refuses it, it skips what follows."""
+        """Send *sql* without Sync, so that the server skips the commands behind it if it refuses
+        it.
+        """
         self._wants_sync, self._behind = wants_sync, True
         if time.monotonic() >= self._weak_until and "LEVEL" not in sql:
             self._expected.extend(_BEGUN + _TOLD)
@@ -138,9 +142,10 @@ class Wire:
         self._known = True
 
     async def try_flight(self, timeout: float) -> bool:
-        """Send a trial's statements: whether each got its own answer within *timeout* seconds.
+        """Send a trial's statements, and return whether each got its own answer within *timeout*
+        seconds.
 
-        Raises TimeoutError where not even the first has come.
+        Raises TimeoutError if even the first answer has not come.
         """
         mark = flight.new_mark()
         others = flight.others(mark)
@@ -157,12 +162,12 @@ class Wire:
             return False
         return not self.broken
 
-    # -- what comes --------------------------------------------------------------------------------
+    # -- incoming data -----------------------------------------------------------------------------
 
     def _sift(self, data: bytes) -> bytes:
-        """Take what is expected out of *data*; what is asyncpg's goes on.
+        """Take the expected answers out of *data*.
 
-        Returns what follows the last that was expected, which is for asyncpg, too.
+        Returns the data behind the last expected answer, which is asyncpg's, too.
         """
         if self._is_sifting:  # an exception struck meanwhile: bytes are missing
             self._break()
@@ -190,8 +195,8 @@ class Wire:
         return b"" if expects or self.broken else data[start:]
 
     def _is_ours(self, kind: int, body: bytes) -> bool:
-        """Whether a message is an answer to the pool's own command. Where not, all that comes is
-        asyncpg's.
+        """Return whether a message is an answer to the pool's own command. If not, the whole
+        message is asyncpg's.
         """
         expected = self._expected[0]
         if kind == expected.kind and expected.body in (None, body):
@@ -200,7 +205,7 @@ class Wire:
                 self._hear_level(body)
             return True
         if kind == _ERROR and any(each in b"\0" + body for each in _GOODBYES):
-            self._expected.clear()  # the server's goodbye is told as it is
+            self._expected.clear()  # asyncpg receives the server's goodbye unchanged
             return False
         if expected.to == _DUE:
             return self._is_odd(kind)
@@ -221,9 +226,9 @@ class Wire:
         return False  # it is the answer to the statement that was skipped
 
     def _is_odd(self, kind: int) -> bool:
-        """A COMMIT or ROLLBACK was answered with something else: the connection is not used again.
+        """Mark the connection as unusable if a COMMIT or ROLLBACK was answered with something else.
 
-        What was sent behind it is not what its sender believes.
+        A statement sent behind it did not run in the state that its sender assumed.
         """
         if self._behind:
             self._break()
@@ -243,8 +248,8 @@ class Wire:
     # -- callers that wait -------------------------------------------------------------------------
 
     async def _come(self, left: int = 0) -> None:
-        """Wait until all that is expected has come, but for so many messages that may be *left*, or
-        never will.
+        """Wait until all expected answers have come, except *left* messages, or until they can
+        never come.
         """
         while len(self._expected) > left and not self.broken and self.real.is_connected():
             taker = asyncio.get_running_loop().create_future()
@@ -252,20 +257,20 @@ class Wire:
             await taker
 
     def wake(self) -> None:
-        """Have those look again who wait."""
+        """Make the waiting tasks check again."""
         takers, self._takers = self._takers, []
         for taker in takers:
             if not taker.done():
                 taker.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport's last word."""
+        """Handle the end of the transport."""
         self.real.connection_lost(exc)
         self.wake()
 
 
 def out_of_step() -> BaseException:
-    """What a lost connection raises, for one whose answers can no longer be told apart."""
+    """Return the error of a lost connection, for one whose answers can no longer be told apart."""
     import asyncpg
 
     error: BaseException = lost(asyncpg.InterfaceError(OUT_OF_STEP))

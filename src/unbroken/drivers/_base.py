@@ -1,4 +1,4 @@
-"""What every driver inherits: cautious answers to questions that its file does not answer
+"""The base class of every driver: cautious answers to questions that its file does not answer
 itself.
 """
 
@@ -19,56 +19,62 @@ from unbroken.ledger.residue import NOTHING, Left
 class Base(Logins):
     """The answers that blocking and asyncio drivers share.
 
-    A driver's file overrides what it knows better.
+    A driver's file overrides those that it knows better.
     """
 
-    #: Why the statements of this driver's connections cannot be followed; None: they can.
+    #: The reason why the statements of this driver's connections cannot be followed; None: they
+    #: can.
     blindness: str | None = None
     #: Whether its connections belong to an event loop.
     is_async: bool = False
-    #: What the driver relies on in its library; see _seams.py.
+    #: The internals of its library that the driver relies on; see _seams.py.
     seams: tuple[Seam, ...] = ()
-    #: Whether the library has all seams. False: the driver uses only what is public.
+    #: Whether the library has all seams. False: the driver uses only the public API.
     is_known: bool = True
 
     def traits(self, conn: Connection) -> Any:  # noqa: ARG002
-        """Nothing is known of what a holder can change."""
+        """Return nothing: this driver does not know what a holder can change."""
         return None
 
-    #: For a caller's own ``connect=``: whether it changes nothing but the session's settings. None:
-    #: not known.
+    #: For a caller's own ``connect=``: whether it changes only the session's settings. None: not
+    #: known.
     sets_only: bool | None = None
 
     def share(self, conn: Connection, shared: bool) -> str | None:  # noqa: ARG002
-        """From now on the library must leave nothing on the session behind *conn* by itself, such
-        as a prepared statement: a pooler may give the next transaction another one. Or it may
-        again, as it was set (*shared* false). Here: it leaves nothing anyway.
+        """Tell the library whether the session behind *conn* is shared.
 
-        Gives the setting of the application's, as text, that still has it do so. No I/O. Never
-        raises.
+        While *shared*, the library must leave nothing on it by itself, such as a prepared
+        statement: a pooler may give the next transaction another session. If *shared* is false, the
+        library works as it was configured. This base class has nothing to do, because it leaves
+        nothing.
+
+        Returns the application's setting, as text, that still makes the library leave something. No
+        I/O. Never raises.
         """
         return None
 
     def told(self, conn: Connection) -> Fault | None:  # noqa: ARG002
-        """What the server's last word before the end of *conn* means, where the library raises no
-        more than the loss. None: nothing better is known. Never raises.
+        """Return the fault that the server's last message before the end of *conn* reports, for a
+        library that raises only the loss. None: nothing better is known. Never raises.
         """
         return None
 
     def left_on(self, conn: Connection) -> frozenset[Left]:  # noqa: ARG002
-        """What the driver itself saw a holder leave on the session. Here: it does not look."""
+        """Return what the driver itself saw a holder leave on the session. This base class does not
+        look.
+        """
         return NOTHING
 
     def was_closed(self, conn: Connection) -> bool:  # noqa: ARG002
-        """Not known: a closed connection counts as lost."""
+        """Return False, because it is not known: a closed connection counts as lost."""
         return False
 
     def has_ended(self, conn: Connection) -> bool:  # noqa: ARG002
-        """Not known beyond what the socket shows."""
+        """Return False: nothing is known beyond the state of the socket."""
         return False
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Quiet, in no transaction, and as it was opened."""
+        """Return whether *conn* is quiet, in no transaction, and as it was opened."""
         driver: Any = self
         return (
             driver.is_in_transaction(conn) is False
@@ -77,7 +83,7 @@ class Base(Logins):
         )
 
     def unwatch(self, conn: Connection) -> None:
-        """Back to the class it was before a driver's ``watch`` changed it."""
+        """Restore the class that *conn* had before a driver's ``watch`` changed it."""
         conn.__class__ = getattr(type(conn), "unwatched", type(conn))
 
     # -- the proof ---------------------------------------------------------------------------------
@@ -85,7 +91,7 @@ class Base(Logins):
     def check_seams(self) -> None:
         """Compare the installed library with the one that the driver's file knows.
 
-        Called first in each constructor.
+        Each constructor calls it first.
         """
         module = sys.modules[type(self).__module__]
         flaw = _seams.flaw(self.seams)
@@ -98,8 +104,8 @@ class Base(Logins):
             self._tell_blind(reason)
 
     def needs_trial(self, conn: Connection) -> bool:
-        """Whether connections like *conn* still have to prove that their statements are seen, by
-        ``probe``. Once per process.
+        """Return whether connections like *conn* still have to prove, by ``probe``, that their
+        statements are seen. Once per process.
         """
         if not self.is_known or not hasattr(self, "probe"):
             return False
@@ -109,7 +115,7 @@ class Base(Logins):
         return not tried
 
     def tried(self, conn: Connection, flaw: str | None, *, final: bool = True) -> None:
-        """A trial on *conn* has ended: with *flaw*, or well.
+        """Record that a trial on *conn* has ended: with *flaw*, or well.
 
         Unless *final*, the next connection is tried again.
         """
@@ -122,14 +128,14 @@ class Base(Logins):
             self.check_seams()
 
     def go_blind(self, reason: str) -> None:
-        """From now on nothing that the driver notes about its connections counts, because of
-        *reason*.
+        """Ignore, because of *reason*, everything that the driver notes about its connections from
+        now on.
         """
         _seams.distrust(self, self.public_calls())
         self._tell_blind(reason)
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """Methods in place of the driver's own that need nothing but what its library documents."""
+        """Return methods that replace the driver's own and need only what the library documents."""
         return {}
 
     def _tell_blind(self, reason: str) -> None:
@@ -139,7 +145,7 @@ class Base(Logins):
 
 
 def _plain(row: Any) -> tuple[Any, ...]:
-    """A row in the order of its columns, whatever kind of cursor gave it."""
+    """Return a row in the order of its columns, for any kind of cursor."""
     return tuple(row.values() if isinstance(row, Mapping) else row)
 
 
@@ -148,16 +154,18 @@ def _cannot_ask(_conn: Connection) -> Any:
 
 
 class Blocking(Base):
-    """For a :class:`unbroken.abc.Driver`."""
+    """The base of a :class:`unbroken.abc.Driver`."""
 
     is_async = False
 
     def adopt(self, conn: Connection) -> Connection:
-        """*conn*, which was opened elsewhere, as this driver can look after it. Here: as it is."""
+        """Return *conn*, which was opened elsewhere, in the form that this driver can manage. Here:
+        unchanged.
+        """
         return conn
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """As Python's DB-API has it."""
+        """Return the calls of Python's DB-API."""
 
         def ping(conn: Connection, _timeout: float) -> None:
             cursor = conn.cursor()
@@ -175,17 +183,17 @@ class Blocking(Base):
         }
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Nothing to put back."""
+        """Do nothing: there is nothing to restore."""
 
     def remember(self, conn: Connection) -> Any:
-        """This driver knows no reset: a session with something left on it is closed."""
+        """Return None: this driver knows no reset, so a session with leftovers is closed."""
 
     def reset_session(self, conn: Connection, opening: Any, left: Collection[Left]) -> None:
-        """Never called, for want of an *opening*."""
+        """Do nothing: it is never called, because there is no *opening*."""
         raise NotImplementedError
 
     def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*, which asks the server something. May leave a transaction open."""
+        """Return the rows of *sql*, a query for the server. May leave a transaction open."""
         cursor = conn.cursor()
         try:
             cursor.execute(sql)
@@ -195,16 +203,18 @@ class Blocking(Base):
 
 
 class Awaited(Base):
-    """For an :class:`unbroken.abc.AsyncDriver`."""
+    """The base of an :class:`unbroken.abc.AsyncDriver`."""
 
     is_async = True
 
     async def adopt(self, conn: Connection) -> Connection:
-        """*conn*, which was opened elsewhere, as this driver can look after it. Here: as it is."""
+        """Return *conn*, which was opened elsewhere, in the form that this driver can manage. Here:
+        unchanged.
+        """
         return conn
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """As Python's DB-API has it, awaited."""
+        """Return the calls of Python's DB-API, awaited."""
 
         async def ping(conn: Connection, _timeout: float) -> None:
             cursor = conn.cursor()
@@ -227,17 +237,17 @@ class Awaited(Base):
         }
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """Nothing to put back."""
+        """Do nothing: there is nothing to restore."""
 
     async def remember(self, conn: Connection) -> Any:
-        """This driver knows no reset: a session with something left on it is closed."""
+        """Return None: this driver knows no reset, so a session with leftovers is closed."""
 
     async def reset_session(self, conn: Connection, opening: Any, left: Collection[Left]) -> None:
-        """Never called, for want of an *opening*."""
+        """Do nothing: it is never called, because there is no *opening*."""
         raise NotImplementedError
 
     async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*, which asks the server something. May leave a transaction open."""
+        """Return the rows of *sql*, a query for the server. May leave a transaction open."""
         cursor = conn.cursor()
         if isawaitable(cursor):
             cursor = await cursor

@@ -1,8 +1,8 @@
-"""Which option of the client's is to blame for an attempt to connect that failed.
+"""The client's option that is to blame for a failed attempt to connect.
 
-Libraries say "[Errno 2] No such file or directory" and not which file. So after such a failure the
-files that the options name are looked at. This is done after a failure only: which options a
-library really reads, it knows itself.
+Libraries report "[Errno 2] No such file or directory" without the file's name. So after such a
+failure the code looks at the files that the options name. It does so only after a failure, because
+only the library knows which options it really reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unbroken.abc import Fault, FaultKind, Target
 from unbroken.backends.commits import is_of_the_server
 from unbroken.backends.system import errno_of_text
 
-#: Options that name a file, by the end of their names, whatever the library calls them.
+#: Options that name a file, recognized by the end of their names in any library.
 _FILE = re.compile(
     r"(?:^|[^a-z])(?P<what>(?:ssl_?|tls_?)?(?:ca|cert|key|rootcert|crl|ca_?file|cert_?file"
     r"|key_?file|certificate_?key_?file|crl_?file)|read_default_file|option_files|passfile"
@@ -29,9 +29,9 @@ _FILE = re.compile(
 #: Options with such a name that are something else: a boolean, or a key in place of a file.
 _NO_FILES = re.compile(r"verify|scram_|public_?key$", re.IGNORECASE)
 _FOLDER = re.compile(r"ca_?path|crldir", re.IGNORECASE)
-#: libpq's words in the place of a file.
+#: Values that libpq accepts in place of a file.
 _NO_FILE = ("system",)
-#: What libpq and asyncpg read from the environment.
+#: The files that libpq and asyncpg take from the environment.
 _PG_FILES = {
     "PGSSLROOTCERT": "sslrootcert", "PGSSLCERT": "sslcert", "PGSSLKEY": "sslkey",
     "PGSSLCRL": "sslcrl", "PGSERVICEFILE": "servicefile", "PGPASSFILE": "passfile",
@@ -40,7 +40,7 @@ _PG_FILES = {
 _BOUND = ("bind_address", "local_addr", "source_address", "local_address")
 #: The server's certificate is not one that the client's authorities have signed.
 _UNTRUSTED = re.compile(r"certificate verify failed|issuer|self[- ]signed", re.IGNORECASE)
-#: Words of such names that any error of connecting has.
+#: Words of such names that occur in any error of connecting.
 _EVERYWHERE = ("server", "client", "connect", "connection", "address", "timeout", "protocol")
 #: A word that a message quotes.
 _QUOTED = re.compile(r"""["'](\w{4,})["']""")
@@ -50,7 +50,7 @@ _MOST = 150
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option of the client's, and where it stands: ``in the URL``."""
+    """An option of the client's, and its place, for example ``in the URL``."""
 
     name: str
     value: Any
@@ -58,13 +58,13 @@ class Option:
 
     @property
     def is_secret(self) -> bool:
-        """Whether its value is a password."""
+        """Return whether its value is a password."""
         is_text = isinstance(self.value, str)
         return is_text and "file" not in self.name and bool(_SECRET.search(self.name))
 
     @property
     def said(self) -> str:
-        """Name, value and place for messages; never a password."""
+        """Return name, value and place for messages; never a password."""
         if _SECRET.search(self.name) and "file" not in self.name:
             return f"{self.name} {self.source}"
         text = self.value if isinstance(self.value, str) else repr(self.value)
@@ -74,12 +74,12 @@ class Option:
 
 
 def _file(name: str) -> re.Match[str] | None:
-    """The part of *name* that says which file it names, if it names one."""
+    """Return the part of *name* that tells which file it names, if it names one."""
     return None if _NO_FILES.search(name) else _FILE.search(name)
 
 
 def options_of(given: Mapping[str, Any], source: str) -> tuple[Option, ...]:
-    """The options of *given*, those in dictionaries inside it too (``ssl.ca``)."""
+    """Return the options of *given*, including those in nested dictionaries (``ssl.ca``)."""
     return tuple(_flat(given, source, ""))
 
 
@@ -105,11 +105,11 @@ def _of_environment(backend: str, known: Iterable[Option]) -> list[Option]:
 def diagnosed(
     fault: Fault, target: Target, options: tuple[Option, ...], *, is_foreign: bool = False
 ) -> Fault:
-    """*fault*, of an attempt to connect to *target* with *options*, with the option to blame, where
-    one is.
+    """Return *fault*, of an attempt to connect to *target* with *options*, with the option to
+    blame, if there is one.
 
-    *is_foreign*: the application's own code connects; what it reads is not known. Reads files.
-    Never raises.
+    *is_foreign*: the application's own code connects, and the options that it reads are not known.
+    Reads files. Never raises.
     """
     if not _is_doubtful(fault):
         return fault
@@ -120,7 +120,7 @@ def diagnosed(
     if found is not None:
         text = found if fault.kind is FaultKind.REJECTED else f"{found} ({fault.text})"
         kind = FaultKind.MISCONFIGURED
-        if is_of_the_server(fault):  # it is there, and said no: that stays so
+        if is_of_the_server(fault):  # the server answered and refused: that stays so
             kind, text = fault.kind, f"{fault.text}; {found}"
         return replace(fault, kind=kind, text=text)
     if _is_of_a_file(fault, target, is_foreign):
@@ -138,8 +138,8 @@ def diagnosed(
 
 
 def asks_for_password(options: Iterable[Option]) -> Fault | None:
-    """The fault of a key that is encrypted, where no password for it is given: OpenSSL would ask
-    for one on the terminal, and wait. None: there is no such key.
+    """Return the fault of an encrypted key for which no password is given. OpenSSL would ask for
+    one on the terminal, and wait. None: there is no such key.
     """
     options = tuple(options)
     for each in options:
@@ -159,7 +159,7 @@ _ENCRYPTED = "the key is encrypted, and no password for it is given"
 
 
 def _is_doubtful(fault: Fault) -> bool:
-    """Whether the client's own options may be to blame for *fault*."""
+    """Return whether the client's own options may be to blame for *fault*."""
     if fault.kind in _SETTLED:
         return True
     if is_of_the_server(fault):
@@ -170,7 +170,7 @@ def _is_doubtful(fault: Fault) -> bool:
 
 
 def _is_of_the_network(fault: Fault) -> bool:
-    """Whether no file can be to blame: somebody, or nobody, was there."""
+    """Return whether no file can be to blame, because the network answered or failed to answer."""
     if fault.kind is FaultKind.REFUSED:
         return errno.ENOENT not in (fault.code, errno_of_text(fault.text))
     return fault.kind is FaultKind.EXHAUSTED
@@ -185,7 +185,9 @@ _SETTLED = (
 
 
 def _no_socket(fault: Fault, target: Target) -> str | None:
-    """What stands where the server's unix socket should be, if it is something else."""
+    """Return a description of the file at the path of the server's unix socket, if it is something
+    else.
+    """
     path = target.unix_socket
     if path is None or target.backend == "postgresql" or fault.kind is not FaultKind.REFUSED:
         return None
@@ -197,9 +199,10 @@ def _no_socket(fault: Fault, target: Target) -> str | None:
 
 
 def _is_of_a_file(fault: Fault, target: Target, is_foreign: bool) -> bool:
-    """Whether "no such file" is said of a file, and not of the socket of a server that is down.
+    """Return whether "no such file" refers to a file, and not to the socket of a server that is
+    down.
 
-    A blocking library wraps what the system says of a socket in an error of its own.
+    A blocking library wraps the system's error for a socket in an error of its own.
     """
     if fault.kind is not FaultKind.REFUSED or target.unix_socket is not None:
         return False
@@ -215,7 +218,9 @@ def _see(text: str, options: list[Option]) -> str:
 
 
 def _is_about(text: str, option: Option) -> bool:
-    """Whether *text* has the name, a long word of the name, or the value of *option* in it."""
+    """Return whether *text* contains the name, a long word of the name, or the value of
+    *option*.
+    """
     if option.source == "in the environment":
         return False
     named = _file(option.name)
@@ -235,7 +240,7 @@ def _is_about(text: str, option: Option) -> bool:
 
 
 def _flaw(options: tuple[Option, ...]) -> str | None:
-    """What is wrong with the first file that one of *options* names; None: nothing is."""
+    """Return the flaw of the first unusable file that *options* name; None: there is none."""
     paths: dict[str, Option] = {}
     for each in options:
         is_folder = _FOLDER.search(each.name) is not None
@@ -277,13 +282,13 @@ def _unreadable(path: Any, is_folder: bool) -> str | None:
 
 
 def _unfit(paths: Mapping[str, Option], options: Iterable[Option]) -> str | None:
-    """Why the certificates and the key at *paths* will not do; None: they will."""
+    """Return why the certificates and the key at *paths* cannot be used; None: they can."""
     try:
         import ssl
     except ImportError:
         return None
     if not all(_is_regular(each.value) for each in paths.values()):
-        return None  # a pipe would be waited for, and could not be read again
+        return None  # reading a pipe would block, and it could not be read again
     ca, cert, key = (paths.get(each) for each in ("ca", "cert", "key"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca is not None:
@@ -297,7 +302,7 @@ def _unfit(paths: Mapping[str, Option], options: Iterable[Option]) -> str | None
         return f"{key.said}: {_ENCRYPTED}"
     password = None if _has_key_password(options) else ""
     if password is None:
-        return None  # it may be the wrong one, which the library says
+        return None  # it may be the wrong one, which the library reports
     try:
         context.load_cert_chain(
             os.fspath(cert.value), None if key is None else os.fspath(key.value), lambda: ""

@@ -1,4 +1,4 @@
-"""A driver's own arguments, turned to the host and the user of one attempt to connect."""
+"""A driver's own arguments, adapted to the host and the user of one attempt to connect."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from unbroken.backends.masking import MASK, masked
 from unbroken.backends.system import chain, one_line
 from unbroken.drivers._diagnosis import Option, options_of
 
-#: Passwords that logins brought, so many of them, are kept out of errors: the last ones.
+#: The number of passwords from logins that are kept out of errors: the last ones.
 _REMEMBERED = 200
-#: What some libraries call a host, a user and a password too.
+#: Other names that some libraries use for a host, a user and a password.
 _ALSO = (("hostaddr", "unix_sock"), ("username",), ("passwd",))
 
 
 def aimed(
     arguments: Mapping[str, Any], login: Login | None, password: str, socket: str | None
 ) -> dict[str, Any]:
-    """*arguments*, for the host, the user and the password of *login*, where it says them.
+    """Return *arguments* with the host, the user and the password of *login*, if it gives them.
 
     *password* and *socket* are the library's names for a password and for the path of a unix
     socket. *socket* None: a path is given as the host.
@@ -44,7 +44,9 @@ def aimed(
 def turned(
     arguments: Mapping[str, Any], login: Login | None, password: str, socket: str | None
 ) -> dict[str, Any]:
-    """As :func:`aimed`, for *arguments* of a framework's, in which some may have another name."""
+    """Do the same as :func:`aimed` for a framework's *arguments*, some of which may have other
+    names.
+    """
     out = dict(arguments)
     said = () if login is None else (login.host, login.user, login.password)
     for value, names in zip(said, _ALSO, strict=False):
@@ -54,14 +56,14 @@ def turned(
 
 
 def as_latin(secret: str) -> str:
-    """*secret* for a library that encodes it as Latin-1, so that its bytes are those of UTF-8, or
-    those that were percent-encoded in the URL.
+    """Return *secret* for a library that encodes it as Latin-1. The bytes sent are then those of
+    UTF-8, or those that were percent-encoded in the URL.
     """
     return secret.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def is_unicode(secret: str) -> bool:
-    """Whether *secret* is a text; else it stands for bytes that are none."""
+    """Return whether *secret* is text. Otherwise it stands for bytes that are not text."""
     try:
         secret.encode()
     except UnicodeEncodeError:
@@ -70,20 +72,22 @@ def is_unicode(secret: str) -> bool:
 
 
 class Opener:
-    """An integration's ``connect=``, which is told the login of each attempt: *function* opens a
-    connection of the framework's as a login; None: as the framework's own settings say.
+    """An integration's ``connect=``, which receives the login of each attempt.
+
+    *function* takes a login and opens a connection of the framework's. None: the framework's own
+    settings apply.
     """
 
     def __init__(self, function: Callable[[Login | None], Any]) -> None:
         self.function = function
 
     def __call__(self) -> Any:
-        """A connection as the settings say."""
+        """Open a connection with the framework's settings."""
         return self.function(None)
 
 
 def target_of(target: Target, login: Login | None) -> Target:
-    """*target*, as *login* says."""
+    """Return *target* with the values of *login*."""
     if login is None:
         return target
     if login.host is not None:
@@ -111,7 +115,7 @@ class _Masked:
 
 
 class Logins:
-    """What every driver inherits: arguments for a login, and errors that quote no password."""
+    """The base class of every driver: arguments for a login, and errors that quote no password."""
 
     target: Target
     _arguments: dict[str, Any]
@@ -119,12 +123,12 @@ class Logins:
     _names: tuple[str, str | None] = ("password", None)
     #: The caller's own ``connect=``.
     _connect: Callable[[], Any] | None
-    #: Whether the application's own code gives the user or the password of each connect: a login
-    #: that was refused may be another one the next time.
+    #: Whether the application's own code gives the user or the password of each connect. A login
+    #: that was refused may then be another one the next time.
     login_may_change: bool = False
     #: Passwords of logins, the last ones.
     _brought: tuple[_Masked, ...] = ()
-    #: Users of logins, likewise.
+    #: Users of logins, the last ones.
     _users: tuple[str, ...] = ()
 
     #: Whether the library encodes a password as Latin-1, and not as UTF-8 as others do. Then any
@@ -149,18 +153,20 @@ class Logins:
 
     @property
     def known(self) -> tuple[str | None, ...]:
-        """Texts that errors show on purpose: they are no secrets, even if a password equals one."""
+        """Texts that errors show on purpose. They are not secrets, even if a password equals
+        one.
+        """
         target = self.target
         where = [each for host, port in target.hosts for each in (host, str(port or ""))]
         return (*where, target.user, target.database, target.scheme, target.backend, *self._users)
 
     def shown(self, text: object) -> str:
-        """*text* as one line for people, without the password of any login so far."""
+        """Return *text* as one line for people, without the password of any login so far."""
         return one_line(text, *self.secrets, known=self.known)
 
     def scrub(self, exc: BaseException) -> None:
-        """Mask the passwords in the texts of *exc*, which ended a connect, and of its causes: their
-        ``repr``, and what a traceback shows of them.
+        """Mask the passwords in the texts of *exc*, which ended a connect, and of its causes. This
+        covers their ``repr``, and the values that a traceback shows of them.
         """
         for link in chain(exc):
             if isinstance(link, UnicodeEncodeError):
@@ -179,7 +185,7 @@ class Logins:
         return arg if arg.startswith(found) else found
 
     def brings(self, login: Login | None) -> None:
-        """From now on errors do not quote the password of *login*."""
+        """Keep the password of *login* out of errors from now on."""
         secret, user = (None, None) if login is None else (login.password, login.user)
         if user and user not in self._users:
             self._users = (*self._users[1 - _REMEMBERED :], user)
@@ -187,7 +193,7 @@ class Logins:
             self._brought = (*self._brought[1 - _REMEMBERED :], _Masked(secret))
 
     def aimed(self, login: Login | None) -> dict[str, Any]:
-        """The arguments of a connect as *login*."""
+        """Return the arguments of a connect as *login*."""
         self.brings(login)
         out = aimed(self._arguments, login, *self._names)
         secret = out.get(self._names[0])
@@ -196,12 +202,12 @@ class Logins:
         return out
 
     def turned(self, arguments: Mapping[str, Any], login: Login | None) -> dict[str, Any]:
-        """A framework's *arguments* for the library, turned to *login*."""
+        """Return a framework's *arguments* for the library, adapted to *login*."""
         self.brings(login)
         return turned(arguments, login, *self._names)
 
     def own(self, login: Login | None) -> Any:
-        """What the caller's own ``connect=`` gives. An integration's is told *login*."""
+        """Return the result of the caller's own ``connect=``. An integration's receives *login*."""
         connect = self._connect
         assert connect is not None
         if isinstance(connect, Opener):

@@ -1,5 +1,6 @@
-"""MariaDB Connector/Python's connections, of subclasses that know when the status lies,
-and that can report."""
+"""MariaDB Connector/Python's connections, of subclasses that know when the status is wrong, and
+that can report.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ def status_of(conn: Any) -> int:
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a mariadb connection class, that knows whether its last statement was answered, and
-    how.
+    """Return a subclass of *base*, a mariadb connection class, that knows whether its last
+    statement was answered, and how.
     """
     if getattr(base, "_knows", False):
         return base
@@ -50,10 +51,10 @@ def exact(base: Any) -> Any:
             return cursor
 
         _seen_rows = False  #: rows of an unbuffered cursor are still to come
-        #: statements that executemany() still tells of before it sends one: its own, and where
-        #: the server takes no bulk, that of the first row
+        #: statements that executemany() still announces before it sends one: its own, and if the
+        #: server takes no bulk, that of the first row
         _seen_many = 0
-        _seen_due: int | None = None  #: the status that an answer which is read later will tell
+        _seen_due: int | None = None  #: the status in an answer that is read later
         _seen_flies = False
 
         def _execute_command(self, sql: Any) -> Any:
@@ -79,9 +80,7 @@ def exact(base: Any) -> Any:
             return result
 
         def _seen_leave(self, sql: str) -> None:
-            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
-            statement.
-            """
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before the next one's."""
             self._seen_settle()
             self._seen_refuse()
             after = status_of(self) & ~(_mysql.IN_TRANSACTION | _mysql.IN_READ_ONLY)
@@ -90,7 +89,7 @@ def exact(base: Any) -> Any:
             self._seen_due = after
             texts_of(self).clear()
             self._seen_busy = False
-            self._seen_failed = False  # last: it says that all is well
+            self._seen_failed = False  # last: it marks the exchange as complete
 
         def _seen_settle(self) -> None:
             """Read that answer, if it is due."""
@@ -102,8 +101,10 @@ def exact(base: Any) -> Any:
                 self._seen_failed = False
 
         def _seen_hear(self, *, behind: bool) -> None:
-            """Read that answer. Raises what a lost connection raises where it is an error, or where
-            a statement was sent *behind* it and it is another answer than was expected.
+            """Read that answer.
+
+            Raises the error of a lost connection if the answer is an error, or if a statement was
+            sent *behind* it and the answer is not the expected one.
             """
             try:
                 super()._read_response()
@@ -121,7 +122,7 @@ def exact(base: Any) -> Any:
             return super().server_status if due is None else due
 
         def _seen_refuse(self) -> None:
-            """Send nothing after an exchange that is not known to have ended."""
+            """Raise after an exchange that is not known to have ended, so that nothing is sent."""
             if self.__dict__.get("_seen_busy", False):
                 raise self.OperationalError(_mysql.OUT_OF_STEP)
 
@@ -142,8 +143,8 @@ def exact(base: Any) -> Any:
         def close(self) -> None:
             self._seen_closed, self._seen_due = True, None
             if self.__dict__.get("_seen_busy", False) or self._seen_rows:
-                # The library may crash where it closes in the middle of an exchange, or where a
-                # cursor with rows to come outlives its connection: its memory goes with the object.
+                # The library may crash if it closes in the middle of an exchange, or if a cursor
+                # with unread rows outlives its connection: its memory is freed with the object.
                 fd = self._get_socket()
                 who = identity(fd)
                 if who is not None:
@@ -151,7 +152,7 @@ def exact(base: Any) -> Any:
                 return
             super().close()
 
-        # Each execute of a cursor writes this first, however the cursor came about.
+        # Each execute of a cursor writes this first, however the cursor was created.
         @property
         def _last_executed_statement(self) -> Any:
             return self.__dict__.get("_last_executed_statement")
@@ -199,18 +200,18 @@ def _doubtful(cls: Any, base: Any, name: str) -> None:
 
 
 def texts_of(conn: Any) -> deque[str | bytes | None]:
-    """The last statements that were sent since no transaction was open; None stands for what is not
-    known.
+    """Return the last statements that were sent since no transaction was open. None stands for an
+    unknown statement.
     """
     texts: deque[str | bytes | None] = conn.__dict__.setdefault("_seen_texts", deque([None], TEXTS))
     return texts
 
 
 def note(conn: Any, sql: Any) -> None:
-    """*sql* is about to be sent.
+    """Note *sql*, which is about to be sent.
 
-    Where it may change what a COMMIT or ROLLBACK does on this session, the session cannot be put
-    back.
+    If it may change the effect of a COMMIT or ROLLBACK on this session, the session cannot be
+    restored.
     """
     texts, state = texts_of(conn), conn.__dict__
     if not state.get("_seen_failed", True) and not status_of(conn) & _mysql.IN_TRANSACTION:
@@ -225,14 +226,14 @@ def note(conn: Any, sql: Any) -> None:
 
 
 def _loads(statement: Any) -> bool:
-    """Whether the C library may be asked for a file: what it then allows is forgotten when the
-    next answer is read.
+    """Return whether *statement* may make the server ask the C library for a file. That permission
+    is lost when it reads the next answer.
     """
     return statement[:4].lower() in ("load", b"load")
 
 
 def cursor_class() -> Any:
-    """The library's own."""
+    """Return the library's own cursor class."""
     from mariadb.cursors import Cursor
 
     return Cursor
@@ -249,16 +250,18 @@ def _hider() -> Callable[[Any], None]:
     return hide  # type: ignore[no-any-return]
 
 
-#: Hide a cursor from the collector of garbage. The library's cursors tell it of a reference to
-#: their connection that they do not own. So where a cursor is part of a cycle (an exception's
-#: traceback, say), the collector would destroy its connection under other owners' hands. A hidden
-#: cursor is destroyed when the last reference to it goes.
+#: Hide a cursor from the garbage collector. The library's cursors report to it a reference to their
+#: connection that they do not own. If a cursor is part of a cycle (an exception's traceback, say),
+#: the collector would destroy its connection while others still use it. A hidden cursor is
+#: destroyed when the last reference to it goes.
 _hide = _hider()
 
 
 @cache
 def _following(base: Any) -> Any:
-    """*base*, a cursor class, that tells its connection how a statement went."""
+    """Return a subclass of *base*, a cursor class, that tells its connection how a statement
+    ended.
+    """
     if getattr(base, "_follows", False):
         return base
 
@@ -274,7 +277,7 @@ def _following(base: Any) -> Any:
 
         def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
             if self._prepared and self.statement:
-                # a prepared cursor runs its own, whatever it is given
+                # a prepared cursor runs its own statement and ignores the given one
                 mark = mark_call(self.connection.__dict__, "_seen_next", self.statement)
                 result = self._follow(
                     lambda: super(Cursor, self).execute(statement, *args, **kwargs)
@@ -302,7 +305,7 @@ def _following(base: Any) -> Any:
                 result = send()
             except conn.Error as error:
                 if was_busy:
-                    raise  # refused, for what was sent before
+                    raise  # refused because of an earlier command
                 if state.get("_seen_sent", True):
                     _failed(conn, error)
                 else:  # the library refused it: nothing was sent
@@ -335,7 +338,9 @@ def _following(base: Any) -> Any:
             return super()._execute_bulk(*args)
 
         def _seen_begin(self, *, alone: bool) -> None:
-            """A statement is about to be sent: *alone*, after an answer that is due was read."""
+            """Prepare for a statement that is about to be sent. *alone*: after an answer that is
+            due was read.
+            """
             conn = self.connection
             conn.__dict__["_seen_sent"] = True
             if conn._seen_due is not None and (alone or not conn._seen_flies):
@@ -344,12 +349,12 @@ def _following(base: Any) -> Any:
         def close(self) -> Any:
             conn = self.connection
             if conn is not None and conn.__dict__.get("_seen_busy", False):
-                # the rest of an answer that was broken off is not to be had; it goes with the
+                # the rest of an answer that was broken off cannot be read; it is discarded with the
                 # connection
                 return None
             result = super().close()
             if conn is not None and not self.buffered:
-                conn.__dict__["_seen_rows"] = False  # what was left of its rows has been read
+                conn.__dict__["_seen_rows"] = False  # the rest of its rows has been read
             return result
 
     Cursor.__name__ = Cursor.__qualname__ = base.__name__
@@ -357,7 +362,9 @@ def _following(base: Any) -> Any:
 
 
 def _failed(conn: Any, error: BaseException) -> None:
-    """A call on *conn* raised *error* of the library's: the server's own ends the exchange."""
+    """Handle *error*, which a call of the library on *conn* raised. Only the server's own error
+    ends the exchange.
+    """
     if _mysql.is_answer(error):
         _answered(conn, error)
         conn.__dict__["_seen_busy"] = False
@@ -370,9 +377,9 @@ def _answered(conn: Any, error: BaseException | None) -> None:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
+    """Return a subclass of *base* that tells the ledger of everything it sends.
 
-    ``unwatched`` is the class to go back to.
+    ``unwatched`` is the original class, to restore it.
     """
     return base if hasattr(base, "unwatched") else _watched(exact(base))
 
@@ -400,8 +407,8 @@ def _watched(base: Any) -> Any:
 
 
 def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now is committed by itself: autocommit on and no transaction open;
-    None if unknown.
+    """Return whether a statement sent now would be committed by itself: autocommit on and no
+    transaction open. None if unknown.
     """
     if conn.__dict__.get("_seen_failed", True):
         return None

@@ -1,5 +1,5 @@
-"""What the MySQL drivers share: options, TLS arguments, error codes, and how the server's status is
-read.
+"""The common parts of the MySQL drivers: options, TLS arguments, error codes, and the server's
+status.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NO_BACKSLASH_ESCAPES, IN_READ_ONLY, ANSI_QUOTES = (0x0200, 0x2000, 0x8000)
 
 COM_INIT_DB, COM_QUERY, COM_PING, COM_QUIT = 2, 3, 14, 1
 
-#: session value: interactive clients (mysql shell, CLIENT_INTERACTIVE) have another than the global
-#: one
+#: The session value. Interactive clients (mysql shell, CLIENT_INTERACTIVE) have a value other than
+#: the global one.
 ASK_IDLE_LIMIT = "SELECT @@SESSION.wait_timeout"
 
 Kinds: TypeAlias = Mapping[str, Callable[[str], Any]]
@@ -39,8 +39,8 @@ COMMON: Kinds = {
     "read_default_file": str, "read_default_group": str, "sql_mode": str, "use_unicode": boolean,
 }  # fmt: skip
 
-#: TLS as SQLAlchemy's MySQL dialects name it in a URL: they become PyMySQL's and mysqlclient's
-#: ``ssl`` dictionary.
+#: TLS options under the names of SQLAlchemy's MySQL dialects in a URL. They become the ``ssl``
+#: dictionary of PyMySQL and mysqlclient.
 TLS: Kinds = {
     "ssl_ca": str, "ssl_capath": str, "ssl_cert": str, "ssl_key": str, "ssl_cipher": str,
     "ssl_check_hostname": boolean,
@@ -50,8 +50,8 @@ TLS: Kinds = {
 def arguments(
     target: Target, kinds: Kinds, driver: str, *, password: str, database: str
 ) -> dict[str, Any]:
-    """Keyword arguments for the driver's connect; *password* and *database* are what it calls these
-    two.
+    """Return the keyword arguments for the driver's connect. *password* and *database* are the
+    driver's names for these two.
     """
     out = coerce(target.options, kinds, driver)
     given = {
@@ -63,14 +63,14 @@ def arguments(
 
 
 def take_tls(out: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of :data:`TLS` out of *out*, as the ``ssl`` dictionary (``ca``, ``cert``
-    …).
+    """Remove the options of :data:`TLS` from *out*, and return them as the ``ssl`` dictionary
+    (``ca``, ``cert`` …).
     """
     return {name.removeprefix("ssl_"): out.pop(name) for name in TLS if name in out}
 
 
 def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
-    """ConfigurationError when any of *names* is among the options."""
+    """Raise ConfigurationError if any of *names* is among the options."""
     clash = sorted(names & set(out))
     if clash:
         raise ConfigurationError(
@@ -83,7 +83,9 @@ def classify(
     base: type[BaseException] | tuple[type[BaseException], ...],
     shown: Callable[[object], str],
 ) -> Fault:
-    """What *exc* means; *base* is the driver's ``Error``, *shown* masks the secrets in the text."""
+    """Return the fault that *exc* reports. *base* is the driver's ``Error``; *shown* masks the
+    secrets in the text.
+    """
     connecting = from_connect(exc)
     if not isinstance(exc, base):
         fault = _foreign(exc, connecting)
@@ -95,8 +97,8 @@ def classify(
 
 
 def number_of(exc: BaseException) -> int | None:
-    """MySQL's number of an error: the first argument with PyMySQL and its kin, an attribute with
-    the connectors.
+    """Return MySQL's number of an error: the first argument in PyMySQL and its relatives, an
+    attribute in the connectors.
     """
     number = (
         exc.args[0] if exc.args and isinstance(exc.args[0], int) else getattr(exc, "errno", None)
@@ -105,21 +107,21 @@ def number_of(exc: BaseException) -> int | None:
 
 
 def is_answer(exc: BaseException) -> bool:
-    """Whether *exc*, of a driver on a C library, is an ERR packet of the server's.
+    """Return whether *exc*, of a driver based on a C library, is an ERR packet of the server's.
 
-    It ends an exchange, nothing else does.
+    It ends an exchange; nothing else does.
     """
     number = number_of(exc)
     return number is not None and number >= 1000 and not 2000 <= number < 3000
 
 
-#: What is raised instead of sending on a connection whose last answer was not read to its end: a
-#: lost connection.
+#: The error text for a connection whose last answer was not read to its end. The error counts as a
+#: lost connection and is raised instead of sending.
 OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not read to its end"
 
 
 def _of_driver(exc: BaseException, errno: int | None, text: str, connecting: bool) -> Fault:
-    if not errno or errno == 2000:  # CR_UNKNOWN_ERROR: the words have to do
+    if not errno or errno == 2000:  # CR_UNKNOWN_ERROR: only the text tells more
         lower = f"{text} {exc}".lower()
         gone = type(exc).__name__ == "InterfaceError" or any(words in lower for words in _GONE)
         kind, cause = (
@@ -146,29 +148,29 @@ def _foreign(exc: BaseException, connecting: bool) -> Fault:
         and "NoneType" in str(exc)
         and any(word in str(exc) for word in _SOCKET_WORDS)
     ):
-        # its socket went away in the middle of a call
+        # its socket was closed in the middle of a call
         return Fault(FaultKind.LOST, None, None, "the connection is closed")
     return os_fault(exc, connecting=connecting)
 
 
-# What the drivers say without a code when their socket is gone or the protocol out of step: PyMySQL
-# (0, '') besides these
+# Texts of errors that the drivers raise without a code when their socket is gone or the protocol is
+# out of step. PyMySQL raises (0, '') besides these.
 _GONE = ("closed", "sequence number", "out of sync", "not connected", "not available", "cancelled")
 _SOCKET_WORDS = ("sendall", "settimeout", "'read", "recv", "'write", "transport")
 
 
-#: What a call of the library, which is no statement, did to a session (``_seen_moved``): the next
+#: The effect of a library call, which is no statement, on a session (``_seen_moved``). The next
 #: user would find another database, or be another user of the server.
 MOVED, ANOTHER_USER = 1, 2
 
 
 def note_move(conn: Any, how: int) -> None:
-    """*conn* is about to be moved to another database, or given to another user."""
+    """Note that *conn* is about to be moved to another database, or given to another user."""
     state = conn.__dict__
     state["_seen_moved"] = max(how, state.get("_seen_moved", 0))
 
 
-#: How a statement begins that, if it stands alone, sets no variable of the session.
+#: Beginnings of statements that, if they stand alone, set no variable of the session.
 _SETS_NOTHING: frozenset[str | bytes] = frozenset(
     form
     for word in "SEL INS UPD DEL REP COM ROL BEG STA SAV REL SHO DES EXP WIT".split()
@@ -177,27 +179,27 @@ _SETS_NOTHING: frozenset[str | bytes] = frozenset(
 )
 
 
-#: What runs a routine, or a text that is not known.
+#: Statements that run a routine, or a text that is not known.
 _RUNS = r"\b(?:CALL|EXECUTE|DO|ATOMIC)\b"
 _RUNS_CODE = re.compile(_RUNS, re.IGNORECASE)
 _RUNS_CODE_BYTES = re.compile(_RUNS.encode(), re.IGNORECASE)
 
 
 def note_chains(conn: Any) -> None:
-    """What was sent on *conn* may have changed what a COMMIT or ROLLBACK does there."""
+    """Note that a statement on *conn* may have changed the effect of a COMMIT or ROLLBACK there."""
     conn.__dict__["_seen_chains"] = True
 
 
 def may_chain(conn: Any) -> bool:
-    """Whether that is so."""
+    """Return whether that was noted."""
     return bool(conn.__dict__.get("_seen_chains"))
 
 
 def changes_ends(sql: str | bytes, conn: Any) -> bool:
-    """Whether *sql*, a text or its bytes that goes out on *conn*, changes what a COMMIT or ROLLBACK
-    does on its session, by its words.
+    """Return whether *sql*, text or bytes sent on *conn*, changes by its words the effect of a
+    COMMIT or ROLLBACK on its session.
 
-    A routine that it calls by name may do so unseen: see :func:`ran_code`.
+    A routine that it calls by name may do so unseen; :func:`ran_code` covers that.
     """
     text: Any = sql
     several, name = (";", "completion_type") if isinstance(sql, str) else (b";", b"completion_type")
@@ -210,28 +212,27 @@ def changes_ends(sql: str | bytes, conn: Any) -> bool:
 
 
 def unknown_text(sql: Any, conn: Any) -> None:
-    """What goes out on *conn* is too long to be looked at, or no text at all (None)."""
+    """Note that a command sent on *conn* is too long to examine, or no text at all (None)."""
     if sql is None or sql[:3] not in _SETS_NOTHING:
         conn.__dict__["_seen_code"] = True
 
 
 def ran_code(conn: Any) -> bool:
-    """Whether a routine was run on *conn*, which may have changed what a COMMIT or ROLLBACK does
-    there, since such an end was seen last.
+    """Return whether a routine was run on *conn* since the last COMMIT or ROLLBACK was seen to work
+    as expected. The routine may have changed the effect of the next one.
     """
     return bool(conn.__dict__.get("_seen_code"))
 
 
-#: What was reported last on a connection, and is not answered yet: what :func:`answered` is told
-#: of.
+#: The last report on a connection that is not answered yet, as passed to :func:`answered`.
 COMMIT, ROLLBACK, STATEMENT = 1, 2, 3
 
 
 def answered(conn: Any, what: int, error: BaseException | None) -> None:
-    """Tell the ledger that *what* was answered in full: with success, or with *error*.
+    """Tell the ledger that the command *what* was answered in full: with success, or with *error*.
 
-    An error in answer to a statement in autocommit tells nothing of what is stored: tables without
-    transactions keep what was done before.
+    An error in answer to a statement in autocommit does not tell what is stored: tables without
+    transactions keep everything that was done before.
     """
     ledger = scope.current(id(conn))
     if ledger is None:
@@ -247,8 +248,8 @@ def answered(conn: Any, what: int, error: BaseException | None) -> None:
 
 
 def refused(ledger: unit.Unit, conn: Any, error: BaseException) -> None:
-    """Tell *ledger* what *error* says of a COMMIT that it answers; of anything else it says
-    nothing. An error that is not the server's says nothing at all.
+    """Tell *ledger* what *error* means for the COMMIT that it answers. An error in answer to
+    anything else, or one that is not the server's, is not reported.
     """
     if not is_answer(error):
         return

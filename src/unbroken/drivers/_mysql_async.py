@@ -1,5 +1,5 @@
-"""What aiomysql and asyncmy, both children of PyMySQL, have in common: everything but their
-sockets.
+"""The common part of the drivers for aiomysql and asyncmy, both derived from PyMySQL: everything
+but their sockets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unbroken.ledger.residue import Left
 
 
 class Shared(Ahead, Awaited):
-    """The part of an :class:`unbroken.abc.AsyncDriver` that both share.
+    """The shared part of an :class:`unbroken.abc.AsyncDriver`.
 
     ``_watched`` makes the class that reports.
     """
@@ -38,7 +38,7 @@ class Shared(Ahead, Awaited):
     _charsets: Callable[[str], Any]  #: the library's ``charset_by_name``
 
     async def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds everything, the handshake included."""
+        """Open a connection. *timeout* bounds everything, the handshake included."""
         timeout = min(timeout, self._arguments.get("connect_timeout", timeout))
         return await dial_async(lambda: self._dial(timeout, login))
 
@@ -54,7 +54,7 @@ class Shared(Ahead, Awaited):
         return {"ssl": _tls.shared(key, files, lambda: _tls.context(tls))}
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
@@ -64,50 +64,50 @@ class Shared(Ahead, Awaited):
         return conn
 
     async def ping(self, conn: Connection, timeout: float) -> None:
-        """COM_PING. The library closes the connection when the time is up."""
+        """Send COM_PING. The library closes the connection when the time is up."""
         async with asyncio.timeout(timeout):
             await conn.ping(reconnect=False)
 
     async def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         await conn._seen_leave(sql)
 
     def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
-        """*sql*, BEGIN, goes out before the next command, and a query that *follows* says behind it
-        at once. None: nothing does. Sends nothing itself.
+        """Send *sql*, BEGIN, before the next command, and send a query that satisfies *follows*
+        immediately behind it. None cancels that. This method itself sends nothing.
         """
         conn._seen_want(sql, follows)
 
     def wants(self, conn: Connection) -> str | None:
-        """What is to go out before the next command."""
+        """Return the statement that is sent before the next command."""
         wanted: str | None = conn._seen_wants
         return wanted
 
     def autocommits(self, conn: Connection) -> bool:
-        """Whether autocommit is on."""
+        """Return whether autocommit is on."""
         status = exchange.status_of(conn)
         return status is not None and bool(status & _mysql.AUTOCOMMIT)
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
-        """What was sent in the transaction that is open; None stands for what is not known."""
+        """Return the statements sent in the open transaction. None stands for an unknown one."""
         return conn._seen_texts  # type: ignore[no-any-return]
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether that answer was not read yet."""
+        """Return whether that answer was not read yet."""
         return self._is_open(conn) and bool(conn._seen_due)
 
     async def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it, if it was not read yet."""
+        """Read that answer, if it was not read yet."""
         if self.owes_answer(conn):
             async with asyncio.timeout(timeout):
                 await conn._seen_take()
 
     async def begin(self, conn: Connection) -> None:
-        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        """Do nothing: MySQL opens a transaction by itself while autocommit is off."""
         await conn.begin()
 
     async def idle_limit(self, conn: Connection) -> float | None:
-        """``wait_timeout`` of this session."""
+        """Return ``wait_timeout`` of this session, in seconds."""
         held = self.is_in_transaction(conn)
         async with conn.cursor() as cursor:
             await cursor.execute(_mysql.ASK_IDLE_LIMIT)
@@ -118,7 +118,7 @@ class Shared(Ahead, Awaited):
         return float(value)
 
     async def remember(self, conn: Connection) -> str | None:
-        """The statement that sets again what was set when *conn* was opened."""
+        """Return the statement that restores the settings that *conn* had when it was opened."""
         if not (
             _mysql_reset.sets_nothing_else(self._arguments)
             if self._connect is None
@@ -134,7 +134,7 @@ class Shared(Ahead, Awaited):
         )
 
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """COM_RESET_CONNECTION and one statement."""
+        """Send COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
             conn._seen_want(None, bool)
             await conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
@@ -154,25 +154,27 @@ class Shared(Ahead, Awaited):
         raise NotImplementedError
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or
-        once it is closed.
+        """Return the state in the last OK or EOF packet. None after an error, in the middle of an
+        exchange, or once the connection is closed.
         """
         return exchange.in_transaction(conn) if self._is_open(conn) else None
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last command was answered in full."""
+        """Return whether the last command was answered in full."""
         return exchange.is_quiet(conn) and self.fileno(conn) is not None
 
     def was_closed(self, conn: Connection) -> bool:
-        """Closed while no answer was outstanding, which the library does not do by itself."""
+        """Return whether the connection was closed while no answer was outstanding. The library
+        does not do that by itself.
+        """
         return not self._is_open(conn) and bool(conn._seen_closed)
 
     def is_streaming(self, conn: Connection) -> bool:
-        """Whether all that is unread are rows or results that the application left."""
+        """Return whether only rows or results that the application did not fetch are unread."""
         return exchange.is_half_read(conn) and self.fileno(conn) is not None
 
     def fileno(self, conn: Connection) -> int | None:
-        """Of the transport's socket; None once it is closing."""
+        """Return the number of the transport's socket; None once it is closing."""
         transport = transport_of(conn) if self._is_open(conn) else None
         if transport is None or transport.is_closing():
             return None
@@ -181,19 +183,19 @@ class Shared(Ahead, Awaited):
         return fd if fd >= 0 else None
 
     async def drain(self, conn: Connection) -> None:
-        """Read them."""
+        """Read those rows and results."""
         await conn._seen_drain()
 
     def traits(self, conn: Connection) -> tuple[Any, ...]:
-        """The server's status (autocommit, how strings are quoted), and what the library keeps on
-        the connection.
+        """Return the server's status (autocommit, how strings are quoted) and the attributes that
+        the library keeps on the connection.
         """
         return exchange.adopt(conn, ("_charset",), self._tables), *(
             getattr(conn, name) for name in self._compared
         )
 
     async def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
-        """Attributes, then autocommit and the character set, or else the database."""
+        """Restore the attributes, then autocommit and the character set, or else the database."""
         conn._seen_want(None, bool)
         exchange.put_back(conn, self._compared, traits[1:])
         statement = exchange.to_put_back(conn, traits[0], self._charset_of(conn))
@@ -206,18 +208,22 @@ class Shared(Ahead, Awaited):
             raise exchange.out_of_shape(conn)
 
     def _charset_of(self, conn: Connection) -> str:
-        """The character set that *conn* was opened with, and its collation, for SET NAMES."""
+        """Return the character set that *conn* was opened with, and its collation, for SET
+        NAMES.
+        """
         known = self._charsets(conn._charset)
         return f"{conn._charset} COLLATE {known.collation}"
 
     def unread(self, conn: Connection) -> bytes:
-        """What asyncio has read off the socket and the driver not yet: the server's last words,
-        once it is idle.
+        """Return the bytes that asyncio has read from the socket and the driver has not. On an idle
+        connection these are the server's last message.
         """
         return bytes(getattr(getattr(conn, "_reader", None), "_buffer", b""))
 
     def has_ended(self, conn: Connection) -> bool:
-        """Whether the server said something unasked, its last words, or has hung up."""
+        """Return whether the server sent an unrequested message, its last, or closed the
+        connection.
+        """
         reader = getattr(conn, "_reader", None)  # None: asyncmy hides it
         if reader is None:
             return False
@@ -227,9 +233,9 @@ class Shared(Ahead, Awaited):
         return bool(unread) or bool(reader.at_eof())
 
     def session_id(self, conn: Connection) -> str | None:
-        """CONNECTION_ID(), from the handshake."""
+        """Return CONNECTION_ID(), from the handshake."""
         return str(conn.server_thread_id[0]) if hasattr(conn, "server_thread_id") else None
 
     def watch(self, conn: Connection) -> None:
-        """Everything goes out through ``_execute_command``."""
+        """Report everything that is sent through ``_execute_command``."""
         conn.__class__ = type(self)._watched(type(conn))

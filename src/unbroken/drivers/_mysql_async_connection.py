@@ -1,5 +1,5 @@
-"""The connections of aiomysql and asyncmy, of subclasses that know their exchange with the server,
-and that can report: as PyMySQL's, awaited.
+"""The connections of aiomysql and asyncmy, of subclasses that follow their exchange with the server
+and that can report. They work like those of PyMySQL, awaited.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def exact(
     status_of: Callable[[Any, Any], int | None],
     is_open: Callable[[Any], bool],
 ) -> Any:
-    """*base*, a connection class, plus exact knowledge of its exchange with the server. As
-    PyMySQL's, awaited.
+    """Return a subclass of *base*, a connection class, that knows the exact state of its exchange
+    with the server.
 
-    *result_base* is the library's class of results, *status_of(conn, result)* the server's status
-    after one.
+    *result_base* is the library's class of results. *status_of(conn, result)* returns the server's
+    status after one.
     """
     result_class = _result(result_base, status_of, is_open)
 
@@ -80,11 +80,11 @@ def exact(
             self._seen_busy = exchange.BUSY
 
         async def _seen_ready(self) -> None:
-            """Make sure that a command may be sent: raise where an answer is outstanding, read what
-            was left half-read.
+            """Ensure that a command may be sent: raise if an answer is outstanding, and read a
+            result that was half-read.
             """
             if not is_open(self):
-                return  # which the library says itself
+                return  # the library reports that itself
             if self._seen_busy:
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
@@ -94,7 +94,7 @@ def exact(
                 await self._seen_drain()
 
         def _seen_want(self, sql: str | None, follows: Callable[[Any], bool]) -> None:
-            """As PyMySQL's."""
+            """Do the same as PyMySQL's ``_seen_want``."""
             if sql is not None:
                 exchange.touch(self, exchange.WANTS)
             self._seen_wants, self._seen_follows = sql, follows
@@ -102,7 +102,7 @@ def exact(
                 exchange.untouch(self, exchange.WANTS)
 
         async def _seen_begin(self, command: int, sql: Any) -> None:
-            """As PyMySQL's."""
+            """Do the same as PyMySQL's ``_seen_begin``."""
             wanted = self._seen_wants
             if wanted is None or not is_open(self):
                 return
@@ -130,17 +130,19 @@ def exact(
             after = exchange.status_once(self, sql)
             self._seen_status = None
             self._seen_busy = exchange.BUSY
-            await super()._execute_command(_mysql.COM_QUERY, sql)  # no unit hears of it
+            await super()._execute_command(_mysql.COM_QUERY, sql)  # not reported to any unit
             if transport_of(self).is_closing():
                 return  # it could not be sent
             self._seen_due += (after,)
             self._seen_busy = exchange.QUIET
             self._seen_texts.clear()
-            self._seen_status = after  # last: it says that all is well
+            self._seen_status = after  # last: it marks the exchange as complete
 
         async def _seen_take(self) -> None:
-            """Read those answers. Raises what a lost connection raises where one is another than
-            was expected: what was sent after it is not what its sender believes.
+            """Read those answers.
+
+            Raises the error of a lost connection if one is not the expected answer. A statement
+            sent after it did not run in the state that its sender assumed.
             """
             busy, sequence, status = self._seen_busy, self._next_seq_id, self._seen_status
             if busy >= exchange.BUSY:
@@ -152,7 +154,7 @@ def exact(
                 try:
                     await super()._read_ok_packet()
                 except Exception as error:
-                    if exchange.is_answer(error):  # to that ROLLBACK, not to what is asked now
+                    if exchange.is_answer(error):  # to that ROLLBACK, not to the present command
                         raise exchange.out_of_step(self) from error
                     raise
                 told = self.server_status
@@ -160,10 +162,10 @@ def exact(
                 told = exchange.after_due(self, due, told, more, behind=busy or left)
             self._seen_due, self._next_seq_id = (), sequence
             self._seen_busy = busy
-            self._seen_status = status if busy else told  # last, likewise
+            self._seen_status = status if busy else told  # last, as above
 
         async def _seen_drain(self) -> None:
-            """Read what was left of a result, and the results after it."""
+            """Read the rest of a result, and the results after it."""
             result = self._result
             if result is not None and result.unbuffered_active:
                 await result._finish_unbuffered_query()
@@ -185,7 +187,7 @@ def exact(
             return ok
 
         async def _read_query_result(self, unbuffered: bool = False) -> None:
-            # As the library's own, with our result class
+            # As the library's own, with our result class.
             if self._seen_due:
                 await self._seen_take()
             exchange.begin_reading(self)
@@ -226,8 +228,8 @@ def exact(
             await super().select_db(db)
 
         def close(self) -> None:
-            """What is out of step is aborted: bytes that are still to be written might complete a
-            command.
+            """Abort the connection if it is out of step, because bytes that are still buffered
+            might complete a command.
             """
             if not is_open(self):
                 super().close()
@@ -242,7 +244,9 @@ def exact(
             super().close()
 
         async def ensure_closed(self) -> None:
-            """With a goodbye, unless an answer is outstanding: then that may never be taken."""
+            """Close with a goodbye, unless an answer is outstanding: then the server might never
+            read the goodbye.
+            """
             if exchange.is_quiet(self):
                 await super().ensure_closed()
             else:
@@ -253,14 +257,14 @@ def exact(
 
 
 def transport_of(conn: Any) -> Any:
-    """The transport of an open connection."""
+    """Return the transport of an open connection."""
     return conn._writer.transport if hasattr(conn, "_writer") else conn._transport
 
 
 def abort_connection(conn: Any) -> None:
     """Abort the transport of an open *conn*, which counts as closed from now on."""
     if hasattr(conn, "_writer"):
-        # the writer must not be collected before: it would warn of a transport that nobody closed
+        # the writer must not be collected before: it would warn of a transport that was not closed
         writer, conn._writer, conn._reader = conn._writer, None, None
         abort_transport(writer.transport)
         return
@@ -271,8 +275,8 @@ def abort_connection(conn: Any) -> None:
 def _result(
     base: Any, status_of: Callable[[Any, Any], int | None], is_open: Callable[[Any], bool]
 ) -> Any:
-    """A library's result class, *base*, whose connection is out of step for as long as a row is
-    read.
+    """Return a subclass of a library's result class, *base*, whose connection is out of step while
+    a row is being read.
     """
 
     class Result(exchange.exact_result(base)):  # type: ignore[misc] # the base is only known here
@@ -318,7 +322,8 @@ def _result(
 
 
 def reporting(plain: Any, is_open: Callable[[Any], bool]) -> Any:
-    """*plain*, a connection class that sends all by ``_execute_command``, that tells the ledger.
+    """Return a subclass of *plain*, a connection class that sends everything by
+    ``_execute_command``. The subclass tells the ledger.
 
     ``unwatched`` is *plain*.
     """

@@ -1,4 +1,4 @@
-"""A table of converters of a PyMySQL, aiomysql or asyncmy connection that tells of each change."""
+"""A table of converters of a PyMySQL, aiomysql or asyncmy connection that reports each change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 
 class Converters(dict[Any, Any]):
-    """*table* of *conn*; *changed* is called with it when a converter is set or removed."""
+    """A copy of *table* that belongs to *conn*. It calls *changed* with *conn* when a converter is
+    set or removed.
+    """
 
     __slots__ = ("changed", "conn")
     __hash__ = object.__hash__  # type: ignore[assignment]

@@ -1,5 +1,5 @@
-"""What all MySQL drivers inherit: the trial of their seams, and what they do with a library that is
-not as they know it.
+"""The base classes of all MySQL drivers: the trial of their seams, and the fallback for a library
+that differs from the known one.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from unbroken.drivers import _base, _mysql
 from unbroken.drivers._login import Logins
 from unbroken.drivers._seams import PROBE, Trial
 
-#: Sent in no transaction. Its answer says whether it was committed by itself, which its report has
-#: to say, too.
+#: Sent in no transaction. Its answer tells whether it was committed by itself, which its report
+#: must state, too.
 _PROBE_MODE = f"{PROBE}, @@SESSION.autocommit"
 
 
 def _flaw_of(
     trial: Trial, opened: bool | None, closed: bool | None, rows: list[tuple[Any, ...]]
 ) -> str | None:
-    """What is wrong with what a driver reported of BEGIN, PROBE, COMMIT and _PROBE_MODE, and with
-    what it said meanwhile.
+    """Return the flaw in a driver's reports of BEGIN, PROBE, COMMIT and _PROBE_MODE, and in its
+    answers meanwhile. None: there is none.
 
     *opened*, *closed*: whether a transaction was open before and after COMMIT. It may be open after
-    it: where ``completion_type`` is CHAIN, each COMMIT opens the next.
+    it: if ``completion_type`` is CHAIN, each COMMIT opens the next.
     """
     first: list[Any] = [("BEGIN", each[1]) for each in trial.log[:1] if isinstance(each, tuple)]
     itself = closed is False and bool(rows[0][1])
@@ -45,8 +45,8 @@ _UNCLEAN = "its connection does not tell that it is as it was opened"
 
 @contextmanager
 def unheard(driver: Any, conn: Connection) -> Iterator[None]:
-    """A reset of a session is the pool's business: the unit of work that follows *conn* does not
-    hear of it.
+    """Hide a reset of a session from the unit of work that follows *conn*, because the reset is the
+    pool's own.
     """
     cls = type(conn)
     driver.unwatch(conn)
@@ -57,42 +57,42 @@ def unheard(driver: Any, conn: Connection) -> Iterator[None]:
 
 
 class _Common(Logins):
-    """For either kind of driver."""
+    """The part for both kinds of driver."""
 
     target: Target
     _base: type[BaseException]  #: the library's ``Error``
 
     def classify(self, exc: BaseException) -> Fault:
-        """By MySQL's code, or the system's."""
+        """Classify an error by MySQL's code, or the system's."""
         return _mysql.classify(exc, self._base, self.shown)
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """See :class:`unbroken.abc.BaseDriver`."""
+        """Return whether a transaction is open on *conn*; None if that is not known."""
         raise NotImplementedError
 
 
 class Blocking(_Common, _base.Blocking):
-    """For a blocking driver."""
+    """The base of a blocking driver."""
 
     def commit(self, conn: Connection) -> None:
-        """COMMIT, unless it is certain that nothing is open."""
+        """Send COMMIT, unless it is certain that nothing is open."""
         if self.is_in_transaction(conn) is not False:
             conn.commit()
 
     def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
+        """Send ROLLBACK, unless it is certain that nothing is open."""
         if self.is_in_transaction(conn) is not False:
             conn.rollback()
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and knows; None: nothing.
+        """Return the flaw in the reports and the knowledge of our subclass; None: there is none.
 
         Four round trips.
         """
         driver: Any = self
         with Trial(self, conn) as trial:
             if driver.is_in_transaction(conn):
-                # the caller's own connect= began it: it must stay as it is
+                # the caller's own connect= began it, so it must stay open
                 driver.ask(conn, PROBE)
                 return trial.flaw([(PROBE, False)])
             _send(conn, "BEGIN")
@@ -106,7 +106,7 @@ class Blocking(_Common, _base.Blocking):
         return _flaw_of(trial, opened, closed, rows) or (None if is_clean or closed else _UNCLEAN)
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """As Python's DB-API has it. Autocommit can be asked of most libraries."""
+        """Return the calls of Python's DB-API. Most libraries can also report autocommit."""
 
         def restore(conn: Connection, traits: Any) -> None:
             if traits is not None:
@@ -121,20 +121,20 @@ class Blocking(_Common, _base.Blocking):
 
 
 class Awaited(_Common, _base.Awaited):
-    """For one of asyncio."""
+    """The base of an asyncio driver."""
 
     async def commit(self, conn: Connection) -> None:
-        """As :meth:`Blocking.commit`."""
+        """Do the same as :meth:`Blocking.commit`."""
         if self.is_in_transaction(conn) is not False:
             await conn.commit()
 
     async def rollback(self, conn: Connection) -> None:
-        """As :meth:`Blocking.rollback`."""
+        """Do the same as :meth:`Blocking.rollback`."""
         if self.is_in_transaction(conn) is not False:
             await conn.rollback()
 
     async def probe(self, conn: Connection) -> str | None:
-        """As :meth:`Blocking.probe`."""
+        """Do the same as :meth:`Blocking.probe`."""
         driver: Any = self
         with Trial(self, conn) as trial:
             if driver.is_in_transaction(conn):
@@ -151,14 +151,16 @@ class Awaited(_Common, _base.Awaited):
         return _flaw_of(trial, opened, closed, rows) or (None if is_clean or closed else _UNCLEAN)
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """As Python's DB-API has it, awaited. Autocommit can be asked of most libraries."""
+        """Return the calls of Python's DB-API, awaited. Most libraries can also report
+        autocommit.
+        """
 
         async def restore(conn: Connection, traits: Any) -> None:
             if traits is not None:
                 await conn.autocommit(traits)
 
         async def remember(_conn: Connection) -> None:
-            """Sessions are closed instead of reset."""
+            """Return None: sessions are closed instead of reset."""
 
         return {
             **super().public_calls(),
@@ -169,8 +171,8 @@ class Awaited(_Common, _base.Awaited):
 
 
 def by_attribute(driver: Any) -> Mapping[str, Callable[..., Any]]:
-    """For a library whose ``autocommit`` is an attribute, which cannot be read for nothing: it is
-    set after each rollback.
+    """Return the calls for a library whose ``autocommit`` is an attribute. Reading it costs a round
+    trip, so it is set after each rollback.
     """
 
     def rollback(conn: Connection) -> None:
@@ -182,7 +184,9 @@ def by_attribute(driver: Any) -> Mapping[str, Callable[..., Any]]:
 
 
 def _autocommit_of(conn: Connection) -> bool | None:
-    """By what the library documents; None where it does not, or would have to ask the server."""
+    """Return autocommit as the library documents it. None if it does not, or would have to ask the
+    server.
+    """
     try:
         return bool(conn.get_autocommit())
     except Exception:

@@ -1,7 +1,7 @@
-"""PyMySQL, aiomysql and asyncmy: how far an exchange with the server is, what a holder changed, and
-what the ledger hears.
+"""The exchange of PyMySQL, aiomysql and asyncmy with the server: its progress, a holder's changes,
+and the reports to the ledger.
 
-The three are one library in three forms. Everything here is without I/O: their classes (see
+The three are one library in three forms. Everything here is without I/O. Their classes (see
 ``exact`` in each driver's file) call it around their library's own steps.
 """
 
@@ -29,46 +29,51 @@ from unbroken.drivers._shared import AUTOCOMMIT_OFF, AUTOCOMMIT_ON, is_commit, i
 #: and cleared as the last step of reading its answer. No step in between can be mistaken for the
 #: end, wherever an exception strikes.
 QUIET = 0  #: every command was answered in full
-SENT = 1  #: a command left as a whole, and nothing of its answer was read
-#: sending or reading; where no call is at work on the connection any more, it stays so for good
+SENT = 1  #: a command was sent in full, and no part of its answer was read
+#: sending or reading; if no call is active on the connection any more, this state is final
 BUSY = 2
-WRITING = 3  #: likewise, and in the middle of a packet
+WRITING = 3  #: the same, in the middle of a packet
 
-#: What is kept of the server's status: what a borrower can change, and what its words mean.
+#: The flags of the server's status that are kept: those that a borrower can change, and those that
+#: change how its SQL is read.
 KEPT = IN_TRANSACTION | AUTOCOMMIT | NO_BACKSLASH_ESCAPES | IN_READ_ONLY | ANSI_QUOTES
-#: without what only holds for a transaction
+#: without the flags that only hold for a transaction
 _SETTLED = AUTOCOMMIT | NO_BACKSLASH_ESCAPES | ANSI_QUOTES
 
-#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
+#: The number of last statements of a transaction that are kept. One that sent more counts as
+#: unknown.
 TEXTS = 16
-#: … and none that is longer than this: it counts as unknown.
+#: The length of the longest statement that is kept. A longer one counts as unknown.
 LONGEST_TEXT = 1 << 16
 
-#: Commands that change neither data nor a transaction, so that the ledger need not hear of them.
+#: Commands that change neither data nor a transaction, so that the ledger needs no report of them.
 UNREPORTED = frozenset({_mysql.COM_PING, _mysql.COM_INIT_DB})
 
-#: What a holder did by a call of the library (``_seen_touched``). The marks are part of what is
-#: known of the status, so that one comparison covers them.
+#: A holder's changes through a call of the library (``_seen_touched``). The marks are part of the
+#: known status, so that one comparison covers them.
 CHARSET, DATABASE, TIMEOUTS, OTHERS = 1 << 16, 1 << 17, 1 << 18, 1 << 19
-#: likewise: something is to be sent before the next command (``_seen_wants``)
+#: the same kind of mark: something must be sent before the next command (``_seen_wants``)
 WANTS = 1 << 20
 
 
 class Followed(Protocol):
-    """A connection of one of the three, of a class that follows its exchange with the server."""
+    """A connection of one of the three libraries, of a class that follows its exchange with the
+    server.
+    """
 
     OperationalError: Any
     InterfaceError: Any
-    server_status: int  #: which lies after an error, and after a SELECT
+    server_status: int  #: wrong after an error, and after a SELECT
     _result: Any
     _seen_busy: int  #: QUIET, SENT, BUSY or WRITING
-    _seen_status: int | None  #: what is kept of the server's status, with what a holder touched
-    _seen_pending: int | None  #: what the ledger was told of, and is not answered yet
+    _seen_status: int | None  #: the kept status of the server, with the holder's marks
+    #: the command that the ledger was told of, and that is not answered yet
+    _seen_pending: int | None
     _seen_touched: int
     _seen_opened: Mapping[str, Any] | None  #: attributes as they were when it was opened
-    #: the status that each answer to what was sent and not waited for will tell, in their order
+    #: the expected status in each answer that was not waited for, in their order
     _seen_due: tuple[int, ...]
-    _seen_wants: str | None  #: what is to be sent before the next command
+    _seen_wants: str | None  #: the statement that must be sent before the next command
     #: the last statements that were sent since no transaction was open
     _seen_texts: deque[str | bytes | None]
 
@@ -80,11 +85,11 @@ _LIBRARIES = {"pymysql", "aiomysql", "asyncmy", "unbroken"}
 
 
 def exact_result(base: type[Any]) -> type[Any]:
-    """A result class (of PyMySQL, aiomysql or asyncmy) that keeps the server's status out of the
-    EOF packet after the rows.
+    """Return a result class (of PyMySQL, aiomysql or asyncmy) that keeps the server's status from
+    the EOF packet after the rows.
 
-    The drivers throw that one away, which is why their ``server_status`` lies after a SELECT. Costs
-    nothing per row.
+    The drivers discard that packet, so their ``server_status`` is wrong after a SELECT. The
+    subclass costs nothing per row.
     """
 
     class Result(base):  # type: ignore[misc] # the base is only known when the driver is
@@ -102,8 +107,8 @@ def exact_result(base: type[Any]) -> type[Any]:
 
 
 def status_after(result: Any) -> int | None:
-    """The server's status at the end of *result*; None while rows or results are still to come, or
-    where it is not told.
+    """Return the server's status at the end of *result*. None while rows or results are still to
+    come, or if no status is sent.
     """
     if result.unbuffered_active or result.has_next:
         return None
@@ -114,23 +119,23 @@ def status_after(result: Any) -> int | None:
 
 
 def out_of_step(conn: Followed) -> BaseException:
-    """What is raised instead of sending a command on a connection that is out of step: a lost
-    connection.
+    """Return the error to raise instead of sending a command on a connection that is out of step.
+    It is that of a lost connection.
     """
     error: BaseException = conn.OperationalError(2014, _OUT_OF_STEP)
     return error
 
 
 def follow(conn: Followed) -> None:
-    """*conn* was opened elsewhere: what was sent on it before is not known."""
+    """Follow *conn*, which was opened elsewhere. The statements sent on it before are not known."""
     conn._seen_texts = deque([None], maxlen=TEXTS)
 
 
 def note(conn: Followed, command: int, sql: Any) -> None:
-    """A command is about to go out.
+    """Note a command that is about to be sent.
 
-    Where it may change what a COMMIT or ROLLBACK does on this session, the session counts as one
-    that cannot be put back.
+    If it may change the effect of a COMMIT or ROLLBACK on this session, the session counts as one
+    that cannot be restored.
     """
     known = command == _mysql.COM_QUERY and len(sql) <= LONGEST_TEXT
     text = bytes(sql) if known and isinstance(sql, bytearray) else sql  # executemany's
@@ -144,10 +149,10 @@ def note(conn: Followed, command: int, sql: Any) -> None:
 
 
 def begin_writing(conn: Followed) -> None:
-    """A packet is about to be written in the middle of an exchange: of a file, or of a long
-    command.
+    """Note that a packet is about to be written in the middle of an exchange: of a file, or of a
+    long command.
 
-    Raises where the one before was broken off: PyMySQL ends a file in a ``finally``, and the server
+    Raises if the packet before was broken off. PyMySQL ends a file in a ``finally``, and the server
     would never answer.
     """
     if conn._seen_busy == WRITING:
@@ -155,16 +160,16 @@ def begin_writing(conn: Followed) -> None:
     conn._seen_busy = WRITING
 
 
-_FILE_ERRORS = {1017, 1024}  #: what the libraries make of a file that cannot be opened or read
+_FILE_ERRORS = {1017, 1024}  #: the libraries' errors for a file that cannot be opened or read
 
 
 @contextmanager
 def loading(conn: Followed) -> Iterator[None]:
-    """Around the sending of a file for LOAD DATA LOCAL.
+    """Wrap the sending of a file for LOAD DATA LOCAL.
 
-    When that fails, the libraries wait for the server's answer before they let the error go on.
-    They may: when it was the file that failed, for then they have told the server. After a strike
-    they would wait for ever.
+    If that fails, the libraries wait for the server's answer before they raise the error. That is
+    right if the file failed, because then they have told the server. After an exception from
+    elsewhere they would wait for ever.
     """
     before = sys.exc_info()[1]
     name = "_read_packet" if hasattr(type(conn), "_read_packet") else "read_packet"  # asyncmy's
@@ -185,9 +190,9 @@ def loading(conn: Followed) -> Iterator[None]:
 
 
 def begin_reading(conn: Followed) -> None:
-    """An answer, or the next one of several results, is about to be read.
+    """Note that an answer, or the next one of several results, is about to be read.
 
-    Raises where none is known to be next.
+    Raises if none is known to be next.
     """
     result = conn._result
     if conn._seen_busy != SENT and (
@@ -198,7 +203,9 @@ def begin_reading(conn: Followed) -> None:
 
 
 def ended(conn: Followed, status: int | None) -> None:
-    """The answer was read to its end, and *status* is the server's; this is the last step of it."""
+    """Note that the answer was read to its end with the server's *status*. This is its last
+    step.
+    """
     pending = conn._seen_pending
     if pending is not None and not (pending == _mysql.STATEMENT and _is_unfinished(conn)):
         conn._seen_pending = None
@@ -211,9 +218,9 @@ def ended(conn: Followed, status: int | None) -> None:
 
 
 def failed(conn: Followed, error: BaseException) -> None:
-    """Reading an answer raised *error*.
+    """Note that reading an answer raised *error*.
 
-    It ends the exchange only where it is the server's own answer.
+    It ends the exchange only if it is the server's own answer.
     """
     if not is_answer(error):
         return
@@ -225,10 +232,11 @@ def failed(conn: Followed, error: BaseException) -> None:
 
 
 def is_answer(error: BaseException) -> bool:
-    """Whether *error* is an ERR packet of the server's, as the library raised it by itself.
+    """Return whether *error* is an ERR packet of the server's, raised by the library itself.
 
-    An error that a signal handler, a converter or another connection raised passes through their
-    code; one that the library made up by itself was not raised by what raises the server's.
+    An error of a signal handler, a converter or another connection also passes through the
+    library's code. An error that the library made up is not raised by the function that raises the
+    server's errors.
     """
     number = _mysql.number_of(error)
     trace = error.__traceback__
@@ -238,13 +246,13 @@ def is_answer(error: BaseException) -> bool:
         trace = trace.tb_next
         if str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] not in _LIBRARIES:
             return False
-    # compiled code has the module in front
+    # compiled code puts the module before the name
     return trace.tb_frame.f_code.co_name.rpartition(".")[2] == "raise_mysql_exception"
 
 
 def is_half_read(conn: Followed) -> bool:
-    """Whether nothing but rows, or further results, of an answer are left to be read, which the
-    application did not want yet.
+    """Return whether only rows, or further results, of an answer are left to be read, because the
+    application did not fetch them yet.
     """
     return not conn._seen_busy and _is_unfinished(conn)
 
@@ -255,8 +263,8 @@ def _is_unfinished(conn: Followed) -> bool:
 
 
 def is_quiet(conn: Followed) -> bool:
-    """Whether every command was answered in full, and nothing is left unread (of a connection that
-    is open).
+    """Return whether every command on *conn*, which is open, was answered in full, and nothing is
+    left unread.
     """
     result = conn._result
     return not conn._seen_busy and (
@@ -265,17 +273,17 @@ def is_quiet(conn: Followed) -> bool:
 
 
 def status_of(conn: Followed) -> int | None:
-    """What is kept of the server's status at the end of the last exchange; None when it is not
+    """Return the kept status of the server at the end of the last exchange; None if it is not
     certain.
     """
     return None if conn._seen_busy else conn._seen_status
 
 
 def status_once(conn: Followed, sql: str) -> int:
-    """What is kept of the server's status once *sql*, which is sent now, was answered: COMMIT,
-    ROLLBACK, BEGIN, or what sets autocommit.
+    """Return the kept status of the server after *sql*, which is sent now, is answered. *sql* is
+    COMMIT, ROLLBACK, BEGIN, or a statement that sets autocommit.
 
-    Raises where the status is not known.
+    Raises if the status is not known.
     """
     status = status_of(conn)
     if status is None:
@@ -289,20 +297,21 @@ def status_once(conn: Followed, sql: str) -> int:
 
 
 def after_due(conn: Followed, due: int, status: int, has_next: bool, *, behind: object) -> int:
-    """The answer to what was sent and not waited for has come with *status*: what is kept of that.
+    """Return the kept part of *status*, which came with the answer to a command that was not waited
+    for.
 
-    Raises where a statement was sent *behind* it and the answer is not the one that was counted on
-    (*due*). That is so where ``completion_type`` opens a transaction after each, say.
+    Raises if a statement was sent *behind* it and the answer is not the expected one (*due*). That
+    happens if ``completion_type`` opens a transaction after each, say.
     """
-    # what a holder touched meanwhile is no word of the server's
+    # a holder's mark set meanwhile is no part of the server's answer
     if has_next or (behind and (status ^ due) & KEPT):
         raise out_of_step(conn)
     return (status & KEPT) | conn._seen_touched
 
 
 def holds_more(unread: bytes | bytearray, answers: int) -> bool:
-    """Whether *unread*, what was read off the socket while so many *answers* are due, holds more
-    than those.
+    """Return whether *unread*, the bytes read from the socket while so many *answers* are due,
+    holds more than those.
     """
     end = 0
     for _ in range(answers):
@@ -311,17 +320,17 @@ def holds_more(unread: bytes | bytearray, answers: int) -> bool:
 
 
 def in_transaction(conn: Followed) -> bool | None:
-    """From :func:`status_of`."""
+    """Return whether a transaction is open, from :func:`status_of`."""
     status = None if conn._seen_busy else conn._seen_status
     return None if status is None else bool(status & IN_TRANSACTION)
 
 
-# -- what a holder can change ----------------------------------------------------------------------
+# -- a holder's changes ----------------------------------------------------------------------------
 
 
 def touch(conn: Followed, mark: int) -> None:
-    """*conn* is about to be changed in a way that its attributes or the server's status do not
-    show.
+    """Note that *conn* is about to be changed in a way that its attributes or the server's status
+    do not show.
     """
     conn._seen_touched |= mark
     if conn._seen_status is not None:
@@ -333,15 +342,15 @@ def _converters_changed(conn: Followed) -> None:
 
 
 def untouch(conn: Followed, mark: int) -> None:
-    """That change was taken back."""
+    """Note that such a change was undone."""
     conn._seen_touched &= ~mark
     if conn._seen_status is not None:
         conn._seen_status &= ~mark
 
 
 def adopt(conn: Followed, kept: tuple[str, ...], tables: tuple[str, ...]) -> int:
-    """What is kept of the server's status. The first time, *conn* is taken as it is now for how it
-    was opened.
+    """Return the kept status of the server. The first time, the present state of *conn* counts as
+    its state at opening.
 
     *kept* are attributes that a call of the library changes, *tables* those with converters.
     """
@@ -356,24 +365,25 @@ def adopt(conn: Followed, kept: tuple[str, ...], tables: tuple[str, ...]) -> int
 
 
 def settled(conn: Followed) -> int | None:
-    """What :func:`adopt` gives, of a connection that was adopted; None where it is not known."""
+    """Return the result of :func:`adopt` for a connection that was adopted; None if it is not
+    known.
+    """
     status = conn._seen_status
     return None if status is None else (status & _SETTLED) | conn._seen_touched
 
 
 def put_back(conn: Followed, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
-    """Put back the attributes of the object."""
+    """Restore the attributes of the object."""
     for name, value in (*zip(names, values, strict=True), *(conn._seen_opened or {}).items()):
         if getattr(conn, name) is not value:
             setattr(conn, name, value)
 
 
 def to_put_back(conn: Followed, opened: int, charset: str) -> str | None:
-    """The statement that puts the session back, to the status *opened* and to *charset* (with its
-    collation).
+    """Return the statement that restores the session, to the status *opened* and to *charset* (with
+    its collation).
 
-    None where nothing is left to do but to choose the database again. Raises where one round trip
-    is not enough.
+    None if only the database must be chosen again. Raises if one round trip is not enough.
     """
     status, touched = conn._seen_status, conn._seen_touched
     parts = [f"NAMES {charset}"] if touched & CHARSET else []
@@ -386,7 +396,7 @@ def to_put_back(conn: Followed, opened: int, charset: str) -> str | None:
 
 
 def out_of_shape(conn: Followed) -> BaseException:
-    """What is raised where a connection cannot be put back as it was opened."""
+    """Return the error for a connection that cannot be restored to its state at opening."""
     error: BaseException = conn.InterfaceError(
         0, "the connection cannot be put back as it was opened"
     )
@@ -397,25 +407,25 @@ def out_of_shape(conn: Followed) -> BaseException:
 
 
 def commits_itself(conn: Followed) -> bool | None:
-    """Whether a statement sent now would be committed by itself: autocommit on and no transaction
-    open; None if unknown.
+    """Return whether a statement sent now would be committed by itself: autocommit on and no
+    transaction open. None if unknown.
     """
     status = status_of(conn)
     return None if status is None else status & (AUTOCOMMIT | IN_TRANSACTION) == AUTOCOMMIT
 
 
 def tell_wanted(conn: Followed, ledger: Any) -> None:
-    """Report what goes out before the next command, and begins a transaction: else bytes were sent
-    of which nobody heard.
+    """Report the statement that is sent before the next command and begins a transaction. Otherwise
+    bytes would be sent unreported.
     """
     if conn._seen_wants is not None:
         ledger.statement(conn._seen_wants, commits_itself(conn), conn_id=id(conn))
 
 
 def tell(conn: Followed, ledger: Any, command: int, sql: Any) -> int | None:
-    """Report one command that is about to go out.
+    """Report one command that is about to be sent.
 
-    Gives what :func:`ended` and :func:`failed` report the answer of.
+    Returns the mark with which :func:`ended` and :func:`failed` report its answer.
     """
     if command != _mysql.COM_QUERY:
         ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))

@@ -1,10 +1,10 @@
-"""How the MySQL drivers undo everything that was left on a session, and set again what its opening
-had set.
+"""How the MySQL drivers undo everything that was left on a session, and restore the settings made
+at its opening.
 
 COM_RESET_CONNECTION rolls back and drops settings, user variables, temporary tables, table locks,
 named locks and prepared statements, and keeps the database. The session then has the server's
-global settings, MySQL's also for the character set. So the server is asked once, when a session is
-opened, where it differs from them.
+global settings, MySQL's also for the character set. So when a session is opened, the server is
+asked once for the settings that differ from them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from unbroken.ledger.residue import VAGUE, Left, left_by
 
 COM_RESET_CONNECTION = 0x1F
 
-#: Asked for whether or not they differ: drivers set them, and a new global value must not change
-#: them.
+#: Always asked for, even if they do not differ: drivers set them, and a new global value must not
+#: change them.
 _ALWAYS = (
     "autocommit", "character_set_client", "character_set_connection", "character_set_results",
     "collation_connection", "sql_mode", "time_zone", "transaction_isolation", "tx_isolation",
     "sql_auto_is_null",
 )  # fmt: skip
-#: May not be set, or say what the server does by itself.
+#: Cannot be set, or report the server's own actions.
 _NEVER = (
     "character_set_database",
     "collation_database",
@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 
 
 def set_again(rows: Iterable[Any]) -> str:
-    """The statement that sets the variables *rows*, the answer to :data:`ASK`."""
+    """Return the statement that sets the variables *rows*, the answer to :data:`ASK`."""
     given = {_text(name).lower(): _text(value) for name, value in rows}
     names = sorted(
         (n for n in given if n not in _NEVER), key=lambda name: name.startswith("collation")
@@ -64,8 +64,8 @@ def _literal(name: str, value: str) -> str:
         return value
     if not value and name == "character_set_results":
         return "NULL"
-    # In hexadecimal: what a quote and a backslash mean depends on the sql_mode of the moment. Never
-    # in a character set.
+    # In hexadecimal, because the meaning of a quote and a backslash depends on the current
+    # sql_mode. Never in a character set.
     return f"_utf8mb4 0x{value.encode().hex()}" if value else "''"
 
 
@@ -79,8 +79,8 @@ _FILES = (
 
 
 def sets_nothing_else(options: Mapping[str, Any]) -> bool:
-    """Whether a session that is opened with *options* differs from a new one in its settings
-    only.
+    """Return whether a session that is opened with *options* differs from a new one only in its
+    settings.
     """
     if any(options.get(name) for name in _FILES):
         return False  # it may name an init-command
@@ -89,5 +89,5 @@ def sets_nothing_else(options: Mapping[str, Any]) -> bool:
 
 
 def may_have_moved(left: Iterable[Left]) -> bool:
-    """Whether the session may be in another database."""
+    """Return whether the session may be in another database."""
     return not (VAGUE | {Left.DATABASE}).isdisjoint(left)

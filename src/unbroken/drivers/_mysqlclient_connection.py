@@ -1,5 +1,4 @@
-"""mysqlclient's connections, of subclasses that deduce whether a transaction is open, and
-that can report."""
+"""Subclasses of mysqlclient's connections that deduce whether a transaction is open, and report."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ _HARMLESS = re.compile(
 )
 
 
-# Statements that begin one for certain, and that, if they stand alone and succeed, do not end it.
+# Statements that certainly begin one, and that, if they stand alone and succeed, do not end it.
 _BEGINS = re.compile(
     rb"\s*(?:BEGIN(?:\s+WORK)?|START\s+TRANSACTION(?:\s[\w\s,]+)?)\s*;?\s*", re.IGNORECASE
 )
@@ -45,12 +44,12 @@ _TOUCHES_MODE = re.compile(rb"autocommit|completion_type", re.IGNORECASE)
 
 
 def _still_closed(sql: bytes) -> bool:
-    """Whether *sql*, sent with autocommit on and nothing open, leaves nothing open."""
+    """Return whether *sql*, sent with autocommit on and nothing open, leaves nothing open."""
     return _HARMLESS.match(sql) is not None and _is_alone(sql) and _TOUCHES_MODE.search(sql) is None
 
 
 def _is_open_after(sql: bytes, before: bool | None) -> bool | None:
-    """Whether a transaction is open after *sql*, which succeeded; None if that is not certain."""
+    """Return whether a transaction is open after *sql*, which succeeded; None if uncertain."""
     if is_commit(sql) or is_rollback(sql):
         return False
     if _BEGINS.fullmatch(sql) is not None:
@@ -63,32 +62,33 @@ def _is_alone(sql: bytes) -> bool:
 
 
 def _may_follow(sql: bytes) -> bool:
-    """Whether *sql* may be sent before the answer to the last statement was read.
+    """Return whether *sql* may be sent before the answer to the last statement was read.
 
     MariaDB's library allows the server to ask for a file while it waits for the answer to LOAD
-    DATA, and forgets that when it reads any answer.
+    DATA. It forgets that permission when it reads any answer.
     """
     return sql[:4].lower() != b"load"
 
 
 def pipelines() -> bool:
-    """Whether the C library lets a statement be sent before the answer to the last one was read.
+    """Return whether the C library lets a statement be sent before the answer to the last one was
+    read.
 
-    MariaDB's does. MySQL's takes the answers for out of order.
+    MariaDB's does. MySQL's treats the answers as out of order.
     """
     from MySQLdb import _mysql as library
 
     return str(library.get_client_info()).startswith("3.")
 
 
-#: What ``_seen_busy`` is in the middle of a COMMIT or ROLLBACK. It counts as true.
+#: The value of ``_seen_busy`` in the middle of a COMMIT or ROLLBACK. It counts as true.
 IN_CALL = "in a call"
 
 
 @cache
 def deduced(base: Any) -> Any:
-    """*base*, a MySQLdb connection class, that deduces whether a transaction can be open; *base*
-    itself if it does.
+    """Return a subclass of *base*, a MySQLdb connection class, that deduces whether a transaction
+    can be open. Return *base* itself if it already does so.
     """
     if getattr(base, "_deduces", False):
         return base
@@ -137,7 +137,7 @@ def deduced(base: Any) -> Any:
         def store_result(self) -> Any:
             try:
                 result = super().store_result()
-            except self.Error as error:  # INSERT … RETURNING may fail after its columns were told
+            except self.Error as error:  # INSERT … RETURNING may fail after its columns were sent
                 if _mysql.is_answer(error):
                     self.__dict__["_seen_busy"] = False
                 raise
@@ -162,7 +162,8 @@ def deduced(base: Any) -> Any:
 
         def close(self) -> None:
             self.__dict__["_seen_open"] = (
-                None  # nothing is certain of what is closed, least of all that it may be lent again
+                # nothing is certain of a closed connection, least of all that it may be reused
+                None
             )
             self.__dict__["_seen_closed"] = True
             super().close()
@@ -173,8 +174,8 @@ def deduced(base: Any) -> Any:
                 return out  # of a call that was broken off, before or after the library's own
             if (
                 out == -1
-                # there is no other, and the rows of the last one were read: else the library would
-                # not say so
+                # there is no other result, and the rows of the last one were read: otherwise the
+                # library would not return this
             ):
                 self.__dict__["_seen_busy"] = False
             else:
@@ -190,7 +191,7 @@ def deduced(base: Any) -> Any:
         def ping(self, *args: Any) -> Any:
             self._seen_settle()
             self._seen_refuse()
-            if args and args[0]:  # from now on the library may reconnect unseen
+            if args and args[0]:  # from now on the library may reconnect unnoticed
                 _mysql.note_move(self, _mysql.ANOTHER_USER)
             return super().ping(*args)
 
@@ -219,26 +220,27 @@ def deduced(base: Any) -> Any:
             return bool(super().get_autocommit())
 
         def _seen_want(self, sql: str | None, follows: Callable[[Any], bool]) -> None:
-            """*sql* goes out before the next command; a query that *follows* says may be sent
-            behind it without waiting. None: nothing goes out.
+            """Send *sql* before the next command. A query that satisfies *follows* may be sent
+            behind it without waiting. None: nothing is sent first.
             """
             self.__dict__["_seen_follows"] = follows
             self.__dict__["_seen_wants"] = sql
 
         def _seen_begin(self, sql: bytes | None) -> None:
-            """Send what is to go out before *sql*. Where that would do harm without it, wait."""
+            """Send the statement that must precede *sql*. Wait if *sql* would do harm alone."""
             state = self.__dict__
             flies = behind and state.get("_seen_flies") and sql is not None
             waits = not (flies and state["_seen_follows"](sql))
             self._seen_leave(state["_seen_wants"])
             if waits:
                 self._seen_take()
-            # not before: what was broken off on its way is sent once more, which changes nothing
+            # not before: a statement that was broken off on its way is sent once more, which
+            # changes nothing
             state["_seen_wants"] = None
 
         def _seen_leave(self, sql: str) -> None:
-            """Send *sql*: COMMIT, ROLLBACK, BEGIN or what sets autocommit. Its answer is read
-            before that of the next statement.
+            """Send *sql*: COMMIT, ROLLBACK, BEGIN or a statement that sets autocommit. Its answer
+            is read before that of the next statement.
             """
             state = self.__dict__
             if state.get("_seen_due") and not (behind and state.get("_seen_flies")):
@@ -251,10 +253,10 @@ def deduced(base: Any) -> Any:
             state["_seen_due"] = state.get("_seen_due", 0) + 1
             texts_of(self).clear()
             state["_seen_busy"] = False
-            state["_seen_open"] = sql == "BEGIN"  # last: it says that all is well
+            state["_seen_open"] = sql == "BEGIN"  # last: it marks the exchange as complete
 
         def _seen_settle(self) -> None:
-            """Send what was to go out before; read those answers, if any are due."""
+            """Send the statement that must go first; read those answers, if any are due."""
             if self.__dict__.get("_seen_wants") is not None:
                 self._seen_begin(None)
             if self.__dict__.get("_seen_due"):
@@ -271,8 +273,8 @@ def deduced(base: Any) -> Any:
             state["_seen_open"] = after
 
         def _seen_hear(self) -> None:
-            """Read those answers, whatever was sent behind them. An error in the place of one is
-            none of what was.
+            """Read those answers, regardless of any statement sent behind them. An error in place
+            of one means that the connection is out of step.
             """
             try:
                 for _ in range(self.__dict__["_seen_due"]):
@@ -284,7 +286,7 @@ def deduced(base: Any) -> Any:
             self.__dict__["_seen_due"] = 0
 
         def _seen_refuse(self) -> None:
-            """Send nothing after an exchange that is not known to have ended."""
+            """Raise after an exchange that is not known to have ended, so that nothing is sent."""
             if self.__dict__.get("_seen_busy", False):
                 raise self.OperationalError(2014, _mysql.OUT_OF_STEP)
 
@@ -297,8 +299,8 @@ def deduced(base: Any) -> Any:
 
 
 def texts_of(conn: Any) -> deque[bytes | None]:
-    """The statements sent on *conn* since it last had no open transaction. None stands for one
-    whose text is not known.
+    """Return the statements sent on *conn* since it last had no open transaction. None stands for a
+    statement whose text is not known.
     """
     texts: deque[bytes | None] = conn.__dict__.setdefault("_seen_texts", deque([None], TEXTS))
     return texts
@@ -310,7 +312,7 @@ def _note(state: dict[str, Any], sql: bytes | None) -> None:
 
 
 def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
-    """After *name*, nothing is known of the transaction any more."""
+    """Wrap the method *name*, after which nothing is known of the transaction any more."""
     plain = getattr(base, name, None)
     if plain is None:
         return
@@ -322,7 +324,7 @@ def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
         if name == "change_user":
             _mysql.note_move(self, _mysql.ANOTHER_USER)
         if name == "send_query":
-            self.__dict__["_seen_busy"] = True  # its answer is read by calls that nobody follows
+            self.__dict__["_seen_busy"] = True  # its answer is read by calls that are not followed
         return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__
@@ -330,7 +332,7 @@ def _forgets(cls: type[Any], base: type[Any], name: str) -> None:
 
 
 def _settles(cls: type[Any], base: type[Any], name: str) -> None:
-    """Before *name*, an answer that is due is read."""
+    """Wrap the method *name*, so that an answer that is due is read before it."""
     plain = getattr(base, name, None)
     if plain is None:
         return
@@ -344,9 +346,9 @@ def _settles(cls: type[Any], base: type[Any], name: str) -> None:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
+    """Return a subclass of *base* that tells the ledger of everything it sends.
 
-    ``unwatched`` is the class to go back to.
+    ``unwatched`` is the original class, to restore it.
     """
     if hasattr(base, "unwatched"):
         return base
@@ -414,7 +416,7 @@ def watched(base: Any) -> Any:
 
 
 def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement sent now is committed by itself."""
+    """Return whether a statement sent now is committed by itself."""
     if conn.__dict__.get("_seen_wants") is not None or not conn.get_autocommit():
         return False
     seen: bool | None = conn.__dict__.get("_seen_open")

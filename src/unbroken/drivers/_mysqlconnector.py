@@ -1,9 +1,9 @@
 """mysql-connector-python's connections, of subclasses that know whether the server has answered,
 and that can report.
 
-Its pure Python and its asyncio connection send everything by ``_send_cmd``, and hear of the
+Its pure Python and its asyncio connection send everything by ``_send_cmd``. They receive the
 server's status in ``_handle_server_status``: one after each OK, one after a result's columns, one
-after its rows. After an error that status is from before.
+after its rows. After an error that status is an old one.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from unbroken.drivers._mysqlconnector_exchange import (
 
 
 def _seen(base: Any) -> Any:
-    """*base* as a class that listens. One line of bases and no mixin: else Python lets no
-    connection change into it.
+    """Return a subclass of *base* that follows the exchange. It has one line of bases and no mixin,
+    because otherwise Python lets no connection change into it.
 
     ``_seen_busy`` is set before the first byte of a command leaves, and cleared as the last step of
     reading its answer.
     """
 
     class Seen(base):  # type: ignore[misc] # the base is only known here
-        """What the pure Python and the asyncio connection share.
+        """The common part of the pure Python and the asyncio connection.
 
-        Before a command nothing is known, after its OK all is.
+        Before a command nothing is known; after its OK everything is.
         """
 
         _knows = True
         _seen_busy: bool
         _seen_status: int | None
-        _seen_autocommit: bool | None = None  #: by the last status; a command does not forget it
+        _seen_autocommit: bool | None = None  #: from the last status; a command keeps it
         _seen_inside = False  #: in the middle of a result, where an EOF packet ends nothing
         _seen_closed = False  #: the application closed it
         _seen_moved = 0  #: to another database, or user
-        _seen_asks_locally = False  #: whether ``is_connected()`` may not ask the server
-        _seen_due: int | None = None  #: the status that an answer which is read later will tell
+        _seen_asks_locally = False  #: whether ``is_connected()`` must not ask the server
+        _seen_due: int | None = None  #: the expected status in an answer that is read later
         _seen_flies = False
         _have_next_result: bool
 
@@ -76,24 +76,24 @@ def _seen(base: Any) -> Any:
                 self._seen_busy = False
 
         def _seen_leftover(self) -> None:
-            """A result that nobody asked for is about to be read; an error would be the last of
-            them.
+            """Note that a result that was not asked for is about to be read. An error would be the
+            last of these results.
             """
             self._seen_status, self._seen_busy, self._have_next_result = None, True, False
 
         def _seen_sends(self, command: int) -> None:
-            """*command* is about to go out."""
+            """Note that *command* is about to be sent."""
             if command == INIT_DB:
                 _mysql.note_move(self, _mysql.MOVED)
             if command not in UNANSWERED:
-                self._seen_inside = command == PREPARE  # whose parameters end with one
+                self._seen_inside = command == PREPARE  # its parameters end with an EOF packet
                 self._seen_status, self._seen_busy = None, True
 
         def _seen_first(self, packet: Any) -> None:
-            """The first packet of an answer, or of one of its results, is here; after an error
+            """Handle the first packet of an answer, or of one of its results. After an error
             nothing follows.
 
-            The connector itself still waits for a next result then, where the one before had
+            The connector itself still waits for a next result in that case, if the one before had
             announced it.
             """
             if packet is not None and len(packet) > 4 and packet[4] == ERR:
@@ -101,13 +101,15 @@ def _seen(base: Any) -> Any:
                 self._seen_busy = False
 
         def _seen_row_failed(self, error: BaseException) -> None:
-            """Reading rows raised *error*. The server's own ends the result."""
+            """Handle *error*, which reading rows raised. The server's own error ends the result."""
             if is_answer(error):
                 self._have_next_result = False
                 self._seen_busy = False
 
         def _seen_prepared(self, status: int | None) -> None:
-            """A statement was prepared: the answer holds no status, and nothing has changed."""
+            """Note that a statement was prepared. The answer holds no status, and nothing has
+            changed.
+            """
             self._seen_inside = False
             self._seen_status, self._seen_busy = status, False
 
@@ -116,7 +118,9 @@ def _seen(base: Any) -> Any:
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a pure Python connection class, that knows its status; *base* itself if it does."""
+    """Return a subclass of *base*, a pure Python connection class, that knows its status. Return
+    *base* itself if it already does.
+    """
     if getattr(base, "_knows", False):
         return base
 
@@ -139,9 +143,7 @@ def exact(base: Any) -> Any:
             return packet
 
         def _seen_leave(self, sql: str) -> None:
-            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
-            statement.
-            """
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before the next one's."""
             due.take(self)
             text, after = due.to_leave(self, sql)
             self._seen_sends(QUERY)
@@ -161,7 +163,7 @@ def exact(base: Any) -> Any:
             super().handle_unread_result()
 
         def _seen_drain(self) -> None:
-            """Read the rest of what the application left half-read."""
+            """Read the rest of a result that the application left half-read."""
             refuse_if_busy(self)
             if self.unread_result:
                 self.get_rows(raw=True)
@@ -180,7 +182,7 @@ def exact(base: Any) -> Any:
             self._seen_first(packet)
             result = super()._handle_binary_result(packet, *args, **kwargs)
             self._seen_inside = False
-            if isinstance(result, tuple):  # columns; its rows are to come, as the cursor notes next
+            if isinstance(result, tuple):  # columns; its rows follow, as the cursor notes next
                 self.unread_result = True
             self._seen_busy = False
             return result
@@ -204,7 +206,7 @@ def exact(base: Any) -> Any:
             while True:
                 if self._have_next_result and not self.unread_result:
                     self._seen_busy = (
-                        True  # the next packet is taken off the socket before it is looked at
+                        True  # the next packet is read from the socket before it is examined
                     )
                 try:
                     result = next(results)
@@ -214,7 +216,7 @@ def exact(base: Any) -> Any:
 
         def cmd_stmt_fetch(self, *args: Any, **kwargs: Any) -> Any:
             result = super().cmd_stmt_fetch(*args, **kwargs)
-            self._seen_busy = False  # what follows are rows, which are unread
+            self._seen_busy = False  # unread rows follow
             return result
 
         def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
@@ -233,7 +235,7 @@ def exact(base: Any) -> Any:
             )
 
         def _seen_whole(self, send: Callable[[], Any]) -> Any:
-            """A command that goes past ``_send_cmd``."""
+            """Send a command that bypasses ``_send_cmd``."""
             due.take(self)
             refuse_if_busy(self)
             self.handle_unread_result()
@@ -263,8 +265,8 @@ def exact(base: Any) -> Any:
             due.send_at_once(self)
 
         def cursor(self, *args: Any, **kwargs: Any) -> Any:
-            """The connector's own pings the server for each cursor. The statement that follows
-            finds out as well.
+            """Return a cursor without a ping. The connector's own method pings the server for each
+            cursor, but the statement that follows detects a loss as well.
             """
             self._seen_asks_locally = True
             try:
@@ -282,7 +284,7 @@ def exact(base: Any) -> Any:
 
 @cache
 def exact_async(base: Any) -> Any:
-    """As :func:`exact`, for the connection of ``mysql.connector.aio``."""
+    """Do the same as :func:`exact`, for the connection of ``mysql.connector.aio``."""
     if getattr(base, "_knows", False):
         return base
 
@@ -305,9 +307,7 @@ def exact_async(base: Any) -> Any:
             return packet
 
         async def _seen_leave(self, sql: str) -> None:
-            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before that of the next
-            statement.
-            """
+            """Send *sql*, COMMIT or ROLLBACK. Its answer is read before the next one's."""
             await due.take_async(self)
             text, after = due.to_leave(self, sql)
             self._seen_sends(QUERY)
@@ -329,7 +329,7 @@ def exact_async(base: Any) -> Any:
             await super().handle_unread_result()
 
         async def _seen_drain(self) -> None:
-            """Read the rest of what the application left half-read."""
+            """Read the rest of a result that the application left half-read."""
             refuse_if_busy(self)
             if self.unread_result:
                 await self.get_rows(raw=True)
@@ -348,7 +348,7 @@ def exact_async(base: Any) -> Any:
             self._seen_first(packet)
             result = await super()._handle_binary_result(packet, *args, **kwargs)
             self._seen_inside = False
-            if isinstance(result, tuple):  # columns; its rows are to come, as the cursor notes next
+            if isinstance(result, tuple):  # columns; its rows follow, as the cursor notes next
                 self.unread_result = True
             self._seen_busy = False
             return result
@@ -372,7 +372,7 @@ def exact_async(base: Any) -> Any:
             while True:
                 if self._have_next_result and not self.unread_result:
                     self._seen_busy = (
-                        True  # the next packet is taken off the socket before it is looked at
+                        True  # the next packet is read from the socket before it is examined
                     )
                 try:
                     result = await anext(results)
@@ -382,7 +382,7 @@ def exact_async(base: Any) -> Any:
 
         async def cmd_stmt_fetch(self, *args: Any, **kwargs: Any) -> Any:
             result = await super().cmd_stmt_fetch(*args, **kwargs)
-            self._seen_busy = False  # what follows are rows, which are unread
+            self._seen_busy = False  # unread rows follow
             return result
 
         async def cmd_stmt_prepare(self, *args: Any, **kwargs: Any) -> Any:
@@ -401,7 +401,7 @@ def exact_async(base: Any) -> Any:
             )
 
         async def _seen_whole(self, send: Callable[[], Awaitable[Any]]) -> Any:
-            """A command that goes past ``_send_cmd``."""
+            """Send a command that bypasses ``_send_cmd``."""
             await due.take_async(self)
             refuse_if_busy(self)
             await self.handle_unread_result()
@@ -432,12 +432,14 @@ def exact_async(base: Any) -> Any:
 
 
 def reset(conn: Any) -> None:
-    """COM_RESET_CONNECTION, without what the connector's own method sends after it."""
+    """Send COM_RESET_CONNECTION, without the statements that the connector's own method sends after
+    it.
+    """
     conn._handle_ok(conn._send_cmd(COM_RESET_CONNECTION))
 
 
 async def reset_async(conn: Any) -> None:
-    """As :func:`reset`."""
+    """Do the same as :func:`reset`."""
     conn._handle_ok(await conn._send_cmd(COM_RESET_CONNECTION))
 
 

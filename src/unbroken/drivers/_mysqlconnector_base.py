@@ -1,4 +1,4 @@
-"""What mysql-connector's blocking and asyncio drivers have in common."""
+"""The common part of mysql-connector's blocking and asyncio drivers."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _OPTIONS: _mysql.Kinds = {
 }  # fmt: skip
 
 
-#: What a holder can change on a connection object: what only the object knows, its time limits
-#: (which a ping changes too) …
+#: A holder's possible changes to a connection object: attributes that only the object has, and its
+#: time limits (which a ping changes too) …
 _PLAIN_TRAITS = (
     "_raw",
     "_buffered",
@@ -56,7 +56,7 @@ _PLAIN_TRAITS = (
 _LIMITS = ("_read_timeout", "_write_timeout")
 
 
-#: … and what the session has, too.
+#: … and attributes that the session has, too.
 TRAITS = (*_PLAIN_TRAITS, *_LIMITS, "charset_id", "_use_unicode", "_seen_moved")
 
 
@@ -67,7 +67,7 @@ _ASYNC = "mysql.connector.aio.connection:MySQLConnection"
 
 
 def _shared_seams(owner: str, network: str, receives: str) -> tuple[Seam, ...]:
-    """Of the pure Python form and of the asyncio form."""
+    """Return the seams of the pure Python form and of the asyncio form."""
     return (
         Seam(
             owner,
@@ -201,7 +201,7 @@ NO_C = (
 
 
 class Base(Ahead, Logins):
-    """What the blocking and the asyncio driver have in common."""
+    """The common part of the blocking and the asyncio driver."""
 
     name = "mysqlconnector"
     capabilities = _SEEN
@@ -246,17 +246,19 @@ class Base(Ahead, Logins):
         if self._arguments.get("autocommit", False) is None:
             del self._arguments["autocommit"]
         if "ssl_ca" in self._arguments:
-            # a CA that nothing is held against would be no use
+            # without verification, a given CA would have no effect
             self._arguments.setdefault("ssl_verify_cert", True)
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
+        """Return the state in the last OK or EOF packet. None after an error, or in the middle of
+        an exchange.
+        """
         status = self._status(conn)
         return None if status is None else bool(status & _mysql.IN_TRANSACTION)
 
     def had_autocommit(self, conn: Connection) -> bool | None:
-        """Whether autocommit was on at the server's last answer, also once *conn* is lost; None if
-        unknown. The connector's own ``autocommit`` asks the server.
+        """Return whether autocommit was on at the server's last answer, also once *conn* is lost;
+        None if unknown. The connector's own ``autocommit`` asks the server.
         """
         had: bool | None = getattr(conn, "_seen_autocommit", None)
         return had
@@ -265,43 +267,47 @@ class Base(Ahead, Logins):
         return exchange.status_of(conn) if self.is_quiet(conn) else None
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last command was answered in full."""
+        """Return whether the last command was answered in full."""
         return self.fileno(conn) is not None and exchange.is_quiet(conn)
 
     def texts(self, conn: Connection) -> Sequence[bytes | None]:
-        """What was sent in the transaction that is open; None stands for what is not known."""
+        """Return the statements sent in the open transaction. None stands for an unknown one."""
         return texts_of(conn)
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether the answer to a COMMIT or ROLLBACK was not read yet."""
+        """Return whether the answer to a COMMIT or ROLLBACK was not read yet."""
         return conn._seen_due is not None and self.fileno(conn) is not None
 
     def is_streaming(self, conn: Connection) -> bool:
-        """Whether all that is unread are rows or results that the application left."""
+        """Return whether only rows or results that the application did not fetch are unread."""
         return self.fileno(conn) is not None and exchange.is_half_read(conn)
 
     def was_closed(self, conn: Connection) -> bool:
-        """Whether ``close()`` was called."""
+        """Return whether ``close()`` was called."""
         return bool(conn.__dict__.get("_seen_closed", False))
 
     def traits(self, conn: Connection) -> tuple[Any, ...] | None:
-        """Autocommit by the server's status, and what the connector keeps on the connection."""
+        """Return autocommit from the server's status, and the attributes that the connector keeps
+        on the connection.
+        """
         status = self._status(conn)
         if status is None:
             return None
         return (status & _mysql.AUTOCOMMIT, *(getattr(conn, name, None) for name in TRAITS))
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Quiet, nothing open by the server's last status, and as it was opened."""
+        """Return whether *conn* is quiet, has nothing open by the server's last status, and is as
+        it was opened.
+        """
         if self.is_in_transaction(conn) is not False:
             return False
         return bool(self.traits(conn) == traits)
 
     def _to_restore(self, conn: Connection, traits: Any) -> tuple[str, Any] | None:
-        """Put back what needs no round trip. Gives the method, with its argument, that puts back
-        the rest.
+        """Restore everything that needs no round trip.
 
-        Raises where one round trip is not enough.
+        Returns the method, with its argument, that restores the rest. Raises if one round trip is
+        not enough.
         """
         now = self.traits(conn)
         if now is None or traits is None or self.is_in_transaction(conn) is not False:
@@ -313,7 +319,7 @@ class Base(Ahead, Logins):
         for name in changed & {*_PLAIN_TRAITS, *_LIMITS}:
             setattr(conn, name, before[name])
         if "_use_unicode" in changed:
-            # older ones have no setter
+            # older versions have no setter
             name = "use_unicode" if hasattr(type(conn), "use_unicode") else "_use_unicode"
             setattr(conn, name, before["_use_unicode"])
         calls: list[tuple[str, Any]] = []
@@ -344,11 +350,11 @@ class Base(Ahead, Logins):
         return self.target.database
 
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's, or None once it is closed."""
+        """Return the socket's number, or None once it is closed."""
         raise NotImplementedError
 
     def _check_in_step(self, conn: Connection) -> None:
-        """Raise where an answer is still to come: the connector would take it for that of the next
+        """Raise if an answer is still to come. The connector would take it for that of the next
         command.
         """
         if self.fileno(conn) is None or conn.__dict__.get("_seen_busy", True):
@@ -357,10 +363,10 @@ class Base(Ahead, Logins):
             )
 
     def classify(self, exc: BaseException) -> Fault:
-        """By MySQL's code, or the system's."""
+        """Classify an error by MySQL's code, or the system's."""
         connecting = from_connect(exc)
         if isinstance(exc, self._timeouts):
-            # its number is that of a statement which took too long on the server
+            # its number is that of a statement that took too long on the server
             fault = os_fault(
                 TimeoutError("the server did not answer in time"), connecting=connecting
             )
@@ -372,7 +378,7 @@ class Base(Ahead, Logins):
         return _mysql.classify(exc, self.errors, self.shown)
 
     def session_id(self, conn: Connection) -> str | None:
-        """CONNECTION_ID(), from the handshake."""
+        """Return CONNECTION_ID(), from the handshake."""
         try:
             number = conn.connection_id
         except Exception:  # closed

@@ -22,49 +22,51 @@ from unbroken.drivers._mysqlconnector_exchange import (
     status_of,
 )
 
-#: Commands that no transaction hears of.
+#: Commands that are not reported to any transaction.
 _IDLE = frozenset({PING, CLOSE})
 _OK = 0
 _HEADER = 4  #: bytes: the length of a packet (3) and its number
 _SHORTEST = _HEADER + 3
-#: The connector sets this flag where the server can take attributes with a statement. Then two
-#: numbers stand before each text: no attributes, in one set.
+#: The connector sets this flag if the server can take attributes with a statement. Then two numbers
+#: precede each text: no attributes, in one set.
 _TAKES_ATTRIBUTES = 1 << 27
 _NO_ATTRIBUTES = b"\x00\x01"
 
 
 def texts_of(conn: Any) -> deque[bytes | None]:
-    """The last statements that were sent since no transaction was open; None stands for what is not
-    known.
+    """Return the last statements that were sent since no transaction was open. None stands for an
+    unknown statement.
     """
     texts: deque[bytes | None] = conn.__dict__.setdefault("_seen_texts", deque([None], TEXTS))
     return texts
 
 
 def forget(conn: Any) -> None:
-    """*conn* is about to have another session: nothing is due there, and nothing is known."""
+    """Discard the state of *conn*, which is about to have another session: no answer is due there,
+    and nothing is known.
+    """
     conn._seen_due = None
     conn.__dict__.pop("_seen_texts", None)
 
 
 def send_at_once(conn: Any) -> None:
-    """Let what is sent on *conn*, of the pure Python form, leave at once. By itself the kernel
-    keeps a statement back until the other side has told that it got the ROLLBACK before it.
+    """Send data on *conn*, of the pure Python form, without delay. By default the kernel holds a
+    statement back until the peer has acknowledged the ROLLBACK before it.
     """
-    with suppress(OSError):  # a unix socket, which keeps nothing back
+    with suppress(OSError):  # a unix socket, which holds nothing back
         conn._socket.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _head(conn: Any) -> bytes:
-    """What stands before the text of a statement without attributes."""
+    """Return the bytes that precede the text of a statement without attributes."""
     return _NO_ATTRIBUTES if conn._client_flags & _TAKES_ATTRIBUTES else b""
 
 
 def note(conn: Any, command: int, args: tuple[Any, ...]) -> None:
-    """A command is about to go out.
+    """Note a command that is about to be sent.
 
-    Where it may change what a COMMIT or ROLLBACK does on this session, the session cannot be put
-    back.
+    If it may change the effect of a COMMIT or ROLLBACK on this session, the session cannot be
+    restored.
     """
     if command in _IDLE:
         return
@@ -85,8 +87,8 @@ def note(conn: Any, command: int, args: tuple[Any, ...]) -> None:
 
 
 def may_follow(conn: Any, command: int, args: tuple[Any, ...], how: dict[str, Any]) -> bool:
-    """Whether *command* may be sent before the answer that is due was read: a statement, sent as
-    the connector sends each.
+    """Return whether *command* may be sent before the answer that is due was read. It must be a
+    statement, sent in the connector's usual way.
     """
     return (
         conn._seen_due is not None
@@ -98,9 +100,10 @@ def may_follow(conn: Any, command: int, args: tuple[Any, ...], how: dict[str, An
 
 
 def to_leave(conn: Any, sql: str) -> tuple[bytes, int]:
-    """What to send for *sql*, a COMMIT or ROLLBACK, and the server's status once it is answered.
+    """Return the bytes to send for *sql*, a COMMIT or ROLLBACK, and the server's status once it is
+    answered.
 
-    Only asked where the status is known.
+    Only called if the status is known.
     """
     status = status_of(conn)
     if status is None:
@@ -109,18 +112,18 @@ def to_leave(conn: Any, sql: str) -> tuple[bytes, int]:
 
 
 def left(conn: Any, after: int) -> None:
-    """It was sent, and the server's status is going to be *after*."""
+    """Note that the command was sent, and that the server's status will be *after*."""
     conn._seen_due = after
     texts_of(conn).clear()
     conn._seen_busy = False
-    conn._handle_server_status(after)  # last: it says that all is well
+    conn._handle_server_status(after)  # last: it marks the exchange as complete
 
 
 def _heard(conn: Any, packet: Any, *, behind: bool) -> int:
-    """*packet* is the answer to it: the status that it tells.
+    """Return the status in *packet*, the answer to that command.
 
-    Raises what a lost connection raises where it is an error, or where a statement was sent
-    *behind* it and it is another answer than was expected.
+    Raises the error of a lost connection if the packet is an error, or if a statement was sent
+    *behind* it and the answer is not the expected one.
     """
     if packet is None or len(packet) < _SHORTEST or packet[_HEADER] != _OK:
         raise out_of_step()
@@ -143,21 +146,23 @@ def _end(conn: Any, status: int) -> None:
 
 
 def take(conn: Any) -> None:
-    """Read the answer that is due, if one is."""
+    """Read the answer that is due, if there is one."""
     if conn._seen_due is not None:
         _begin(conn)
         _end(conn, _heard(conn, conn._socket.recv(conn._read_timeout), behind=False))
 
 
 async def take_async(conn: Any) -> None:
-    """As :func:`take`."""
+    """Do the same as :func:`take`."""
     if conn._seen_due is not None:
         _begin(conn)
         _end(conn, _heard(conn, await conn._socket.read(conn._read_timeout), behind=False))
 
 
 def behind(conn: Any, send: Callable[..., Any], how: dict[str, Any]) -> Any:
-    """Send a statement behind it: the first packet of the answer to that statement."""
+    """Send a statement behind the command whose answer is due. Return the first packet of the
+    answer to that statement.
+    """
     send(**how, expect_response=False)
     limit = how.get("read_timeout") or conn._read_timeout
     _heard(conn, conn._socket.recv(limit), behind=True)
@@ -165,7 +170,7 @@ def behind(conn: Any, send: Callable[..., Any], how: dict[str, Any]) -> Any:
 
 
 async def behind_async(conn: Any, send: Callable[..., Awaitable[Any]], how: dict[str, Any]) -> Any:
-    """As :func:`behind`."""
+    """Do the same as :func:`behind`."""
     await send(**how, expect_response=False)
     limit = how.get("read_timeout") or conn._read_timeout
     _heard(conn, await conn._socket.read(limit), behind=True)

@@ -1,4 +1,4 @@
-"""mysql-connector: how far an exchange with the server is, and what the ledger hears of it."""
+"""mysql-connector: the progress of an exchange with the server, and its reports to the ledger."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Followed(Protocol):
 
 
 def is_quiet(conn: Followed) -> bool:
-    """Whether the last command was answered in full."""
+    """Return whether the last command was answered in full."""
     return not (
         conn.__dict__.get("_seen_busy", True) or conn.unread_result or conn._have_next_result
     )
 
 
 def is_there(conn: Followed) -> bool:
-    """Whether a command can be sent, and the kernel knows of no end of the connection. Asks the
-    server nothing. Of the pure Python form.
+    """Return whether a command can be sent, and the kernel has reported no end of the connection.
+    Sends nothing to the server. For the pure Python form.
     """
     sock = conn._socket.sock if conn._socket is not None else None
     if sock is None or conn.__dict__.get("_seen_busy", True):
@@ -50,14 +50,14 @@ def is_there(conn: Followed) -> bool:
 
 
 def is_half_read(conn: Followed) -> bool:
-    """Whether all that is unread are rows or further results that the application left."""
+    """Return whether only rows or further results that the application did not fetch are unread."""
     return not conn.__dict__.get("_seen_busy", True) and bool(
         conn.unread_result or conn._have_next_result
     )
 
 
 def status_of(conn: Followed) -> int | None:
-    """The server's status at the end of the last exchange; None when it is not certain."""
+    """Return the server's status at the end of the last exchange; None if it is not certain."""
     if not is_quiet(conn):
         return None
     status: int | None = conn.__dict__.get("_seen_status")
@@ -65,9 +65,9 @@ def status_of(conn: Followed) -> int | None:
 
 
 def is_answer(error: BaseException) -> bool:
-    """Whether *error*, which the connector raised, is an ERR packet of the server's.
+    """Return whether *error*, which the connector raised, is an ERR packet of the server's.
 
-    That ends an exchange, nothing else does.
+    That ends an exchange; nothing else does.
     """
     number = getattr(error, "errno", None)
     if not isinstance(number, int) or number < 1000 or 2000 <= number < 3000:
@@ -79,7 +79,7 @@ def is_answer(error: BaseException) -> bool:
     return module.startswith("mysql.connector") and type(error).__name__ not in _TIMEOUTS
 
 
-#: The connector's own errors with the number of a server's.
+#: The connector's own errors that carry a server's error number.
 _TIMEOUTS = frozenset({"ReadTimeoutError", "WriteTimeoutError", "ConnectionTimeoutError"})
 
 
@@ -87,7 +87,7 @@ _OUT_OF_STEP = "Commands out of sync: the answer to an earlier command was not r
 
 
 def refuse_if_busy(conn: Followed) -> None:
-    """Raise, as for a lost connection, where the answer to an earlier command was not read to its
+    """Raise the error of a lost connection if the answer to an earlier command was not read to its
     end.
     """
     if conn.__dict__.get("_seen_busy", False):
@@ -95,8 +95,8 @@ def refuse_if_busy(conn: Followed) -> None:
 
 
 def out_of_step() -> BaseException:
-    """What is raised instead of sending a command on a connection that is out of step: a lost
-    connection.
+    """Return the error to raise instead of sending a command on a connection that is out of step.
+    It is that of a lost connection.
     """
     from mysql.connector.errors import OperationalError
 
@@ -106,7 +106,7 @@ def out_of_step() -> BaseException:
 
 def doubt_others(conn: Followed, command: int) -> None:
     if command == QUERY:
-        return  # queries are told with their text
+        return  # queries are reported with their text
     ledger = scope.current(id(conn))
     if ledger is not None and command in _HARMLESS:
         ledger.harmless(conn_id=id(conn))
@@ -115,7 +115,7 @@ def doubt_others(conn: Followed, command: int) -> None:
 
 
 def tell(conn: Followed, sql: Any) -> int | None:
-    """Report *sql*. Gives what :func:`answered` is told of when the answer is there."""
+    """Report *sql*. Returns the mark that :func:`answered` takes once the answer has come."""
     conn.__dict__.pop("_seen_told", None)
     ledger = scope.current(id(conn))
     if ledger is None or is_closed(conn):
@@ -130,14 +130,14 @@ def tell(conn: Followed, sql: Any) -> int | None:
 
 
 def is_closed(conn: Followed) -> bool:
-    """Whether the connector knows that *conn* is closed."""
+    """Return whether the connector's state shows that *conn* is closed."""
     holder = conn._socket
     return holder is None or (getattr(holder, "sock", holder) is None)
 
 
 def _commits_itself(conn: Followed) -> bool | None:
-    """Whether a statement sent now is committed by itself: autocommit on and no transaction open;
-    None if unknown.
+    """Return whether a statement sent now is committed by itself: autocommit on and no transaction
+    open. None if unknown.
     """
     status = status_of(conn)
     return (
@@ -179,7 +179,7 @@ def answered(conn: Followed, told: int | None, error: BaseException | None) -> N
 
 
 def rest_answered(conn: Followed) -> None:
-    """Rows were read."""
+    """Report that the rows were read."""
     told = conn.__dict__.get("_seen_told")
     if told is not None and not _is_unread(conn):
         del conn.__dict__["_seen_told"]

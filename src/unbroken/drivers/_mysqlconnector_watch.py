@@ -12,10 +12,10 @@ from unbroken.drivers._mysqlconnector_exchange import answered, doubt_others, se
 
 @cache
 def watched(base: Any) -> Any:
-    """*base* (of :func:`unbroken.drivers._mysqlconnector.exact`) that tells the ledger of
-    everything it sends.
+    """Return a subclass of *base* (of :func:`unbroken.drivers._mysqlconnector.exact`) that tells
+    the ledger of everything it sends.
 
-    ``unwatched`` is the class to go back to.
+    ``unwatched`` is the original class, to restore it.
     """
     if hasattr(base, "unwatched"):
         return base
@@ -41,7 +41,7 @@ def watched(base: Any) -> Any:
 
 @cache
 def watched_async(base: Any) -> Any:
-    """As :func:`watched`, for asyncio."""
+    """Do the same as :func:`watched`, for asyncio."""
     if hasattr(base, "unwatched"):
         return base
 

@@ -14,8 +14,8 @@ _UNASKED = (b"N", b"A", b"S")  # notices, notifications, settings
 
 
 class Ahead:
-    """The part of the driver that decides it for each connection; nothing is, until it was tried
-    with what answers at the address (:meth:`try_flight`).
+    """The part of the driver that decides it for each connection. Sending ahead is off until
+    :meth:`try_flight` has tried it with the server at the address.
     """
 
     is_known: Any
@@ -26,15 +26,15 @@ class Ahead:
     pipelines = True
 
     def share(self, conn: Connection, shared: bool) -> str | None:
-        """On a shared session nothing is sent before all answers have come, and the three requests
-        of a COPY with a stream stay in one session.
+        """Tell *conn* whether its session is shared. On a shared session nothing is sent before all
+        answers have come, and the three requests of a COPY with a stream stay in one session.
         """
         conn._seen_shared = shared
         self._decide(conn)
         return None
 
     def let_fly(self, conn: Connection, may: bool) -> None:
-        """Whether a statement may be sent on *conn* before the last one was answered, where its
+        """Set whether a statement may be sent on *conn* before the last one was answered, if its
         session is its own.
         """
         conn._seen_flies = may
@@ -48,15 +48,15 @@ class Ahead:
         return bool(known and not conn._seen_shared)
 
     def is_unread(self, conn: Connection) -> bool:
-        """Whether the answer that is due was never read, also where *conn* has ended."""
+        """Return whether the answer that is due was never read, also if *conn* has ended."""
         return conn._seen_due is not None
 
     def try_flight(self, conn: Connection, timeout: float) -> bool | None:
-        """Send three statements in one flight: whether each got its own answer. None: that cannot
-        be tried on *conn*. Nothing is open afterwards, unless the answer is False.
+        """Send three statements in one flight, and return whether each got its own answer. None:
+        that cannot be tried on *conn*. Nothing is open afterwards, unless the answer is False.
 
-        Raises what a lost connection raises, also where not even the first was answered within
-        *timeout* seconds.
+        Raises the error of a lost connection, also if even the first statement was not answered
+        within *timeout* seconds.
         """
         if not self._can_fly(conn):
             return None
@@ -89,7 +89,7 @@ class _OtherAnswerError(Exception):
 
 
 def _begin(conn: Any, mark: str) -> None:
-    """Send all, and read the answer to the first."""
+    """Send all statements, and read the answer to the first."""
     core = trips._library()
     core._write(conn._sock, flight.requests(mark))
     core._flush(conn._sock)
@@ -97,7 +97,7 @@ def _begin(conn: Any, mark: str) -> None:
 
 
 def _hear(conn: Any, answers: Iterable[flight.Expected], *, is_first: bool = False) -> None:
-    """Read *answers*. An error may stand for all but the last, if it answers the *first*."""
+    """Read *answers*. An error may replace all but the last, if it answers the *first*."""
     context, refused = trips._library().Context(None), False
     for expected in answers:
         if refused and expected.kind != flight.READY:
@@ -118,7 +118,7 @@ def _hear(conn: Any, answers: Iterable[flight.Expected], *, is_first: bool = Fal
 
 
 def _raise_goodbye(conn: Any, data: bytes) -> None:
-    """Raise the server's goodbye, if that is what the error *data* is."""
+    """Raise the server's goodbye, if the error *data* is one."""
     context = trips._library().Context(None)
     conn.message_types[b"E"](data, context)
     fields = context.error.args[0]

@@ -1,5 +1,4 @@
-"""pg8000's connections, of subclasses that know whether an answer is outstanding, and that
-can report."""
+"""Subclasses of pg8000's connections that know whether an answer is outstanding, and report."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from unbroken.ledger import scope, unit
 
 
 def leave_unsent(file: Any) -> None:
-    """What pg8000 could not send stays in its file's buffer: from Python 3.13 on the collector
-    says, on stderr, that it cannot either.
+    """Close the raw files below *file*. Bytes that pg8000 could not send stay in its buffer. From
+    Python 3.13 on, the garbage collector reports on stderr that it cannot send them either.
     """
     for half in gc.get_referents(file):  # a BufferedRWPair has no attribute for its two halves
         with suppress(Exception):
@@ -25,12 +24,12 @@ def leave_unsent(file: Any) -> None:
 
 
 def plain(conn: Any) -> Any:
-    """The class of *conn* when it is not watched."""
+    """Return the class of *conn* when it is not watched."""
     return getattr(type(conn), "unwatched", type(conn))
 
 
-#: The ways to send: after how many answers an error of the server's leaves the protocol in step,
-#: and which of their arguments is the text of what is executed.
+#: The ways to send. For each: the numbers of answers after which an error of the server's leaves
+#: the protocol in step, and the index of the argument that is the executed text.
 _WAYS: dict[str, tuple[tuple[int, ...], int | None]] = {
     "execute_simple": ((1,), 0),
     "execute_unnamed": ((1, 3), 0),
@@ -42,8 +41,8 @@ _WAYS: dict[str, tuple[tuple[int, ...], int | None]] = {
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a pg8000 connection class, that knows whether it has read all that it asked for;
-    *base* itself if it does.
+    """Return a subclass of *base*, a pg8000 connection class, that knows whether every answer was
+    read. Return *base* itself if it already does.
     """
     if getattr(base, "_knows", False):
         return base
@@ -54,27 +53,28 @@ def exact(base: Any) -> Any:
         _knows = True
         _transaction_status: bytes | None
         _seen_sent = _seen_answered = 0
-        _seen_unbegun = 0  #: which statement was a BEGIN that failed
+        _seen_unbegun = 0  #: the number of a statement that was a BEGIN and failed
         _seen_closed = False
         _seen_shared = False  #: whether a pooler may change the session after each transaction
-        _seen_flies = False  #: whether it was tried what two statements in one flight do
-        _seen_alone = False  #: … went well, and it is certain that no pooler does
-        #: how the server answers the pool's own COMMIT or ROLLBACK; None: no answer is due
+        _seen_flies = False  #: whether it was tried to send two statements in one flight
+        _seen_alone = False  #: … and that succeeded, and no pooler can change the session
+        #: the server's answer to the pool's own COMMIT or ROLLBACK; None: no answer is due
         _seen_due: bytes | None = None
-        _seen_asks = True  #: whether the server tells the isolation level
-        _seen_untold: Exception | None = None  #: its error, where it did not
+        _seen_asks = True  #: whether the server reports the isolation level
+        _seen_untold: Exception | None = None  #: its error, if it did not
         _seen_ahead = False  #: whether a statement may be sent before that answer was read
         _seen_encoding: str | None = None  #: of texts, before the transaction began
 
         def _seen_new(self) -> None:
-            #: Statements sent, and statements answered. Equal: nothing is under way, nothing is
-            #: half read.
+            #: Statements sent, and statements answered. If they are equal, nothing is under way and
+            #: nothing is half read.
             self._seen_sent = self._seen_answered = 0
             self._seen_error, self._seen_answers = None, 0
             self.notices.clear()
             self.notifications.clear()
-            self._seen_registered: list[tuple[Any, Any, Any]] = []  # what to undo
-            if self._transaction_status is None:  # pg8000 forgets what the login ended with
+            self._seen_registered: list[tuple[Any, Any, Any]] = []  # registrations to undo
+            # pg8000 forgets the status at the end of the login
+            if self._transaction_status is None:
                 self._transaction_status = b"I"
             #: the last statements that were sent since no transaction was open
             self._seen_texts = trips.new_texts(self)
@@ -88,7 +88,8 @@ def exact(base: Any) -> Any:
             except Exception as broken:
                 if context.error is None or broken is context.error:
                     raise
-                raise broken from context.error  # what the server said before it hung up
+                # the server's error before it closed the connection
+                raise broken from context.error
             finally:
                 self._seen_answers += 1
                 self._seen_error = context.error
@@ -149,9 +150,11 @@ def _followed(cls: Any, base: Any, name: str, in_step: tuple[int, ...], text: in
 
 
 def _in_one_request(cls: Any) -> None:
-    """pg8000 parses, describes and executes in three requests, each answered in full. Here they are
-    one; three, as ever, where a COPY reads or writes a stream. Outside a transaction a pooler may
-    lead the three to three sessions, and one of those may know somebody else's statement.
+    """Make pg8000 send each statement in one request.
+
+    pg8000 parses, describes and executes in three requests, each answered in full. It still does so
+    if a COPY reads or writes a stream. Outside a transaction a pooler may send the three to three
+    sessions, and one of those may have a statement of another client's.
     """
     in_three = cls.execute_unnamed
 
@@ -190,8 +193,8 @@ def _lending_cursors(cls: Any, base: Any) -> None:
 
 
 def _refusing(cls: Any, base: Any, name: str) -> None:
-    """pg8000's ``rollback()`` sends nothing where it believes that nothing is open; out of step it
-    does not know.
+    """Make pg8000's ``rollback()`` refuse to run out of step. It sends nothing if its own state
+    shows no transaction, and out of step that state is wrong.
     """
     plain = getattr(base, name)
 
@@ -212,9 +215,9 @@ def _register(conn: Any, types: Any, key: Any) -> None:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
+    """Return a subclass of *base* that tells the ledger of everything it sends.
 
-    ``unwatched`` is the class to go back to.
+    ``unwatched`` is the original class, to restore it.
     """
     return base if hasattr(base, "unwatched") else _watched(exact(base))
 
@@ -281,7 +284,7 @@ def _tell_refused(
     ledger: unit.Unit, conn: Any, ends: bool | None, failed: bool, error: Exception
 ) -> None:
     if conn._seen_sent != conn._seen_answered:
-        said = error.__cause__  # before the hang-up: see handle_messages
+        said = error.__cause__  # from before the end of the connection: see handle_messages
         if ends is None and said is not None and said.args and isinstance(said.args[0], dict):
             code, text = said.args[0].get("C"), str(said.args[0].get("M"))
             if never_executed(text):

@@ -1,4 +1,4 @@
-"""A socket for pg8000, connected, and with TLS where that is wanted."""
+"""A connected socket for pg8000, with TLS if that is wanted."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _SSL_REQUEST = struct.pack("!II", 8, 80877103)  # PostgreSQL manual, "SSLRequest
 def connected(
     target: Target, options: Mapping[str, Any], timeout: float, error: type[BaseException]
 ) -> Any:
-    """A connected socket, with TLS where it is wanted. *error* is raised where that cannot be had.
+    """Return a connected socket, with TLS if it is wanted. *error* is raised if TLS is not
+    available.
 
     pg8000's own way loads the CA store each time, 19 of 20 ms.
     """
     path, mode = target.unix_socket, mode_of(options)
     if path is not None:
-        if not os.path.basename(path).startswith(".s.PGSQL."):  # libpq's spelling: the folder
+        if not os.path.basename(path).startswith(".s.PGSQL."):  # libpq's form: the folder
             path = os.path.join(path, f".s.PGSQL.{target.port or 5432}")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     host = target.host or "localhost"
@@ -54,11 +55,11 @@ def connected(
 
 
 def send_at_once(sock: Any) -> None:
-    """Have what is written to *sock* leave before what was written before it is acknowledged.
+    """Make data written to *sock* leave before the data written earlier is acknowledged.
 
-    pg8000 leaves that as the system has it. A statement behind a ROLLBACK would wait.
+    pg8000 keeps the system's default, with which a statement behind a ROLLBACK would wait.
     """
-    with suppress(OSError, AttributeError):  # a unix socket; something of the application's own
+    with suppress(OSError, AttributeError):  # a unix socket, or an object of the application's own
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -83,7 +84,7 @@ def _with_tls(
 
 
 def mode_of(options: Mapping[str, Any]) -> str:
-    """The URL's ``sslmode``. Raises ConfigurationError for one that there is not."""
+    """Return the URL's ``sslmode``. Raises ConfigurationError for an unknown one."""
     mode: str = options.get("sslmode", "prefer")
     if mode not in _MODES:
         raise ConfigurationError(
@@ -93,7 +94,7 @@ def mode_of(options: Mapping[str, Any]) -> str:
 
 
 def _context(mode: str, options: Mapping[str, Any]) -> Any:
-    """What libpq's *mode* means, as an SSL context."""
+    """Return libpq's *mode* as an SSL context."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -5,14 +5,13 @@ pg8000 sends a statement with values in three requests and waits for each of the
 share one Sync and are sent in one write. Everything that can fail without the server (values that
 cannot be converted, texts that cannot be encoded) is done before the first byte.
 
-- BEGIN shares that Sync, too, in a *flight*: where the server refuses BEGIN, it skips the
-  statement.
-- The answer to the pool's COMMIT or ROLLBACK is *due* after it was sent and until it is read: just
-  before the answer to the next statement.
+- BEGIN shares that Sync, too, in a *flight*. If the server refuses BEGIN, it skips the statement.
+- The answer to the pool's COMMIT or ROLLBACK is *due* from when the command is sent until the
+  answer is read. It is read just before the answer to the next statement.
 
 Each exchange counts its statements in ``_seen_sent`` before it writes, and as the last step in
-``_seen_answered``. An exception in between leaves the two apart for good: the connection is out of
-step, and never used again.
+``_seen_answered``. An exception in between leaves the two apart for good. The connection is then
+out of step, and never used again.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from unbroken.drivers._shared import lost
 from unbroken.ledger.statements import LONGEST_CACHED
 
 IDLE, IN_TRANSACTION = b"I", b"T"  # ReadyForQuery
-#: What pg8000 sends before the first statement of a transaction.
+#: The statement that pg8000 sends before the first statement of a transaction.
 BEGIN = "begin transaction"
 OUT_OF_STEP = (
     "connection is closed, or out of step: an answer of the server was not read to its end"
@@ -44,7 +43,7 @@ OUT_OF_STEP = (
 _COMPLETE, _ERROR, _READY, _ROW = b"C", b"E", b"Z", b"D"
 _PARSED, _BOUND = b"1", b"2"
 _UNASKED = (b"N", b"A", b"S")  # notices, notifications, settings
-#: Classes of errors that say that a statement is not understood.
+#: Classes of errors that report that a statement is not understood.
 _NOT_KNOWN = ("42", "0A", "22")
 
 
@@ -56,14 +55,14 @@ def _library() -> Any:
 
 
 def out_of_step() -> BaseException:
-    """What a lost connection raises, for one whose answers can no longer be told apart."""
+    """Return the error of a lost connection, for one whose answers can no longer be told apart."""
     from pg8000.exceptions import InterfaceError
 
     error: BaseException = lost(InterfaceError(OUT_OF_STEP))
     return error
 
 
-# -- what is sent ----------------------------------------------------------------------------------
+# -- sending ---------------------------------------------------------------------------------------
 
 
 def _message(code: bytes, data: bytes) -> bytes:
@@ -91,8 +90,8 @@ _ASK_LEVEL = _parse(b"SHOW TRANSACTION ISOLATION LEVEL") + _bind() + _EXECUTE
 
 
 def _encoded(conn: Any, statement: str, vals: Any, oids: Any) -> bytes:
-    """The messages of one statement, without its Sync. Raises what pg8000 raises for values that it
-    cannot convert.
+    """Return the messages of one statement, without its Sync. Raises pg8000's error for values that
+    it cannot convert.
     """
     from pg8000.converters import make_params
 
@@ -104,10 +103,10 @@ def _encoded(conn: Any, statement: str, vals: Any, oids: Any) -> bytes:
 
 
 def exchange(conn: Any, statement: str, vals: Any, oids: Any, *, begins: bool = False) -> Any:
-    """Send *statement* in one write and read its answer. *begins*: behind a BEGIN; where the
-    server refuses that, it skips the statement.
+    """Send *statement* in one write and read its answer. *begins*: behind a BEGIN; if the server
+    refuses that, it skips the statement.
 
-    Gives pg8000's Context. Raises the server's error.
+    Returns pg8000's Context. Raises the server's error.
     """
     core = _library()
     check_open(conn)
@@ -127,7 +126,7 @@ def exchange(conn: Any, statement: str, vals: Any, oids: Any, *, begins: bool = 
             _begun(conn, context, asks)
         conn.handle_messages(context)
         if begins and conn._transaction_status != IN_TRANSACTION:
-            raise out_of_step()  # no server that we know does so
+            raise out_of_step()  # no known server does so
     except BaseException as error:
         if error is conn._seen_error and conn._seen_answers == 1:
             conn._seen_answered = conn._seen_sent
@@ -137,21 +136,21 @@ def exchange(conn: Any, statement: str, vals: Any, oids: Any, *, begins: bool = 
 
 
 def fly(conn: Any, statement: str, vals: Any, oids: Any) -> Any:
-    """BEGIN and *statement*, as :func:`exchange`."""
+    """Send BEGIN and *statement*, like :func:`exchange`."""
     try:
         return exchange(conn, statement, vals, oids, begins=True)
     except Exception as error:
         if error is not conn._seen_untold or error.args[0].get("C", "")[:2] not in _NOT_KNOWN:
             raise
-    # A server of another make knows no such question, and has skipped the statement. It is asked no
-    # more, and no unit of work hears of it.
+    # A server of another vendor does not understand that query, and has skipped the statement. It
+    # is not asked again, and the query is not reported to any unit of work.
     conn._seen_asks = False
     getattr(type(conn), "unwatched", type(conn)).execute_simple(conn, "ROLLBACK")
     return exchange(conn, statement, vals, oids, begins=True)
 
 
 def _begun(conn: Any, context: Any, asks: bool) -> None:
-    """Read the answers to BEGIN and to the question for the level. After an error, which *context*
+    """Read the answers to BEGIN and to the query for the level. After an error, which *context*
     gets, the rest is left to ``handle_messages``.
     """
     if conn._seen_due is not None:
@@ -175,14 +174,14 @@ def _begun(conn: Any, context: Any, asks: bool) -> None:
 
 
 def _read(conn: Any) -> tuple[bytes, bytes]:
-    """The next message of the server's."""
+    """Read the server's next message."""
     core = _library()
     code, length = core.ci_unpack(core._read(conn._sock, 5))
     return code, core._read(conn._sock, length - 4)
 
 
 def check_open(conn: Any) -> None:
-    """Raise where nothing can be sent on *conn*: it is closed, or an answer was not read."""
+    """Raise if nothing can be sent on *conn*: it is closed, or an answer was not read."""
     if conn._usock is None:
         raise _library().InterfaceError("connection is closed")
     if conn._seen_sent != conn._seen_answered:
@@ -196,7 +195,7 @@ def check_open(conn: Any) -> None:
 def send_end(conn: Any, sql: str) -> None:
     """Send *sql*, COMMIT or ROLLBACK, and do not wait. Its answer is due from now on.
 
-    Raises what a lost connection raises where it cannot be sent.
+    Raises the error of a lost connection if it cannot be sent.
     """
     core = _library()
     check_open(conn)
@@ -207,24 +206,24 @@ def send_end(conn: Any, sql: str) -> None:
     core._write(conn._sock, _message(b"Q", tag + b"\0"))
     core._flush(conn._sock)
     conn._seen_texts.clear()
-    # else the end may take back an encoding, and a text must not be written in that
+    # otherwise the end may restore an encoding, in which the next text is not yet written
     conn._seen_ahead = conn._seen_alone and conn._client_encoding == conn._seen_encoding
     conn._seen_due = tag
     conn._transaction_status = IDLE
-    conn._seen_answered = conn._seen_sent  # last: it says that all is well
+    conn._seen_answered = conn._seen_sent  # last: it marks the exchange as complete
 
 
 def take_first(conn: Any) -> None:
-    """Read the answer that is due, if any, where nothing may be sent before."""
+    """Read the answer that is due, if any, when nothing may be sent before."""
     if conn._seen_due is not None and not (conn._seen_ahead and conn._seen_alone):
         take(conn)
 
 
 def take(conn: Any) -> None:
-    """Read the answer that is due. What came with it unasked is nobody's, as behind a COMMIT or
-    ROLLBACK of the pool's that is waited for.
+    """Read the answer that is due. Unrequested messages that came with it are discarded, as after a
+    COMMIT or ROLLBACK of the pool's that is waited for.
 
-    Raises what a lost connection raises where it is not the one that was expected.
+    Raises the error of a lost connection if it is not the expected answer.
     """
     check_open(conn)
     conn._seen_sent += 1  # out of step from here, until all is read
@@ -252,9 +251,9 @@ def _read_due(conn: Any) -> None:
     except Exception as broken:
         if context.error is None:
             raise
-        raise broken from context.error  # what the server said before it hung up
+        raise broken from context.error  # the server's error before it closed the connection
     if context.error is not None or tag != conn._seen_due + b"\0" or _is_open(conn):
-        raise out_of_step() from context.error  # whatever was sent behind it did something else
+        raise out_of_step() from context.error  # a statement sent behind it had another effect
     conn._seen_due = None
 
 
@@ -268,11 +267,13 @@ def _is_open(conn: Any) -> bool:
     return bool(conn._transaction_status != IDLE)
 
 
-# -- what was sent, and at which level -------------------------------------------------------------
+# -- the statements sent, and their isolation level ------------------------------------------------
 
 
 def note(conn: Any, statement: Any) -> None:
-    """*statement* goes out next; a long one, and anything but a text, is one that is not known."""
+    """Note *statement*, which is sent next. A long one, and anything but a text, counts as
+    unknown.
+    """
     texts = conn._seen_texts
     if conn._transaction_status == IDLE:
         texts.clear()
@@ -286,14 +287,15 @@ def note(conn: Any, statement: Any) -> None:
 
 
 def new_texts(conn: Any) -> deque[str | None]:
-    """For a connection of which nothing was seen yet."""
+    """Return the record for a connection on which nothing was seen yet."""
     return deque(() if conn._transaction_status == IDLE else (None,), maxlen=TEXTS)
 
 
 def texts(conn: Any) -> Sequence[str | None]:
-    """What was sent in the transaction that is open; None stands for what is not known, for a
-    level at which a COMMIT may fail although its transaction only read, and for a transaction in
-    error, whose COMMIT is a ROLLBACK.
+    """Return the statements sent in the open transaction.
+
+    None stands for an unknown statement. It also stands for a level at which a COMMIT may fail
+    although its transaction only read, and for a transaction in error, whose COMMIT is a ROLLBACK.
     """
     if conn._transaction_status != IN_TRANSACTION or not knows_level(conn):
         return (None,)
@@ -305,7 +307,7 @@ def texts(conn: Any) -> Sequence[str | None]:
 
 
 def may_fly(conn: Any, operation: Any, args: Any) -> bool:
-    """Whether BEGIN and the statement that comes now can be sent together on *conn*."""
+    """Return whether BEGIN and the present statement can be sent together on *conn*."""
     return (
         conn._seen_alone
         and conn._transaction_status == IDLE
@@ -318,8 +320,8 @@ def may_fly(conn: Any, operation: Any, args: Any) -> bool:
 
 
 class _Flight:
-    """Stands for a connection before its cursor, which sends the first statement of a transaction
-    and shall send no BEGIN of its own.
+    """A stand-in for a connection, used by its cursor, which sends the first statement of a
+    transaction and must send no BEGIN of its own.
     """
 
     __slots__ = ("_conn",)
@@ -344,14 +346,15 @@ class _Flight:
 
 
 class _Passenger:
-    """Stands for a cursor while pg8000's own ``execute()`` works on it."""
+    """A stand-in for a cursor while pg8000's own ``execute()`` works on it."""
 
 
 @cache
 def flying(base: Any) -> Any:
-    """*base*, a class of ``pg8000.dbapi``'s cursors, or of those that ``pg8000`` itself and
-    SQLAlchemy use, that sends BEGIN with the first statement of a transaction; *base* itself where
-    it does something of its own.
+    """Return a subclass of *base* that sends BEGIN with the first statement of a transaction.
+
+    *base* is a class of ``pg8000.dbapi``'s cursors, or of those that ``pg8000`` itself and
+    SQLAlchemy use. It is returned itself if it overrides something.
     """
     from pg8000 import dbapi, legacy
 

@@ -1,5 +1,5 @@
-"""What the PostgreSQL drivers share: the question for the idle limit, and how an answer to a COMMIT
-is read.
+"""The common parts of the PostgreSQL drivers: the query for the idle limit, and how an answer to a
+COMMIT is read.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from unbroken.drivers._shared import is_commit, is_rollback
 from unbroken.ledger import unit
 from unbroken.ledger.residue import VAGUE, Left
 
-#: In milliseconds whatever its display unit; no row before PostgreSQL 14, which had no such limit.
+#: In milliseconds, independent of its display unit. No row before PostgreSQL 14, which had no such
+#: limit.
 ASK_IDLE_LIMIT = "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"
 
 
-#: PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no driver tells: the
-#: work would be lost unnoticed.
+#: PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no driver reports it:
+#: the work would be lost unnoticed.
 NOT_COMMITTED = (
     "nothing of this transaction is stored: a statement in it failed, its error was caught, and"
     " PostgreSQL rolls back what is committed then; let the error through, or put the statement"
@@ -28,14 +29,14 @@ NOT_COMMITTED = (
 )
 
 
-#: As DISCARD ALL, which refuses to share a round trip with anything else, but for statements that a
-#: driver prepared.
+#: The parts of DISCARD ALL, which cannot share a round trip with anything else, except for
+#: statements that a driver prepared.
 _RESET = (
     "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT"
     " pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
 )
-#: Statements that were prepared by SQL. The drivers' own stay, and so does what the drivers know of
-#: them.
+#: Deallocates statements that were prepared by SQL. The drivers' own stay, and so do the drivers'
+#: records of them.
 _DEALLOCATE = (
     "; DO $$DECLARE found text; BEGIN FOR found IN SELECT name FROM pg_prepared_statements WHERE"
     " from_sql LOOP EXECUTE format('DEALLOCATE %I', found); END LOOP; END$$"
@@ -43,10 +44,10 @@ _DEALLOCATE = (
 
 
 def reset_of(left: Collection[Left], opening: str = "") -> str:
-    """Statements, for one round trip outside a transaction, that undo what is *left* on a session.
-    The last is a SELECT.
+    """Return statements, for one round trip outside a transaction, that undo what is *left* on a
+    session. The last is a SELECT.
 
-    *opening*: what sets again what the session was opened with.
+    *opening* is the SQL that restores the settings from the session's opening.
     """
     return (
         _RESET
@@ -57,10 +58,10 @@ def reset_of(left: Collection[Left], opening: str = "") -> str:
 
 
 def ask_opening(sets_only: bool | None) -> str:
-    """The question for what a session was given by SQL when it was opened: one row, one text; see
-    :func:`opening`.
+    """Return the query for the settings that a session was given by SQL when it was opened. It
+    returns one row with one text; see :func:`opening`.
 
-    Unless *sets_only*, whatever else a reset would undo is asked for, too.
+    Unless *sets_only*, it also asks for everything else that a reset would undo.
     """
     return f"SELECT CASE WHEN {'false' if sets_only else _HAS_MORE} THEN NULL ELSE {_SETTINGS} END"
 
@@ -81,18 +82,19 @@ _SETTINGS = (
 
 
 def limit(setting: str | None) -> float | None:
-    """Seconds from the answer to :data:`ASK_IDLE_LIMIT`; None for no limit."""
+    """Return the seconds from the answer to :data:`ASK_IDLE_LIMIT`; None for no limit."""
     milliseconds = float(setting) if setting is not None else 0.0
     return milliseconds / 1000 if milliseconds > 0 else None
 
 
 def told(conn: Any) -> Fault | None:
-    """What PgBouncer said before it hung up. libpq keeps it; psycopg2, and psycopg after a command
-    of its own, raise no more than the hang-up that came behind it. Never raises.
+    """Return PgBouncer's error from before it closed the connection. libpq keeps it. psycopg2, and
+    psycopg after a command of its own, raise only the error about the closed connection that
+    followed. Never raises.
     """
     try:
         return last_refusal(conn.info.error_message or "")
-    except Exception:  # another make of connection
+    except Exception:  # another class of connection
         return None
 
 
@@ -101,7 +103,8 @@ def about_to_send(
 ) -> bool | None:
     """Report *sql*.
 
-    Gives True for a COMMIT and False for a ROLLBACK, whose answers :func:`answered` is told of.
+    Returns True for a COMMIT and False for a ROLLBACK; :func:`answered` takes that value with the
+    answer.
     """
     if is_commit(sql):
         ledger.committing(conn_id=conn_id)
@@ -113,9 +116,9 @@ def about_to_send(
 def answered(
     ledger: unit.Unit, conn_id: int, commits: bool | None, tag: str | bytes | None
 ) -> None:
-    """Report the positive answer to a statement. *commits* is what :func:`about_to_send` gave.
+    """Report the positive answer to a statement. *commits* is the result of :func:`about_to_send`.
 
-    *tag* is the server's: the COMMIT of a failed transaction says ROLLBACK.
+    *tag* is the server's. For the COMMIT of a failed transaction it is ROLLBACK.
     """
     if commits is None:
         ledger.acknowledged(conn_id=conn_id)
@@ -131,15 +134,15 @@ def answered(
 def refused(
     ledger: unit.Unit, conn_id: int, commits: bool | None, sqlstate: str | None, text: str
 ) -> None:
-    """Report the server's error in answer to one statement: whether it proves that nothing of it
-    was stored.
+    """Report the server's error in answer to one statement, and whether it proves that nothing of
+    it was stored.
 
     Not for a call that sends several statements: those before the error may be stored.
     """
     if commits is False or not sqlstate:
         return
     if commits is None and sqlstate == "08P01" and never_executed(text):
-        ledger.acknowledged(conn_id=conn_id, stored=False)  # no server has seen it
+        ledger.acknowledged(conn_id=conn_id, stored=False)  # no server has received it
         return
     if not proves_nothing_stored("postgresql", sqlstate, text):
         if postgres_fault(sqlstate, text).kind is not FaultKind.LOST:  # that is no answer

@@ -19,11 +19,11 @@ READY = 1  # psycopg2's own status: it has no transaction open, so a BEGIN comes
 
 @cache
 def reporting(base: Any) -> Any:
-    """*base*, a psycopg2 connection class, that tells the ledger of what it sends, while
-    ``_watched``.
+    """Return a subclass of *base*, a psycopg2 connection class, that tells the ledger of everything
+    it sends, while ``_watched``.
 
-    Made at connect and not swapped in later: Python cannot change the class of an object that is
-    written in C. So cursors from before a watch are followed as well.
+    It is used from connect on and not swapped in later, because Python cannot change the class of
+    an object that is written in C. So cursors from before a watch are followed as well.
     """
 
     class Connection(base):  # type: ignore[misc] # the base is only known here
@@ -197,9 +197,9 @@ def _sent(
     *,
     one: bool = True,
 ) -> Any:
-    """Report *sql*, send it, report what became of it. *tag* gives the server's answer to a COMMIT.
+    """Report *sql*, send it, and report its result. *tag* returns the server's answer to a COMMIT.
 
-    *one*: it is sent once. Else an error says nothing of what was sent before it.
+    *one*: it is sent once. Otherwise an error tells nothing about the statements sent before it.
     """
     if conn.closed:  # psycopg2 knows it, and sends nothing
         return send()
@@ -225,8 +225,8 @@ def _sent(
 
 
 def _commits_itself(conn: Any) -> bool:
-    """Whether a statement is committed by itself: nothing is open, and psycopg2 sends no BEGIN
-    before it.
+    """Return whether a statement is committed by itself: nothing is open, and psycopg2 sends no
+    BEGIN before it.
     """
     return bool(conn.get_transaction_status() == IDLE and (conn.autocommit or conn.status != READY))
 

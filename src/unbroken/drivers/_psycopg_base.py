@@ -1,4 +1,4 @@
-"""What psycopg's blocking and async drivers have in common."""
+"""The common part of psycopg's blocking and async drivers."""
 
 from __future__ import annotations
 
@@ -46,25 +46,23 @@ _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3  # PQtransactionStatus; 1 is active,
 _OK = 0  # PQstatus
 
 
-_IN_PROGRESS = (  # libpq's word for a connection that is out of step
+_IN_PROGRESS = (  # libpq's message for a connection that is out of step
     "another command is already in progress"
 )
 
 
-#: psycopg's words for a command of its own (BEGIN, COMMIT) that was not answered by one result.
+#: psycopg's message for a command of its own (BEGIN, COMMIT) that was not answered by one result.
 _SEVERAL = re.compile(r"received \d+ results from command")
 
 
 _FATAL = 7  # PGRES_FATAL_ERROR
 
 
-_MINIMUM = (
-    2  # psycopg's (and libpq's) shortest connect_timeout; what is shorter is held by _Bounded
-)
+_MINIMUM = 2  # the shortest connect_timeout of psycopg and libpq; _Bounded enforces shorter limits
 
 
 class Base(_Inherited):
-    """What the blocking and the async driver have in common."""
+    """The common part of the blocking and the async driver."""
 
     name = "psycopg"
     capabilities = Capabilities(transaction_status=True, watchable=True)
@@ -86,21 +84,23 @@ class Base(_Inherited):
         self._arguments = _arguments(self.target)
 
     def fileno(self, conn: Connection) -> int | None:
-        """libpq's socket, or None once it is closed."""
+        """Return the number of libpq's socket, or None once it is closed."""
         try:
             fd: int = real_pgconn(conn).socket
-        except Exception:  # psycopg raises its OperationalError for a closed one
+        except Exception:  # psycopg raises its OperationalError for a closed connection
             return None
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last ReadyForQuery; None in the middle of an exchange or of a pipeline."""
+        """Return the state from the last ReadyForQuery; None in the middle of an exchange or of a
+        pipeline.
+        """
         pgconn = conn.__dict__[
             "pgconn"
-            # as real_pgconn; asked at the end of every lease, where a call costs as much as all of
-            # this
+            # like real_pgconn; it runs at the end of every lease, where a call costs as much as all
+            # of this
         ]
-        # as is_out_of_pipelines
+        # like is_out_of_pipelines
         inside = conn._pipeline is not None or conn.__dict__.get("_unbroken_inside")
         if inside or conn.lock.locked():
             return None
@@ -108,17 +108,18 @@ class Base(_Inherited):
             return False if pgconn.status == _OK else None
         if pgconn.pipeline_status:
             return None
-        status = pgconn.transaction_status  # 4 where the connection is lost
+        status = pgconn.transaction_status  # 4 if the connection is lost
         return (
             False if status == _IDLE else True if status in (_IN_TRANSACTION, _IN_ERROR) else None
         )
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether libpq waits for nothing, and nobody holds the connection's lock: a half-read
-        ``stream()`` does, and ``notifies()`` that was left in a variable; whoever asked for the
-        lock would wait for ever.
+        """Return whether libpq waits for nothing, and the connection's lock is free.
+
+        A half-read ``stream()`` holds the lock, and so does a ``notifies()`` that was left in a
+        variable. A caller that asked for the lock would wait for ever.
         """
-        # as real_pgconn; asked at the end of every use of an engine
+        # like real_pgconn; it runs at the end of every use of an engine
         pgconn = conn.__dict__["pgconn"]
         is_due = conn.__dict__.get("_unbroken_due") is not None
         return (
@@ -127,18 +128,21 @@ class Base(_Inherited):
             and (is_due or not pgconn.pipeline_status)
             and not conn.lock.locked()
             and conn._pipeline is None
-            and not conn.__dict__.get("_unbroken_inside")  # as is_out_of_pipelines
+            and not conn.__dict__.get("_unbroken_inside")  # like is_out_of_pipelines
         )
 
     def was_closed(self, conn: Connection) -> bool:
-        """psycopg's ``close()`` notes it, unless libpq had lost the connection before.
+        """Return whether psycopg's ``close()`` ended it. psycopg notes that, unless libpq had lost
+        the connection before.
 
         ``with conn:`` calls it.
         """
         return bool(conn.__dict__.get("_closed", False))
 
     def share(self, conn: Connection, shared: bool) -> str | None:
-        """psycopg prepares by itself what is sent for the fifth time: not on a shared session."""
+        """Turn psycopg's automatic preparing on or off. By default it prepares a statement that is
+        sent for the fifth time, which is not allowed on a shared session.
+        """
         conn.__dict__["_unbroken_shared"] = shared
         self._decide(conn)
         try:
@@ -149,13 +153,13 @@ class Base(_Inherited):
             wanted = None if shared else given
             if conn.prepare_threshold != wanted:
                 conn.prepare_threshold = wanted
-        except Exception:  # another make of connection
+        except Exception:  # another class of connection
             pass
         return None
 
     def let_fly(self, conn: Connection, may: bool) -> None:
-        """Whether a statement may be sent on *conn* before the last one was answered, where its
-        session is its own. It may not, until that was tried (:meth:`try_flight`).
+        """Set whether a statement may be sent on *conn* before the last one was answered, if its
+        session is its own. This is forbidden until :meth:`try_flight` has tried it.
         """
         conn.__dict__["_unbroken_flies"] = may
         self._decide(conn)
@@ -165,30 +169,30 @@ class Base(_Inherited):
         state["_unbroken_alone"] = bool(state.get("_unbroken_flies") and self._can_fly(conn))
 
     def is_unread(self, conn: Connection) -> bool:
-        """Whether the answer that is due was never read, also where *conn* has ended."""
+        """Return whether the answer that is due was never read, also if *conn* has ended."""
         return trips.is_due(conn) or conn.__dict__.get("_unbroken_unread", False)
 
     def traits(self, conn: Connection) -> Traits | None:
-        """Transactions' modes, factories, adapters, handlers: all that psycopg keeps for a
-        connection.
+        """Return the transactions' modes, factories, adapters and handlers: everything that psycopg
+        keeps for a connection.
         """
         try:
             if self.is_known:
-                # what was asked of it since it was opened may have had psycopg make them
+                # queries since it was opened may have made psycopg create them
                 keep_adapters(conn)
             return traits_of(conn)
-        except Exception:  # another make of connection
+        except Exception:  # another class of connection
             return None
 
     def has_traits(self, conn: Connection, traits: Any) -> bool:
-        """Whether all that is as it was when the connection was opened."""
+        """Return whether all traits are unchanged since the connection was opened."""
         try:
             return not conn._unbroken_changed or is_as_opened(conn, traits)
-        except AttributeError:  # another make of connection
+        except AttributeError:  # another class of connection
             return bool(self.traits(conn) == traits)
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """libpq is idle, the lock is free and the traits are as they were."""
+        """Return whether libpq is idle, the lock is free and the traits are unchanged."""
         try:
             state = conn.__dict__
             return (
@@ -199,11 +203,11 @@ class Base(_Inherited):
                 and not conn.lock.locked()
                 and (not conn._unbroken_changed or is_as_opened(conn, traits))
             )
-        except Exception:  # something was taken away, or replaced
+        except Exception:  # an attribute was removed or replaced
             return False
 
     def _known(self, conn: Connection) -> Connection:
-        """A connection of the caller's own making, by a class that notes changes."""
+        """Give a connection that the caller opened a class that notes changes."""
         if self.is_known:
             conn.__class__ = noting(class_of(conn))
             keep_adapters(conn)
@@ -225,12 +229,14 @@ class Base(_Inherited):
         return trips.out_of_step()
 
     def _check_free(self, conn: Connection) -> None:
-        """Raise where a statement would wait for ever, or not get its own answer."""
+        """Raise if a statement would wait for ever, or not get its own answer."""
         if self.blindness is None and real_pgconn(conn).status == _OK and not self.is_quiet(conn):
             raise self._out_of_step()
 
     def classify(self, exc: BaseException) -> Fault:
-        """By SQLSTATE; by libpq's words where it gives none, as for a failed connect."""
+        """Classify an error by SQLSTATE, or by libpq's message if there is none, as for a failed
+        connect.
+        """
         connecting = from_connect(exc)
         if is_lost(exc):
             fault = Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
@@ -260,16 +266,16 @@ class Base(_Inherited):
         return replace(fault, text=self.shown(fault.text))
 
     def session_id(self, conn: Connection) -> str | None:
-        """The backend's pid."""
+        """Return the backend's pid."""
         pgconn = real_pgconn(conn)
         return str(pgconn.backend_pid) if pgconn.status == _OK else None
 
     def watch(self, conn: Connection) -> None:
-        """Statements of cursors, and everything that the connection sends by itself."""
+        """Report statements of cursors, and everything that the connection sends by itself."""
         conn.__class__ = watched(type(conn))
 
     def close(self, conn: Connection) -> None:
-        """libpq sends Terminate without waiting, then closes."""
+        """Close the connection: libpq sends Terminate without waiting, then closes."""
         try:
             conn._closed = True
             real_pgconn(conn).finish()
@@ -287,7 +293,7 @@ class Base(_Inherited):
         }
 
     def _can_fly(self, conn: Connection) -> bool:
-        """Whether several commands can be sent on *conn* before an answer has come."""
+        """Return whether several commands can be sent on *conn* before an answer has come."""
         return (
             self.is_known
             and self.blindness is None
@@ -301,32 +307,34 @@ class Base(_Inherited):
     pipelines = True
 
     def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:  # noqa: ARG002 - for drivers whose server goes on behind an error
-        """*sql*, BEGIN, goes out together with the next statement. None: nothing does."""
+        """Send *sql*, BEGIN, together with the next statement. None: nothing is sent with it."""
         conn._unbroken_wants = None if sql is None else sql.encode()
 
     def wants(self, conn: Connection) -> str | None:
-        """What goes out so."""
+        """Return the command that is sent with the next statement."""
         wanted: bytes | None = conn._unbroken_wants
         return None if wanted is None else wanted.decode()
 
     def was_unsent(self, conn: Connection) -> bool:
-        """Whether *conn* was lost before anything of the last statement was sent."""
+        """Return whether *conn* was lost before anything of the last statement was sent."""
         return getattr(conn, "_unbroken_unsent", False)
 
     def autocommits(self, conn: Connection) -> bool:
-        """Whether autocommit is on."""
+        """Return whether autocommit is on."""
         return bool(conn._autocommit)
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether that answer was not read yet."""
+        """Return whether that answer was not read yet."""
         return trips.is_due(conn)
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
-        """What was sent in the transaction that is open; None stands for what is not known."""
+        """Return the statements sent in the open transaction. None stands for an unknown one."""
         return texts(conn)
 
     def _exchange(self, conn: Connection, pgconn: Any, query: bytes) -> Generator[Any, Any, Any]:
-        """One simple query below psycopg, which would open a transaction; gives the last result."""
+        """Send one simple query below psycopg, which would open a transaction. Returns the last
+        result.
+        """
         if trips.is_due(conn):
             yield from trips.take(conn)
         pgconn.send_query(query)
@@ -389,7 +397,7 @@ def _arguments(target: Target) -> dict[str, Any]:
 
 @cache
 def _libpq_options() -> frozenset[str]:
-    """What this libpq takes in a connection string."""
+    """Return the options that this libpq takes in a connection string."""
     from psycopg import pq
 
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults()) - {

@@ -1,5 +1,6 @@
-"""How psycopg connects, within one time limit over all addresses and without leaving a socket open;
-and how an exchange below it is carried out in time."""
+"""How psycopg connects within one time limit over all addresses and without leaving a socket open,
+and how an exchange below it is completed in time.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +29,13 @@ _asked: ContextVar[list[Any] | None] = ContextVar("unbroken_connect_asked", defa
 
 
 async def open_bounded(kind: Any, *args: Any, **kwargs: Any) -> Any:
-    """A connection of *kind*.
+    """Open a connection of *kind*.
 
-    Its socket is shut down where that fails: a generator that was left lives as long as its
+    Its socket is shut down if that fails, because an abandoned generator lives as long as its
     traceback.
     """
-    asked: list[Any] = []  # what psycopg's generator waits for: a descriptor, and for what
+    # the events that psycopg's generator waits for: a descriptor, and the kind of event
+    asked: list[Any] = []
     token = _asked.set(asked)
     try:
         return await bounded(kind).connect(*args, **kwargs)
@@ -49,11 +51,11 @@ async def open_bounded(kind: Any, *args: Any, **kwargs: Any) -> Any:
 
 @cache
 def bounded(base: Any) -> Any:
-    """*base* whose ``connect`` obeys one deadline over all its attempts. What it makes is a plain
-    *base*.
+    """Return a subclass of *base* whose ``connect`` has one deadline over all its attempts. It
+    makes plain *base* connections.
 
-    psycopg waits at least 2 s, for each address anew. Its waiting loop wakes the generator ten
-    times a second, so that a generator around it can look at the clock.
+    psycopg waits at least 2 s, for each address again. Its waiting loop runs the generator ten
+    times a second, so that a generator around it can check the clock.
     """
     import psycopg
 
@@ -79,11 +81,11 @@ def bounded(base: Any) -> Any:
 
 
 def drive(pgconn: Any, exchange: Generator[Any, Any, Any], timeout: float, late: Any) -> Any:
-    """Carry out *exchange* within *timeout* seconds, or raise what *late* gives."""
+    """Carry out *exchange* within *timeout* seconds, or raise the result of *late*."""
     try:
-        want = exchange.send(next(exchange))  # what it waits for has come already, most often
+        want = exchange.send(next(exchange))  # the awaited data is usually already there
         until = time.monotonic() + timeout
-        with selectors.DefaultSelector() as selector:  # gevent's own where it has patched
+        with selectors.DefaultSelector() as selector:  # gevent's own if it has patched
             key = selector.register(pgconn.socket, want)
             while True:
                 if key.events != want:

@@ -26,7 +26,7 @@ from unbroken.drivers._psycopg_trips import (
 
 
 def land_alone(conn: Any) -> Generator[Any, Any, None]:
-    """As :func:`land`, of BEGIN alone."""
+    """Do the same as :func:`land`, for BEGIN alone."""
     try:
         try:
             yield from land(conn)
@@ -38,7 +38,9 @@ def land_alone(conn: Any) -> Generator[Any, Any, None]:
 
 
 class _NoPipeline:
-    """What a cursor is shown of libpq by which it only asks for a pipeline of the application's."""
+    """The view of libpq that a cursor gets if it only asks whether the application uses a
+    pipeline.
+    """
 
     pipeline_status = transaction_status = _IDLE
 
@@ -60,14 +62,17 @@ _READ_DUE = frozenset({"_execute_gen", "take", "take_and_begin", "_set_autocommi
 
 
 def reads_due(work: Any) -> bool:
-    """Whether *work*, a generator of psycopg's, reads itself what is due, or needs none of it."""
+    """Return whether *work*, a generator of psycopg's, reads the due answers itself, or needs none
+    of them.
+    """
     return getattr(work, "__name__", None) in _READ_DUE
 
 
 @cache
 def flying(base: Any) -> Any:
-    """*base*, a class of psycopg's cursors, that sends BEGIN with its first statement and tells its
-    connection the text of each; *base* itself where it does something of its own.
+    """Return a subclass of *base*, a class of psycopg's cursors, that sends BEGIN with its first
+    statement and tells its connection the text of each. Return *base* itself if it overrides
+    something.
     """
     import psycopg
     from psycopg._cursor_base import BaseCursor
@@ -115,9 +120,10 @@ def flying(base: Any) -> Any:
                 yield from super()._execute_gen(query, params, **options)
             except Exception:
                 flight = flight_of(conn)
-                if flight is not None and not flight.is_full:  # it has values that cannot be sent
+                # it has values that cannot be encoded
+                if flight is not None and not flight.is_full:
                     with suppress(psycopg.Error):
-                        yield from land_alone(conn)  # BEGIN is sent as ever
+                        yield from land_alone(conn)  # BEGIN is sent as usual
                 raise
 
         def _maybe_prepare_gen(
@@ -134,7 +140,7 @@ def flying(base: Any) -> Any:
                 yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 return
             flight.is_full = True
-            # From here on as psycopg's own, with all answers read at once
+            # From here on like psycopg's own, with all answers read in one go.
             prep, name = self._get_prepared(pgq, prepare)
             is_new = prep is psycopg._preparing.Prepare.SHOULD
             if prep is psycopg._preparing.Prepare.NO:

@@ -1,9 +1,9 @@
 """The lock of a psycopg connection, without waits that never end.
 
-psycopg holds its lock for as long as a ``stream()``, ``notifies()`` or ``copy()`` is half read, and
-for ever after an exception struck between two lines of its own. A holder that asked for it again
-waited for itself, and no deadline ended that. These locks raise in such a case; and a wait for
-another thread or task ends when the connection's socket does.
+psycopg holds its lock as long as a ``stream()``, ``notifies()`` or ``copy()`` is half read, and for
+ever after an exception struck between two lines of its own. A holder that asked for it again waited
+for itself, and no deadline ended that. These locks raise in such a case. A wait for another thread
+or task ends when the connection's socket closes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from unbroken.net.liveness import Liveness, look
 from unbroken.net.patched import threads_are_greenlets
 
-#: A wait for another thread or task looks at the socket this often, in seconds.
+#: The interval, in seconds, at which a wait for another thread or task checks the socket.
 LOOK_AROUND = 0.05
-#: After so many glances at a lock that is locked and that nobody has any more, nobody will release
-#: it.
+#: The number of checks after which a lock that is locked but has no living owner counts as never
+#: released.
 ORPHANED = 5
 
 
 class _Base:
-    """What both locks share: who has it, and whether a wait for it can end."""
+    """The common part of both locks: the current owner, and whether a wait for it can end."""
 
     __slots__ = ("_error", "_fileno", "_inner", "locked", "owner", "turns")
 
@@ -33,23 +33,23 @@ class _Base:
         self, inner: Any, fileno: Callable[[], int | None], error: Callable[[], BaseException]
     ) -> None:
         self._inner, self._fileno, self._error = inner, fileno, error
-        self.locked: Callable[[], bool] = inner.locked  #: whether somebody has it
+        self.locked: Callable[[], bool] = inner.locked  #: whether it is held
         self.turns = 0  #: how often it was taken
         self.owner: object = (
-            None  #: the thread or task that has it; an exception may strike before it is noted
+            None  #: the thread or task that holds it; an exception may strike before it is noted
         )
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Release the lock for the next caller."""
         self.owner = None
         self._inner.release()
 
     def _raise_if_hopeless(self, me: object, orphaned: int) -> int:
-        """Raise where *me* waits for itself, for nobody, or for an answer that cannot come any
-        more.
+        """Raise if *me* waits for itself, for an owner that no longer exists, or for an answer that
+        cannot come any more.
 
-        *orphaned* is how often it was locked so far though nobody had it, or nobody who is there;
-        gives the new count.
+        *orphaned* is the number of checks so far that found it locked without a living owner.
+        Returns the new count.
         """
         orphaned = orphaned + 1 if self.locked() and not self._is_owned() else 0
         fd = self._fileno()
@@ -58,12 +58,12 @@ class _Base:
         return orphaned
 
     def _is_owned(self) -> bool:
-        """Whether the thread or task that has it is there and goes on."""
+        """Return whether the thread or task that holds it is alive and running."""
         raise NotImplementedError
 
 
 class ThreadLock(_Base):
-    """For psycopg's blocking connections, in place of a ``threading.Lock``."""
+    """The lock for psycopg's blocking connections, in place of a ``threading.Lock``."""
 
     __slots__ = ()
 
@@ -73,7 +73,7 @@ class ThreadLock(_Base):
         super().__init__(threading.Lock(), fileno, error)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """As ``threading.Lock``'s. Raises OperationalError where the wait could not end."""
+        """Acquire like a ``threading.Lock``. Raises OperationalError if the wait could not end."""
         me = threading.get_ident()
         if not self._inner.acquire(blocking=False) and (
             not blocking or not self._wait(me, timeout)
@@ -102,7 +102,7 @@ class ThreadLock(_Base):
         )
 
     def __enter__(self) -> bool:
-        # as acquire, inline: each statement comes here
+        # like acquire, inline: each statement runs this
         me = threading.get_ident()
         if not self._inner.acquire(False):
             self._wait(me, -1)
@@ -121,7 +121,7 @@ class ThreadLock(_Base):
 
 
 class TaskLock(_Base):
-    """For psycopg's async connections, in place of an ``asyncio.Lock``."""
+    """The lock for psycopg's async connections, in place of an ``asyncio.Lock``."""
 
     __slots__ = ()
 
@@ -131,7 +131,7 @@ class TaskLock(_Base):
         super().__init__(asyncio.Lock(), fileno, error)
 
     async def acquire(self) -> bool:
-        """As ``asyncio.Lock``'s. Raises OperationalError where the wait could not end."""
+        """Acquire like an ``asyncio.Lock``. Raises OperationalError if the wait could not end."""
         me = asyncio.current_task()
         if self._inner.locked():
             await self._wait(me)

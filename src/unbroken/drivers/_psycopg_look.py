@@ -11,17 +11,17 @@ from unbroken.drivers._psycopg_trips import is_owed, settle
 
 _OK, _IDLE, _IN_TRANSACTION = 0, 0, 2  # PQstatus; PQtransactionStatus
 
-#: How the names of the modules begin that send nothing by libpq which is not noted.
+#: Beginnings of the names of modules that send nothing unnoted by libpq.
 FRIENDS = frozenset({"psycopg", "psycopg.", "psycopg_", "unbroken", "peewee"})
 
 
-#: psycopg's modules that want to know nothing but the encoding of texts.
+#: psycopg's modules that only need the encoding of texts.
 _WRITERS = frozenset({"psycopg.sql", "psycopg.adapt", "psycopg._encodings"})
 
 
 @cache
 def _harmless() -> frozenset[CodeType]:
-    """psycopg's functions that may look at libpq while an answer is due."""
+    """Return psycopg's functions that may look at libpq while an answer is due."""
     import psycopg
     from psycopg._connection_base import BaseConnection
     from psycopg.transaction import BaseTransaction
@@ -40,7 +40,7 @@ def _harmless() -> frozenset[CodeType]:
 
 @cache
 def showing() -> frozenset[CodeType]:
-    """psycopg's functions that only show what libpq knows: see :class:`Shown`."""
+    """Return psycopg's functions that only show libpq's state: see :class:`Shown`."""
     from psycopg._connection_base import BaseConnection
     from psycopg._cursor_base import BaseCursor
 
@@ -51,8 +51,8 @@ def showing() -> frozenset[CodeType]:
 
 
 class Shown:
-    """libpq's connection as it will be once the answers that are due have come, and what is wanted
-    was sent: for what only shows it, and need not wait for that.
+    """A view of libpq's connection as it will be once the answers that are due have come, and the
+    wanted command was sent. It serves code that only shows the state, and need not wait for that.
     """
 
     __slots__ = ("_state",)
@@ -62,7 +62,9 @@ class Shown:
 
     @property
     def transaction_status(self) -> Any:
-        """Of the end whose answer is due: that nothing is open. A BEGIN that is wanted counts."""
+        """Return the status after the command whose answer is due: nothing is open. A BEGIN that is
+        wanted counts.
+        """
         state = self._state
         status = state["pgconn"].transaction_status
         is_wanted = state.get("_unbroken_wants") is not None
@@ -72,7 +74,7 @@ class Shown:
 
     @property
     def pipeline_status(self) -> Any:
-        """That which the application knows of."""
+        """Return the pipeline status as far as the application has set it."""
         status = self._state["pgconn"].pipeline_status
         return type(status)(0) if self._state.get("_unbroken_due") else status
 
@@ -81,20 +83,22 @@ class Shown:
 
 
 def get_ready() -> None:
-    """Look up what :func:`look` needs. At the end of the interpreter nothing can be imported."""
+    """Import everything that :func:`look` needs. At the end of the interpreter nothing can be
+    imported.
+    """
     _harmless()
     showing()
     _making()
 
 
 def is_friend(frame: FrameType) -> bool:
-    """Whether that is psycopg's own code, or ours."""
+    """Return whether *frame* runs psycopg's own code, or ours."""
     return frame.f_globals.get("__name__", "")[:8] in FRIENDS
 
 
 def look(conn: Any) -> Any:
-    """libpq's connection for the caller's caller. The application may send something by it, of
-    which nobody knows. An answer that is due is read before, so that its status is the true one.
+    """Return libpq's connection for the caller's caller. The application may send something by it
+    unnoticed. An answer that is due is read before, so that its status is the true one.
     """
     state = conn.__dict__
     frame = sys._getframe(2)
@@ -113,7 +117,9 @@ def look(conn: Any) -> Any:
 
 
 def _keeps_texts(state: dict[str, Any], frame: FrameType) -> bool:
-    """Whether the caller wants to know the encoding, which the answer that is due leaves."""
+    """Return whether the caller only needs the encoding, which the answer that is due does not
+    change.
+    """
     due = state.get("_unbroken_due")
     return frame.f_globals["__name__"] in _WRITERS and (due is None or due.in_pipeline)
 

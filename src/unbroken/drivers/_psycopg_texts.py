@@ -1,4 +1,6 @@
-"""What a psycopg connection has sent in the transaction that is open, and at which level."""
+"""The statements that a psycopg connection has sent in the open transaction, and the transaction's
+level.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +14,26 @@ from unbroken.ledger.statements import LONGEST_CACHED, verb
 
 _IDLE, _IN_TRANSACTION = 0, 2  # PQtransactionStatus
 
-#: So many of the last statements of a transaction are kept: one that sent more counts as unknown.
+#: The number of last statements of a transaction that are kept. One that sent more counts as
+#: unknown.
 TEXTS = 16
-#: For so many seconds the isolation level that a transaction had by itself is believed of the next
+#: The seconds for which the default isolation level of one transaction is assumed for the next
 #: ones. The server's default may be changed meanwhile.
 LEVEL_HOLDS = 10.0
-#: Statements that can be sent behind BEGIN. None of them changes how libpq and the server talk, as
-#: COPY does, or must come first, as SET TRANSACTION.
+#: Statements that can be sent behind BEGIN. None of them changes the protocol between libpq and the
+#: server, as COPY does, or must come first, as SET TRANSACTION must.
 _FIRST = frozenset({"SELECT", "WITH", "VALUES", "INSERT", "UPDATE", "DELETE", "MERGE", "SHOW"})
-#: Statements of which it is known what they may change.
+#: Statements whose possible effects are known.
 _PLAIN = frozenset(
     "SELECT WITH VALUES INSERT UPDATE DELETE MERGE SHOW SET BEGIN COMMIT ROLLBACK SAVEPOINT"
     " RELEASE".split()
 )
-#: Words in a statement that may change the level of the transactions to come.
+#: Words in a statement that may change the level of later transactions.
 _LEVELS = ("isolation", "characteristics", "config")
 
 
 def note_text(conn: Any, query: Any) -> None:
-    """*query* goes out next; None where it is not known. BEGIN was noted before."""
+    """Note *query*, which is sent next; None if it is not known. BEGIN was noted before."""
     state = conn.__dict__
     texts = state.get("_unbroken_texts")
     if texts is None:
@@ -44,7 +47,7 @@ def note_text(conn: Any, query: Any) -> None:
 
 
 def note_command(conn: Any, command: Any) -> None:
-    """psycopg itself sends *command*."""
+    """Note that psycopg itself sends *command*."""
     texts = conn.__dict__.get("_unbroken_texts")
     if texts is not None and isinstance(command, bytes) and command.startswith(b"BEGIN"):
         texts.clear()
@@ -57,14 +60,14 @@ _ENCODING = b"client_encoding"
 
 
 def note_encoding(conn: Any) -> None:
-    """BEGIN goes out next, and all was answered."""
+    """Note that BEGIN is sent next, and that all commands were answered."""
     state = conn.__dict__
     state["_unbroken_encoding"] = state["pgconn"].parameter_status(_ENCODING)
 
 
 def keeps_encoding(conn: Any) -> bool:
-    """Whether the end of the transaction leaves the encoding of texts as it is. Where it does not,
-    a statement can only be written once the server has said so.
+    """Return whether the end of the transaction keeps the encoding of texts. If it does not, a
+    statement can only be written once the server has reported the encoding.
     """
     state = conn.__dict__
     now = state["pgconn"].parameter_status(_ENCODING)
@@ -72,15 +75,17 @@ def keeps_encoding(conn: Any) -> bool:
 
 
 def new_texts() -> deque[Any]:
-    """For a connection of which nothing was sent yet."""
+    """Return the record for a connection on which nothing was sent yet."""
     return deque(maxlen=TEXTS)
 
 
 def texts(conn: Any) -> Sequence[str | bytes | None]:
-    """What was sent in the transaction that is open; None stands for what is not known, for a
-    level at which a COMMIT may fail although its transaction only read, for a transaction in
-    error, whose COMMIT is a ROLLBACK, and for a libpq's connection that the application may have
-    kept, and that it can use by itself while no answer is due.
+    """Return the statements sent in the open transaction.
+
+    None stands for an unknown statement. It also stands for a level at which a COMMIT may fail
+    although its transaction only read, and for a transaction in error, whose COMMIT is a ROLLBACK.
+    It also stands for a libpq connection that the application may have kept, because it can use it
+    by itself while no answer is due.
     """
     state = conn.__dict__
     sent: Sequence[str | bytes | None] = state["_unbroken_texts"]
@@ -96,7 +101,7 @@ def texts(conn: Any) -> Sequence[str | bytes | None]:
 
 @lru_cache(maxsize=1000)
 def may_set_level(text: str | bytes) -> bool:
-    """Whether a statement may change the isolation level of the transactions to come."""
+    """Return whether a statement may change the isolation level of later transactions."""
     if verb(text) not in _PLAIN:
         return True
     lower = text.lower()
@@ -106,14 +111,14 @@ def may_set_level(text: str | bytes) -> bool:
 
 
 def knows_level(conn: Any) -> bool:
-    """Whether transactions of *conn* are known not to be serializable, if nothing is said."""
+    """Return whether transactions of *conn* are known not to be serializable by default."""
     until = conn.__dict__.get("_unbroken_level")
     return until is not None and time.monotonic() < until
 
 
 def hear_level(state: dict[str, Any], level: bytes | None, sent: Sequence[Any]) -> None:
-    """The server's answer to the question for the *level*. What was *sent* with it may change that
-    of the next transactions.
+    """Record the server's answer to the query for the *level*. Statements *sent* with it may change
+    the level of the next transactions.
     """
     is_weak = level in (b"read uncommitted", b"read committed", b"repeatable read")
     keeps = is_weak and not any(
@@ -123,8 +128,8 @@ def hear_level(state: dict[str, Any], level: bytes | None, sent: Sequence[Any]) 
 
 
 def is_one(pgq: Any) -> bool:
-    """Whether the query is certainly a single statement that may follow BEGIN at once. It must mean
-    the same in the extended protocol as in the simple one.
+    """Return whether the query is certainly a single statement that may directly follow BEGIN. It
+    must mean the same in the extended protocol as in the simple one.
     """
     text: bytes = pgq.query
     if hasattr(type(pgq), "template"):  # of a cursor that puts the values into the text
@@ -143,7 +148,9 @@ def _is_single(text: bytes) -> bool:
 
 
 def is_one_text(text: str, *, has_values: bool) -> bool:
-    """As :func:`is_one`, of a *text* that is sent as it is, with its values or without."""
+    """Do the same as :func:`is_one`, for a *text* that is sent unchanged, with its values or
+    without.
+    """
     if has_values:
         return (verb(text) if len(text) > LONGEST_CACHED else _verb(text)) in _FIRST
     return len(text) <= LONGEST_CACHED and _is_single(text.encode("utf-8", "replace"))

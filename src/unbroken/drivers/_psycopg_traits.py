@@ -1,9 +1,9 @@
-"""What a holder can change on a psycopg connection without a word to the server, and how it is put
-back.
+"""A holder's possible changes to a psycopg connection that send nothing to the server, and how they
+are undone.
 
-The pool asks at every release whether a connection is as it was opened, so that must be cheap: the
-connection gets a subclass of its own class that notes when one of its traits is set. Only then are
-the traits compared one by one.
+The pool checks at every release whether a connection is as it was opened, so that must be cheap.
+The connection gets a subclass of its own class that notes when one of its traits is set. Only then
+are the traits compared one by one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
 
 
 class Traits(NamedTuple):
-    """The attributes of one connection. Plain values and objects that are compared by identity."""
+    """The attributes of one connection: plain values, and objects that are compared by identity."""
 
     autocommit: bool
     isolation_level: Any
@@ -44,8 +44,8 @@ class Traits(NamedTuple):
     adapters_changed: bool = False
 
 
-#: Attributes whose assignment is noted. Those of transactions, pipelines and 2PC must be as at the
-#: beginning.
+#: Attributes whose assignment is noted. Those of transactions, pipelines and 2PC must have their
+#: initial values.
 _NOTED = frozenset(
     "_autocommit _isolation_level _read_only _deferrable row_factory cursor_factory"
     " server_cursor_factory _adapters _num_transactions _tpc _pipeline _prepared lock pgconn"
@@ -55,8 +55,8 @@ _NOTED = frozenset(
 
 @cache
 def noting(base: Any) -> Any:
-    """*base*, a psycopg connection class, that notes when a trait may have changed; *base* itself
-    if it does.
+    """Return a subclass of *base*, a psycopg connection class, that notes when a trait may have
+    changed. Return *base* itself if it already does.
     """
     if hasattr(base, "_unbroken_changed"):
         return base
@@ -70,8 +70,8 @@ def noting(base: Any) -> Any:
         __module__ = base.__module__
         _unbroken_changed = True  #: until the first comparison
         _unbroken_due: Any = None  #: the answers that are due
-        _unbroken_inside = 0  #: how many blocks of pipeline() are entered
-        _unbroken_wants: bytes | None = None  #: what goes out with the next statement
+        _unbroken_inside = 0  #: the number of entered blocks of pipeline()
+        _unbroken_wants: bytes | None = None  #: the command that is sent with the next statement
         _unbroken_unsent = False  #: whether the last statement failed before it was sent
         _unbroken_turn: int | None = (
             None  #: the one hold on the lock that the pipeline is for; None: for any
@@ -84,7 +84,7 @@ def noting(base: Any) -> Any:
 
         @property
         def pgconn(self) -> Any:
-            # as look, inline for the usual case: psycopg asks five times for each statement
+            # like look, inline for the usual case: psycopg asks five times for each statement
             if (
                 self._unbroken_due is None
                 and self._unbroken_wants is None
@@ -135,7 +135,7 @@ def noting(base: Any) -> Any:
             return (yield from super()._exec_command(command, *args, **kwargs))
 
         def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
-            # else nothing will be open, once that was answered
+            # otherwise nothing will be open, once that was answered
             if not trips.is_due(self):
                 yield from super()._check_intrans_gen(attribute)
 
@@ -175,8 +175,9 @@ def noting(base: Any) -> Any:
 
 
 def _waiting(plain: Any) -> Any:
-    """psycopg's ``wait()``, by which all goes that its connection and its cursors send. It reads
-    what is due in its own way: what looks at libpq later would stop the event loop for that.
+    """Wrap psycopg's ``wait()``, by which its connection and its cursors send everything. It reads
+    the due answers asynchronously. Code that looks at libpq later would block the event loop for
+    that.
     """
 
     def wait(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
@@ -198,7 +199,7 @@ def _waiting(plain: Any) -> Any:
 
 
 def _closing(plain: Any) -> Any:
-    """psycopg's ``close()`` of an async connection, once nobody waits for it any more."""
+    """Wrap psycopg's ``close()`` of an async connection, once no task waits for it any more."""
 
     async def close(self: Any) -> None:
         state = self.__dict__
@@ -214,7 +215,9 @@ def _closing(plain: Any) -> Any:
 
 
 def _notifying(plain: Any) -> Any:
-    """psycopg's ``notifies()`` of asyncio, which looks at libpq before it waits for anything."""
+    """Wrap psycopg's ``notifies()`` of asyncio, which looks at libpq before it waits for
+    anything.
+    """
 
     async def notifies(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
         if trips.is_owed(self.__dict__):
@@ -229,7 +232,7 @@ def _notifying(plain: Any) -> Any:
 
 
 def _counted(name: str, plain: Any) -> Any:
-    """psycopg's ``pipeline()``, with a count of the blocks that are entered.
+    """Wrap psycopg's ``pipeline()`` with a count of the entered blocks.
 
     The one that ``executemany()`` uses by itself lasts no longer than its hold on the lock.
     """
@@ -269,13 +272,12 @@ def _counted(name: str, plain: Any) -> Any:
 
 
 def is_out_of_pipelines(conn: Any) -> bool:
-    """Whether neither psycopg nor we take *conn* for one in pipeline mode."""
+    """Return whether both psycopg and this library treat *conn* as not in pipeline mode."""
     return conn._pipeline is None and not getattr(conn, "_unbroken_inside", 0)
 
 
 def check_step(conn: Any) -> None:
-    """Raise OperationalError where an exception struck psycopg on its way into pipeline mode, or
-    out of it.
+    """Raise OperationalError if an exception struck psycopg while it entered or left pipeline mode.
 
     A statement would be sent then, and its answer not be read.
     """
@@ -300,7 +302,7 @@ def _noted(plain: Any) -> Any:
 
 
 def traits_of(conn: Any) -> Traits:
-    """The traits of *conn* now."""
+    """Return the present traits of *conn*."""
     prepared = conn._prepared
     return Traits(
         conn._autocommit, conn._isolation_level, conn._read_only, conn._deferrable,
@@ -312,7 +314,7 @@ def traits_of(conn: Any) -> Traits:
 
 
 def is_as_opened(conn: Any, traits: Any) -> bool:
-    """Whether *conn* still has its *traits*, and is in no block of transaction(), 2PC or
+    """Return whether *conn* still has its *traits*, and is in no block of transaction(), 2PC or
     pipeline.
     """
     if (
@@ -328,7 +330,7 @@ def is_as_opened(conn: Any, traits: Any) -> bool:
 
 
 def put_back(conn: Any, traits: Traits) -> bool:
-    """Give *conn* its *traits* again.
+    """Restore the *traits* of *conn*.
 
     False: it is in the middle of something and must be closed.
     """
@@ -382,7 +384,7 @@ def keep_adapters(conn: Any) -> None:
 
 @cache
 def _adapters_class() -> Any:
-    """psycopg's AdaptersMap that notes when something is registered in it."""
+    """Return a subclass of psycopg's AdaptersMap that notes when something is registered in it."""
     from psycopg._adapters_map import AdaptersMap
     from psycopg._typeinfo import TypesRegistry
 
@@ -399,7 +401,7 @@ def _adapters_class() -> Any:
 
         def __init__(self, template: Any, conn: Any) -> None:
             super().__init__(template)
-            self.template = AdaptersMap(template)  #: as it is now, for the next holder
+            self.template = AdaptersMap(template)  #: its present state, for the next holder
             self.touched = False
             touch = _toucher(weakref.ref(self), weakref.ref(conn))
             self.note, self.types = touch, Types(template.types)

@@ -16,13 +16,13 @@ _IDLE = 0  # PQtransactionStatus
 
 
 class OtherAnswerError(Exception):
-    """The server, or what stands before it, has answered something else."""
+    """The server, or a proxy before it, has answered something else."""
 
 
 def first(conn: Any, mark: str) -> Generator[Any, Any, None]:
-    """Send all, and read the answer to the first.
+    """Send all statements, and read the answer to the first.
 
-    Raises OtherAnswerError, and what a lost connection raises.
+    Raises OtherAnswerError, and the error of a lost connection.
     """
     pgconn = conn.__dict__["pgconn"]
     pgconn.enter_pipeline_mode()
@@ -34,14 +34,14 @@ def first(conn: Any, mark: str) -> Generator[Any, Any, None]:
         raise trips.out_of_step()
     slept = yield from trips._one(pgconn)
     if slept.status == _FATAL:
-        _raise_lost(pgconn, slept)  # else it does not know that function
+        _raise_lost(pgconn, slept)  # otherwise the server does not know that function
     elif (slept.status, slept.command_status) != (_TUPLES_OK, b"SELECT 1") or slept.get_value(0, 0):
         raise OtherAnswerError
     yield from _expect(pgconn, _SYNC)
 
 
 def others(conn: Any, mark: str) -> Generator[Any, Any, None]:
-    """Read the answers to the others. Raises likewise."""
+    """Read the answers to the others. Raises the same errors."""
     pgconn = conn.__dict__["pgconn"]
     yield from _expect(pgconn, _COMMAND_OK, b"BEGIN")
     told = yield from _expect(pgconn, _TUPLES_OK, b"SELECT 1")
@@ -65,7 +65,7 @@ def _expect(pgconn: Any, status: int, tag: bytes | None = None) -> Generator[Any
 
 
 def _raise_lost(pgconn: Any, result: Any) -> None:
-    """Raise the server's goodbye, if that is what *result* is."""
+    """Raise the server's goodbye, if *result* is one."""
     error = trips._server_error(pgconn, result)
     if postgres_fault(error.sqlstate, str(error)).is_lost:
         raise error

@@ -1,16 +1,15 @@
 """Fewer round trips with psycopg: an answer that is read later, and a BEGIN that is not waited for.
 
-libpq reads answers in the order in which it sent, so it can wait for several at once, in its
-pipeline mode. It is in that mode
+libpq reads answers in the order in which it sent, so it can wait for several in its pipeline mode.
+It is in that mode in two cases:
 
-- while the answer to the pool's COMMIT or ROLLBACK is *due* (:class:`Due`): it was sent and not
-  waited for;
-- in a *flight* (:class:`Flight`): BEGIN and the first statement behind it, and behind what is due,
-  are sent together. BEGIN and the statement share one Sync, so that the server skips the statement
-  where it refuses BEGIN.
+- The answer to the pool's COMMIT or ROLLBACK, which was not waited for, is *due* (:class:`Due`).
+- In a *flight* (:class:`Flight`), BEGIN and the first statement are sent together, behind any
+  command whose answer is due. They share one Sync: the server skips the statement if it refuses
+  BEGIN.
 
-libpq's mode is the truth. A connection that is in pipeline mode and neither due nor psycopg's own
-pipeline is out of step: an exception struck while its answers were read. It is not used again.
+libpq's mode is authoritative. A connection in pipeline mode that is neither due nor in psycopg's
+own pipeline is out of step and is not used again: an exception struck while its answers were read.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ if TYPE_CHECKING:
     import psycopg
 
 _OK, _IDLE = 0, 0  # PQstatus, PQtransactionStatus
-_READ = 1  # psycopg's word for waiting until the socket is readable
+_READ = 1  # psycopg's constant for waiting until the socket is readable
 _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 
-#: A property that the application reads waits so many seconds for an answer that is due.
+#: The seconds that a property read by the application waits for an answer that is due.
 ANSWER_WITHIN = 1.0
 OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
 _ASK_LEVEL = b"SHOW transaction_isolation"
 
 
 class Due(NamedTuple):
-    """Commands that were sent and whose answers nobody has read."""
+    """Commands that were sent and whose answers were not read."""
 
-    tags: tuple[bytes, ...]  #: how the server answers each of them
+    tags: tuple[bytes, ...]  #: the server's answer to each of them
     in_pipeline: bool  #: whether more can be sent before these answers have come
 
 
@@ -60,13 +59,13 @@ _USUAL = {sql: Due((sql.encode(),), True) for sql in ("COMMIT", "ROLLBACK")}
 
 @dataclass(slots=True)
 class Flight:
-    """What stands in libpq's buffer, or is on its way, before the first statement."""
+    """The commands in libpq's buffer, or on their way, before the first statement."""
 
     due: Due | None
     turn: int  #: of the lock: a flight ends with the hold on the lock in which it began
     asks_level: bool
     begins: bool = True  #: False: autocommit is on
-    is_full: bool = False  #: whether something of the statement may stand in the buffer
+    is_full: bool = False  #: whether something of the statement may be in the buffer
 
 
 # -- the end of a transaction, whose answer is read later ------------------------------------------
@@ -75,7 +74,7 @@ class Flight:
 def send_end(conn: Any, sql: str) -> None:
     """Send *sql*, COMMIT or ROLLBACK, and do not wait. Its answer is due from now on.
 
-    Raises what a lost connection raises where it cannot be sent at once.
+    Raises the error of a lost connection if it cannot be sent immediately.
     """
     state = conn.__dict__
     pgconn, prepared = state["pgconn"], conn._prepared
@@ -93,7 +92,7 @@ def send_end(conn: Any, sql: str) -> None:
         due = Due(due.tags, in_pipeline=False)
         pgconn.send_query(due.tags[0])
     if pgconn.flush():
-        raise out_of_step()  # the way to the server is full
+        raise out_of_step()  # the socket's send buffer is full
     if sql == "ROLLBACK":
         prepared.clear()
         if due.in_pipeline:
@@ -103,9 +102,9 @@ def send_end(conn: Any, sql: str) -> None:
 
 
 def take(conn: Any) -> Generator[Any, Any, None]:
-    """Read the answers that are due, and be out of pipeline mode again.
+    """Read the answers that are due, and leave pipeline mode.
 
-    Raises what a lost connection raises where they are not those that were expected.
+    Raises the error of a lost connection if they are not the expected ones.
     """
     state = conn.__dict__
     pgconn, due = state["pgconn"], state["_unbroken_due"]
@@ -117,10 +116,11 @@ def take(conn: Any) -> Generator[Any, Any, None]:
 
 
 def take_free(conn: Any) -> Generator[Any, Any, None] | None:
-    """As :func:`take`, as far as the answer has come, where one is due; gives what is still to be
-    done. The caller alone has the connection.
+    """Do the same as :func:`take`, as far as the answer has come, if one is due. Returns the rest
+    of the work. Only the caller has the connection.
 
-    No generator where all has come: with callers that come quickly, each answer is read here.
+    It is no generator if all answers have come. With callers that follow each other quickly, each
+    answer is read here.
     """
     state = conn.__dict__
     pgconn, due = state["pgconn"], state.get("_unbroken_due")
@@ -151,7 +151,7 @@ def take_free(conn: Any) -> Generator[Any, Any, None] | None:
 
 
 def _take_on(pgconn: Any, due: Due, result: Any) -> Generator[Any, Any, None]:
-    """The rest of a usual answer; *result* is what was read of it, unless that was judged."""
+    """Read the rest of a usual answer. *result* is the part already read, unless examined."""
     if result is not None:
         yield from _rest(pgconn)
         if not _is_as_due(result, due.tags[0]):
@@ -161,7 +161,7 @@ def _take_on(pgconn: Any, due: Due, result: Any) -> Generator[Any, Any, None]:
 
 
 def _taken(pgconn: Any, due: Due) -> None:
-    """All that was due was read."""
+    """Note that all due answers were read."""
     if due.in_pipeline:
         pgconn.exit_pipeline_mode()
     while (heard := pgconn.notifies()) is not None:  # as psycopg does behind each answer
@@ -213,7 +213,7 @@ def _one(pgconn: Any) -> Generator[Any, Any, Any]:
     if status == _SYNC:
         return result
     if status == _FATAL or pgconn.is_busy():
-        # the server may hang up behind it
+        # the server may close the connection behind it
         yield from _rest(pgconn)
     elif pgconn.get_result() is not None:
         raise out_of_step()
@@ -221,7 +221,7 @@ def _one(pgconn: Any) -> Generator[Any, Any, Any]:
 
 
 def _rest(pgconn: Any) -> Generator[Any, Any, None]:
-    """Read what follows an answer: nothing, or the end of the connection."""
+    """Read the data behind an answer: nothing, or the end of the connection."""
     import psycopg
     from psycopg.generators import fetch
 
@@ -234,9 +234,9 @@ def _rest(pgconn: Any) -> Generator[Any, Any, None]:
 
 
 def _unexpected(pgconn: Any, result: Any) -> BaseException:
-    """The error for an answer to the pool's own command that was not counted on.
+    """Return the error for an unexpected answer to the pool's own command.
 
-    The server's goodbye is told as it is; nothing else is the caller's affair.
+    The server's goodbye is returned unchanged; other answers are not the caller's concern.
     """
     if result.status != _FATAL:
         return out_of_step()
@@ -250,7 +250,7 @@ def _unexpected(pgconn: Any, result: Any) -> BaseException:
 
 @cache
 def _psycopg() -> Any:
-    """The library. An import statement costs as much as all else of an answer's reading."""
+    """Return the library. An import statement costs as much as the rest of reading an answer."""
     import psycopg.generators
 
     return psycopg
@@ -262,7 +262,7 @@ def _server_error(pgconn: Any, result: Any) -> psycopg.Error:
 
 
 def out_of_step() -> BaseException:
-    """What a lost connection raises, for one whose answers can no longer be told apart."""
+    """Return the error of a lost connection, for one whose answers can no longer be told apart."""
     import psycopg
 
     error: BaseException = lost(psycopg.OperationalError(OUT_OF_STEP))
@@ -270,7 +270,7 @@ def out_of_step() -> BaseException:
 
 
 def begin_now(conn: Any) -> Generator[Any, Any, None]:
-    """Send what is wanted now, and wait."""
+    """Send the wanted command now, and wait."""
     state = conn.__dict__
     wanted = state.get("_unbroken_wants")
     if wanted is None:
@@ -278,26 +278,26 @@ def begin_now(conn: Any) -> Generator[Any, Any, None]:
     state["_unbroken_beginning"] = True
     try:
         yield from conn._exec_command(wanted)
-        # not before: what was broken off is sent once more
+        # not before: a broken-off command is sent once more
         conn._unbroken_wants = None
     finally:
         state.pop("_unbroken_beginning", None)
 
 
 def take_and_begin(conn: Any) -> Generator[Any, Any, None]:
-    """Read what is due, and send what is wanted."""
+    """Read the due answers, and send the wanted command."""
     yield from take(conn)
     yield from begin_now(conn)
 
 
 def is_owed(state: dict[str, Any]) -> bool:
-    """Whether an answer is due on the connection with this *state*, or something is wanted."""
+    """Return whether an answer is due on the connection of *state*, or a command is wanted."""
     wants = state.get("_unbroken_wants") is not None and "_unbroken_beginning" not in state
     return wants or state.get("_unbroken_due") is not None
 
 
 def is_due(conn: Any) -> bool:
-    """Whether an answer to the pool's own COMMIT or ROLLBACK was not read yet."""
+    """Return whether an answer to the pool's own COMMIT or ROLLBACK was not read yet."""
     return conn.__dict__.get("_unbroken_due") is not None
 
 
@@ -305,11 +305,11 @@ def is_due(conn: Any) -> bool:
 
 
 def may_fly(conn: Any, query: Any) -> bool:
-    """Whether BEGIN and *query*, which comes now, can be sent together on *conn*, behind what is
-    due.
+    """Return whether BEGIN and *query*, the present one, can be sent together on *conn*, behind
+    commands whose answers are due.
 
-    In autocommit there is no BEGIN, and only what reads is sent behind what is due: another
-    statement may still fail behind its own answer, at a deferred constraint.
+    In autocommit there is no BEGIN, and only reads are sent behind them: another statement may
+    still fail behind its own answer, at a deferred constraint.
     """
     state = conn.__dict__
     begins = state.get("_unbroken_wants") or not conn._autocommit
@@ -338,7 +338,7 @@ def _only_reads(query: Any) -> bool:
 
 
 def start(conn: Any) -> Generator[Any, Any, None]:
-    """Put BEGIN into libpq's buffer, for a statement that follows at once."""
+    """Put BEGIN into libpq's buffer, for a statement that follows immediately."""
     state = conn.__dict__
     pgconn, due = state["pgconn"], state.get("_unbroken_due")
     if due is None:
@@ -358,16 +358,16 @@ def start(conn: Any) -> Generator[Any, Any, None]:
 
 
 def flight_of(conn: Any) -> Flight | None:
-    """The flight that the caller is in, if any."""
+    """Return the flight that the caller is in, if any."""
     flight: Flight | None = conn.__dict__.get("_unbroken_flight")
     return None if flight is None or flight.turn != conn.lock.turns else flight
 
 
 def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
-    """Send what is in the buffer; read the answers to what was due and to BEGIN, then those to as
-    many commands as *statement* says, and leave pipeline mode.
+    """Send the buffer. Read the due answers and that to BEGIN, then those to *statement* commands,
+    and leave pipeline mode.
 
-    Gives the latter. Raises the server's error where it refused BEGIN.
+    Returns the latter. Raises the server's error if it refused BEGIN.
     """
     state = conn.__dict__
     pgconn, flight = state["pgconn"], state.pop("_unbroken_flight")
@@ -385,7 +385,7 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
     answers: list[list[Any]] = []
     for _ in range(statement):
         answers += [(yield from _psycopg().generators.fetch_many(pgconn))]
-    # where it is not, an answer was the server's goodbye, which is raised here or by the caller
+    # otherwise an answer was the server's goodbye, which is raised here or by the caller
     if (yield from _is_synced(pgconn, begun, answers)):
         pgconn.exit_pipeline_mode()
     if begun is not None and begun.status != _COMMAND_OK:
@@ -398,7 +398,7 @@ def land(conn: Any, statement: int = 0) -> Generator[Any, Any, list[list[Any]]]:
 
 
 class NotAskedError(Exception):
-    """A server of another make refused that question, and has not looked at what came behind."""
+    """A server of another vendor refused that query, and has skipped the commands behind it."""
 
 
 def _not_asked(pgconn: Any, refused: Any) -> BaseException:
@@ -407,8 +407,8 @@ def _not_asked(pgconn: Any, refused: Any) -> BaseException:
 
 
 def begin_again(conn: Any) -> Generator[Any, Any, None]:
-    """Begin the transaction that failed with that question once more, and ask no more on *conn*. No
-    unit of work hears of it.
+    """Begin the transaction that failed with that query once more, and stop asking on *conn*. This
+    is not reported to any unit of work.
     """
     from psycopg.generators import execute
 
@@ -422,10 +422,10 @@ def begin_again(conn: Any) -> Generator[Any, Any, None]:
 
 
 def settle(conn: Any) -> None:
-    """Read the answers that are due and send what is wanted, and block until that is done. For
+    """Read the due answers, send the wanted command, and block until that is done. It serves
     callers that cannot await.
 
-    Nothing is done where another thread or task is at work on *conn*: that one reads them.
+    It does nothing if another thread or task works on *conn*: that one reads the answers.
     """
     lock, pgconn, work = conn.lock, conn.__dict__["pgconn"], take_and_begin(conn)
     if not isinstance(lock, ThreadLock):

@@ -1,10 +1,14 @@
 """psycopg connections that tell the ledger of everything they send.
 
-Three ways lead out of a psycopg connection: a cursor sends its statement after ``_start_query``,
-which calls the connection's own ``_start_query`` first; the connection sends BEGIN, COMMIT,
-savepoints and a server cursor's FETCH by ``_exec_command``; and the application may reach for
-``pgconn`` and talk to libpq. The first two are reported with their text; whatever shows up in none
-of the known places is reported as doubt.
+A psycopg connection sends in three ways:
+
+- A cursor sends its statement after ``_start_query``, which calls the connection's own
+  ``_start_query`` first.
+- The connection sends BEGIN, COMMIT, savepoints and a server cursor's FETCH by ``_exec_command``.
+- The application may take ``pgconn`` and call libpq.
+
+The first two are reported with their text. Anything that appears in none of the known places is
+reported as doubt.
 """
 
 from __future__ import annotations
@@ -25,12 +29,13 @@ _OK = 0  # PQstatus
 
 
 def real_pgconn(conn: Any) -> Any:
-    """libpq's connection below *conn*, watched or not."""
+    """Return libpq's connection below *conn*, watched or not."""
     return conn.__dict__["pgconn"]
 
 
 def watched(base: Any) -> Any:
-    """*base*, ``psycopg.Connection`` or ``AsyncConnection`` or a subclass, that reports.
+    """Return a subclass of *base* that reports. *base* is ``psycopg.Connection``,
+    ``AsyncConnection`` or a subclass.
 
     ``unwatched`` is *base*.
     """
@@ -108,7 +113,8 @@ def _tell_command(
     if sql is None:
         ledger.statement(None, autocommit, conn_id=conn_id)
         return None
-    if sql.startswith((b"DEALLOCATE", b"CLOSE")):  # psycopg's own housekeeping: touches no data
+    # psycopg's own housekeeping, which changes no data
+    if sql.startswith((b"DEALLOCATE", b"CLOSE")):
         return None
     return _postgresql.about_to_send(ledger, conn_id, sql, autocommit)
 
@@ -131,7 +137,7 @@ def _watched_cursor(base: Any) -> Any:
                 return
             autocommit = _commits_itself(conn)
             mark = mark_call(conn.__dict__, "_unbroken_told")
-            yield from super()._start_query(query)  # sends BEGIN where one is needed
+            yield from super()._start_query(query)  # sends BEGIN if one is needed
             del mark
             sql = _text(query, conn)
             if sql is None:
@@ -176,15 +182,15 @@ def _watched_cursor(base: Any) -> Any:
 
 
 def _can_send(conn: Any) -> bool:
-    """Whether libpq would send at all: a statement on a connection that it knows to be closed
-    reaches nobody.
+    """Return whether libpq would send at all. A statement on a connection that it knows to be
+    closed reaches no server.
     """
     return bool(real_pgconn(conn).status == _OK)
 
 
 def _commits_itself(conn: Any) -> bool | None:
-    """Whether a statement of a cursor is committed by itself: autocommit is on and nothing is
-    open.
+    """Return whether a statement of a cursor is committed by itself: autocommit is on and nothing
+    is open.
     """
     pgconn = real_pgconn(conn)
     if conn.__dict__.get("_unbroken_wants") is not None:
@@ -197,7 +203,9 @@ def _commits_itself(conn: Any) -> bool | None:
 
 
 def _text(query: Any, conn: Any) -> bytes | None:
-    """The text of a query, whatever psycopg takes for one; None where that cannot be told."""
+    """Return the text of a query of any kind that psycopg accepts; None if it cannot be
+    determined.
+    """
     if isinstance(query, str):
         return query.encode("utf-8", "replace")
     if isinstance(query, bytes):
@@ -205,13 +213,13 @@ def _text(query: Any, conn: Any) -> bytes | None:
     try:
         text: bytes = query.as_bytes(conn)
         return text
-    except Exception:  # a template string, or something of the application's
+    except Exception:  # a template string, or an object of the application's
         return None
 
 
 class _SeenPGconn:
-    """libpq's connection in the application's hands: what could send a statement is noticed, the
-    rest passes.
+    """libpq's connection as the application gets it. Calls that could send a statement are noticed;
+    other calls pass.
     """
 
     __slots__ = ("_conn_id", "_pgconn")

@@ -1,5 +1,6 @@
-"""PyMySQL's connections, of subclasses that know their exchange with the server, and that can
-report."""
+"""PyMySQL's connections, of subclasses that follow their exchange with the server and can
+report.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from unbroken.ledger import scope
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, a PyMySQL connection class, plus exact knowledge of its exchange with the server;
-    *base* itself if it has that.
+    """Return a subclass of *base*, a PyMySQL connection class, that follows its exchange with the
+    server exactly. Return *base* itself if it already does.
     """
     if getattr(base, "_keeps_status", False):
         return base
@@ -53,12 +54,12 @@ def exact(base: Any) -> Any:
             self._seen_wants = None
             self._seen_busy = exchange.BUSY  # until it has logged in
             super().connect(*args, **kwargs)
-            exchange.untouch(self, self._seen_touched)  # what the connect itself did
+            exchange.untouch(self, self._seen_touched)  # the changes made by the connect itself
             if self._seen_opened is not None:
                 exchange.touch(self, exchange.OTHERS)  # another session than the pool's
 
         def _request_authentication(self) -> None:
-            if self._handshake_until is not None:  # what is left of the time to connect
+            if self._handshake_until is not None:  # the rest of the time to connect
                 self._read_timeout = max(0.01, self._handshake_until - time.monotonic())
             super()._request_authentication()
             self._seen_busy = exchange.QUIET
@@ -85,11 +86,11 @@ def exact(base: Any) -> Any:
             self._seen_busy = exchange.BUSY
 
         def _seen_ready(self) -> None:
-            """Make sure that a command may be sent: raise where an answer is outstanding, read what
-            was left half-read.
+            """Ensure that a command may be sent: raise if an answer is outstanding, and read a
+            result that was half-read.
             """
             if self._sock is None:
-                return  # which PyMySQL says itself
+                return  # PyMySQL reports that itself
             if self._seen_busy:
                 raise exchange.out_of_step(self)
             if self._result is not None and exchange.is_half_read(self):
@@ -99,8 +100,8 @@ def exact(base: Any) -> Any:
                 self._seen_drain()
 
         def _seen_want(self, sql: str | None, follows: Callable[[Any], bool]) -> None:
-            """*sql* goes out before the next command; a query that *follows* says may be sent
-            behind it without waiting. None: nothing goes out.
+            """Send *sql* before the next command. A query that satisfies *follows* may be sent
+            behind it without waiting. None: nothing is sent first.
             """
             if sql is not None:
                 exchange.touch(self, exchange.WANTS)
@@ -109,7 +110,7 @@ def exact(base: Any) -> Any:
                 exchange.untouch(self, exchange.WANTS)
 
         def _seen_begin(self, command: int, sql: Any) -> None:
-            """Send what is to go out before *sql*. Where that would do harm without it, wait."""
+            """Send the statement that must precede *sql*. Wait if *sql* would do harm alone."""
             wanted = self._seen_wants
             if wanted is None or self._sock is None:
                 return
@@ -128,8 +129,8 @@ def exact(base: Any) -> Any:
             self._seen_want(None, self._seen_follows)
 
         def _seen_leave(self, sql: str) -> None:
-            """Send *sql*: COMMIT, ROLLBACK, BEGIN or what sets autocommit. Its answer is read
-            before that of the next statement.
+            """Send *sql*: COMMIT, ROLLBACK, BEGIN or a statement that sets autocommit. Its answer
+            is read before that of the next statement.
             """
             if self._seen_due and not self._seen_flies:
                 self._seen_take()
@@ -137,15 +138,17 @@ def exact(base: Any) -> Any:
             after = exchange.status_once(self, sql)
             self._seen_status = None
             self._seen_busy = exchange.BUSY
-            super()._execute_command(_mysql.COM_QUERY, sql)  # no unit hears of it
+            super()._execute_command(_mysql.COM_QUERY, sql)  # not reported to any unit
             self._seen_due += (after,)
             self._seen_busy = exchange.QUIET
             self._seen_texts.clear()
-            self._seen_status = after  # last: it says that all is well
+            self._seen_status = after  # last: it marks the exchange as complete
 
         def _seen_take(self) -> None:
-            """Read those answers. Raises what a lost connection raises where one is another than
-            was expected: what was sent after it is not what its sender believes.
+            """Read those answers.
+
+            Raises the error of a lost connection if one is not the expected answer. A statement
+            sent after it did not run in the state that its sender assumed.
             """
             busy, sequence, status = self._seen_busy, self._next_seq_id, self._seen_status
             if busy >= exchange.BUSY:
@@ -157,24 +160,24 @@ def exact(base: Any) -> Any:
                 try:
                     ok = super()._read_ok_packet()
                 except pymysql.MySQLError as error:
-                    if exchange.is_answer(error):  # to that ROLLBACK, not to what is asked now
+                    if exchange.is_answer(error):  # to that ROLLBACK, not to the present command
                         raise exchange.out_of_step(self) from error
                     raise
                 behind = busy or left
                 told = exchange.after_due(self, due, ok.server_status, ok.has_next, behind=behind)
             self._seen_due, self._next_seq_id = (), sequence
             self._seen_busy = busy
-            self._seen_status = status if busy else told  # last, likewise
+            self._seen_status = status if busy else told  # last, as above
 
         def get_autocommit(self) -> bool:
             if self._seen_wants == AUTOCOMMIT_OFF:
                 return False
-            if self._seen_due:  # what was read last is older
+            if self._seen_due:  # the last status read is older
                 return bool(self._seen_due[-1] & _mysql.AUTOCOMMIT)
             return bool(super().get_autocommit())
 
         def _seen_drain(self) -> None:
-            """Read what was left of a result, and the results after it."""
+            """Read the rest of a result, and the results after it."""
             result = self._result
             if result is not None and result.unbuffered_active:
                 result._finish_unbuffered_query()
@@ -195,7 +198,7 @@ def exact(base: Any) -> Any:
             return ok
 
         def _read_query_result(self, unbuffered: bool = False) -> Any:
-            # As PyMySQL's own, with our result class
+            # As PyMySQL's own, with our result class.
             if self._seen_due:
                 self._seen_take()
             exchange.begin_reading(self)
@@ -249,8 +252,8 @@ def exact(base: Any) -> Any:
 
 
 def _result(base: Any) -> Any:
-    """PyMySQL's result class, *base*, whose connection is out of step for as long as a row is
-    read.
+    """Return a subclass of PyMySQL's result class, *base*, whose connection is out of step while a
+    row is being read.
     """
 
     class Result(exchange.exact_result(base)):  # type: ignore[misc] # the base is only known here
@@ -258,9 +261,9 @@ def _result(base: Any) -> Any:
         unbuffered_active: bool
 
         def __del__(self) -> None:
-            """Read nothing: a finalizer may run anywhere.
+            """Read nothing, because a finalizer may run anywhere.
 
-            What is half-read is read before the next command.
+            A half-read result is read before the next command.
             """
 
         def _read_load_local_packet(self, first_packet: Any) -> None:
@@ -287,7 +290,7 @@ def _result(base: Any) -> Any:
             if not self.unbuffered_active:
                 return
             if conn._seen_busy or conn._sock is None:
-                # nothing of it is to be had any more; a close need not raise for that
+                # the rest of it is lost; a close need not raise for that
                 self.unbuffered_active = False
                 return
             conn._seen_busy = exchange.BUSY
@@ -302,9 +305,9 @@ def _result(base: Any) -> Any:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
+    """Return a subclass of *base* that tells the ledger of everything it sends.
 
-    ``unwatched`` is the class to go back to.
+    ``unwatched`` is the original class, to restore it.
     """
     if hasattr(base, "unwatched"):
         return base

@@ -3,20 +3,19 @@ work.
 
 A driver follows what its library sends by overriding methods that the library never promised to
 keep. A release that renames one of them would go unnoticed: nothing would be reported, and a unit
-of work that wrote would look like one that only read. So a driver trusts no seam unless it is
+of work that wrote would look like one that only read. So a driver trusts no seam until it is
 proven, once per process:
 
-1. **Version.** The installed version lies within those that were tested (``TESTED`` in the driver's
-   file).
-2. **Shape.** Each :class:`Seam` is there, with the parameters and the callers that the driver
-   knows.
+1. **Version.** The installed version is within the tested range (``TESTED`` in the driver's file).
+2. **Shape.** Each :class:`Seam` exists, with the parameters and the callers that the driver knows.
 3. **Behaviour.** On the first connection the driver sends a few harmless statements as an
    application would send them. Each must be reported with its text, and the driver's answers about
    the connection must follow (:class:`Trial`).
 
-A driver that fails one of these is *blind* (``driver.blindness`` says why): the ledger of each unit
-of work notes a doubt, so no unit is replayed. If shape or behaviour failed, the driver also stops
-to answer from its own bookkeeping. One warning is logged. Everything else works as before.
+A driver that fails one of these is *blind* (``driver.blindness`` holds the reason). The ledger of
+each unit of work notes a doubt, so no unit is replayed. If shape or behaviour failed, the driver
+also stops answering from its own bookkeeping. One warning is logged. Everything else works as
+before.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ log = Part("driver")
 class Seam:
     """One private part of a library.
 
-    *owner* is ``module:Class`` or ``module``. *parameters* are the names that *name* takes, all of
-    them; a final ``...`` allows for more. None: they are not looked at, as for attributes and
-    methods written in C. *calls* are names that the function's own code must mention: the seams
-    that it leads through.
+    *owner* is ``module:Class`` or ``module``. *parameters* are the names of all parameters of
+    *name*; a final ``...`` allows for more. None: the parameters are not checked, as for attributes
+    and methods written in C. *calls* are names that the function's own code must mention: the seams
+    that it uses.
     """
 
     owner: str
@@ -54,7 +53,7 @@ class Seam:
     calls: tuple[str, ...] = ()
 
     def flaw(self) -> str | None:
-        """Why the installed library does not have this seam as the driver knows it; None: it has.
+        """Return how the installed library's seam differs from the known one; None: it does not.
 
         Imports the library.
         """
@@ -86,7 +85,7 @@ def _takes(function: Any, wanted: tuple[str | EllipsisType, ...]) -> bool:
             if each.kind is not Parameter.VAR_KEYWORD
         ]
     except (TypeError, ValueError):
-        # written in C, without a signature: behaviour has to do
+        # written in C, without a signature: only its behaviour can be tested
         return isbuiltin(function) or ismethoddescriptor(function)
     names: list[str | EllipsisType] = [each.name for each in found]
     return (
@@ -103,7 +102,7 @@ def _code_of(function: Any) -> CodeType | None:
 
 
 def _names(code: CodeType) -> set[str]:
-    """Every name that *code* mentions, functions inside it included."""
+    """Return every name that *code* mentions, functions inside it included."""
     names = set(code.co_names)
     for each in code.co_consts:
         if isinstance(each, CodeType):
@@ -113,7 +112,7 @@ def _names(code: CodeType) -> set[str]:
 
 @cache
 def flaw(seams: Sequence[Seam]) -> str | None:
-    """The first flaw among *seams*; None: all are there. Looked at once per process."""
+    """Return the first flaw among *seams*; None: all exist. Each process checks once."""
     return next((found for seam in seams if (found := seam.flaw()) is not None), None)
 
 
@@ -121,10 +120,10 @@ def flaw(seams: Sequence[Seam]) -> str | None:
 
 
 def installed_version(module: str, distribution: str | None) -> str | None:
-    """The version of the library *module*, which *distribution* installs; None where it cannot be
-    told.
+    """Return the version of the library *module*, which *distribution* installs; None if it cannot
+    be determined.
 
-    PyMySQL's own ``__version__`` is mysqlclient's, in whose place it stands; so what was installed
+    PyMySQL's own ``__version__`` is mysqlclient's, which it replaces. So the installed distribution
     is asked first.
     """
     for name in ((distribution or module).partition("[")[0], module):  # psycopg2-binary, psycopg2
@@ -135,9 +134,9 @@ def installed_version(module: str, distribution: str | None) -> str | None:
 
 
 def is_within(version: str, tested: str) -> bool:
-    """Whether *version* lies within *tested*, such as ``>=1.1,<1.3``.
+    """Return whether *version* lies within *tested*, such as ``>=1.1,<1.3``.
 
-    A pre-release of the cap itself lies outside.
+    A pre-release of the upper limit itself lies outside.
     """
     found = _numbers(version)
     for bound in tested.split(","):
@@ -163,7 +162,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 @cache
 def untested(module: str, distribution: str | None, tested: str) -> str | None:
-    """Why the installed version of *module* is not among the *tested* ones; None: it is."""
+    """Return the reason why the installed version of *module* is not among the *tested* ones; None:
+    it is.
+    """
     if not tested:
         return None
     version = installed_version(module, distribution)
@@ -176,13 +177,13 @@ def untested(module: str, distribution: str | None, tested: str) -> str | None:
 
 
 class Trial(unit.Unit):
-    """A ledger for a driver's own statements on *conn*: shows whether the driver reports what is
-    sent.
+    """A ledger for a driver's own statements on *conn*. It shows whether the driver reports
+    everything sent.
 
-    As a context manager it watches *conn* and stands in for any unit of work of the caller's. It
-    writes down each report: ``("SELECT 1", False)`` for a statement and whether it commits itself,
-    ``"committing"``, ``"committed"``, ``"commit failed"``, ``"rolled back"``, ``("doubt",
-    reason)``. A BEGIN is written down without its options.
+    As a context manager it watches *conn* and replaces any unit of work of the caller's. It records
+    each report: ``("SELECT 1", False)`` for a statement and whether it commits itself,
+    ``"committing"``, ``"committed"``, ``"commit failed"``, ``"rolled back"``,
+    ``("doubt", reason)``. A BEGIN is recorded without its options.
     """
 
     __slots__ = ("_aside", "_conn", "_driver", "log")
@@ -213,8 +214,8 @@ class Trial(unit.Unit):
             self._aside.__exit__(kind, error, trace)
 
     def flaw(self, expected: Sequence[Any]) -> str | None:
-        """What is wrong with the reports so far, which must be *expected*, in that order; None:
-        nothing.
+        """Return the flaw in the reports so far, which must be *expected*, in that order; None:
+        there is none.
         """
         if self.log == list(expected):
             return None
@@ -225,7 +226,7 @@ class Trial(unit.Unit):
     def statement(
         self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None
     ) -> None:
-        """As the ledger's."""
+        """Record a statement."""
         if sql is None:
             self._note((None, autocommit), conn_id)
             return
@@ -237,27 +238,27 @@ class Trial(unit.Unit):
         self._note(("BEGIN" if text[:5].upper() == "BEGIN" else text, autocommit), conn_id)
 
     def committing(self, *, conn_id: int | None = None) -> None:
-        """As the ledger's."""
+        """Record that a COMMIT is about to be sent."""
         self._note("committing", conn_id)
 
     def committed(self, *, conn_id: int | None = None) -> None:
-        """As the ledger's."""
+        """Record that a COMMIT succeeded."""
         self._note("committed", conn_id)
 
     def commit_failed(self, *, conn_id: int | None = None) -> None:
-        """As the ledger's."""
+        """Record that a COMMIT failed."""
         self._note("commit failed", conn_id)
 
     def commit_doubted(self, *, conn_id: int | None = None) -> None:
-        """As the ledger's."""
+        """Record that the result of a COMMIT is unknown."""
         self._note("commit doubted", conn_id)
 
     def rolled_back(self, *, conn_id: int | None = None) -> None:
-        """As the ledger's."""
+        """Record a rollback."""
         self._note("rolled back", conn_id)
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
-        """As the ledger's."""
+        """Record a doubt."""
         self._note(("doubt", reason), conn_id)
 
     def _note(self, what: Any, conn_id: int | None) -> None:
@@ -266,12 +267,12 @@ class Trial(unit.Unit):
 
 # -- the verdict -----------------------------------------------------------------------------------
 
-#: What a trial sends: text that nobody else sends, in no need of a table.
+#: The statement that a trial sends. No other code sends this text, and it needs no table.
 PROBE = "SELECT 'unbroken'"
 
 
 def flaw_of_status(opened: bool | None, closed: bool | None) -> str | None:
-    """What is wrong with a driver's answers to whether a transaction is open: within one, and after
+    """Return the flaw in a driver's answers to whether a transaction is open: within one, and after
     it.
     """
     return (
@@ -285,24 +286,24 @@ _proven: dict[tuple[str, str, type[Any]], str | None] = {}
 
 
 def key(driver: Any, conn: Connection) -> tuple[str, str, type[Any]]:
-    """What a proof by *conn* holds for: this driver and all connections of the same class."""
+    """Return the scope of a proof by *conn*: this driver and all connections of the same class."""
     return driver.name, type(driver).__qualname__, getattr(type(conn), "unwatched", type(conn))
 
 
 def verdict(driver: Any, conn: Connection) -> tuple[bool, str | None]:
-    """Whether connections like *conn* were tried before, and what was wrong then."""
+    """Return whether connections like *conn* were tried before, and the flaw that was found."""
     found = key(driver, conn)
     return found in _proven, _proven.get(found)
 
 
 def remember(driver: Any, conn: Connection, flawed: str | None) -> None:
-    """Keep the outcome of a trial on *conn* for this process and its children."""
+    """Keep the result of a trial on *conn* for this process and its children."""
     _proven[key(driver, conn)] = flawed
 
 
 def warn(driver: Any, module: Any, reason: str) -> None:
-    """Log, once per process and driver, that units of work are not replayed with *driver*, and what
-    helps.
+    """Log, once per process and driver, that units of work are not replayed with *driver*, and the
+    remedy.
     """
     which = (driver.name, type(driver).__qualname__)
     once = ", each for one use" if _INSTEAD in driver.__dict__ else ""
@@ -320,8 +321,8 @@ def warn(driver: Any, module: Any, reason: str) -> None:
 
 
 def distrust(driver: Any, instead: Mapping[str, Callable[..., Any]]) -> None:
-    """Let *driver* answer nothing from its own bookkeeping: its knowledge of its library's insides
-    is wrong.
+    """Make *driver* answer nothing from its own bookkeeping, because its knowledge of its library's
+    internals is wrong.
 
     *instead* are methods that need none of it.
     """
@@ -363,7 +364,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(*args: Any) -> Any:
         try:
             return method(*args)
-        except Exception:  # it looks into what has changed
+        except Exception:  # it reads internals that have changed
             return None
 
     return guarded

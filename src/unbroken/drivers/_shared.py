@@ -1,5 +1,5 @@
-"""What every driver file needs: a URL's options as the library wants them, and what came out of a
-connect.
+"""The common part of all driver files: a URL's options in the form that the library takes, and the
+result of a connect.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ T = TypeVar("T")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
-#: What MySQL's drivers send for a body that switches autocommit (see :meth:`want`, ``send_end``).
+#: The statements that MySQL's drivers send for a body that switches autocommit (see :meth:`want`,
+#: ``send_end``).
 AUTOCOMMIT_ON, AUTOCOMMIT_OFF = "SET autocommit = 1", "SET autocommit = 0"
 
 
 def boolean(text: str) -> bool:
-    """``true``, ``1``, ``yes``, ``on`` or their opposites."""
+    """Parse ``true``, ``1``, ``yes``, ``on`` or their opposites."""
     if text.lower() in _TRUE:
         return True
     if text.lower() in _FALSE:
@@ -41,7 +42,7 @@ def boolean(text: str) -> bool:
 
 
 def whole(text: str) -> int:
-    """A whole number."""
+    """Parse a whole number."""
     try:
         return int(text)
     except ValueError:
@@ -49,7 +50,7 @@ def whole(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A number of seconds, more than 0."""
+    """Parse a number of seconds, more than 0."""
     try:
         value = float(text)
     except ValueError:
@@ -60,7 +61,7 @@ def seconds(text: str) -> float:
 
 
 def number(text: str) -> float:
-    """A number that may be 0."""
+    """Parse a number that may be 0."""
     try:
         return float(text)
     except ValueError:
@@ -68,14 +69,14 @@ def number(text: str) -> float:
 
 
 def optional_boolean(text: str) -> bool | None:
-    """A boolean, or ``none`` for the server's own default."""
+    """Parse a boolean, or ``none`` for the server's own default."""
     return None if text.lower() == "none" else boolean(text)
 
 
 def coerce(
     options: Mapping[str, str], kinds: Mapping[str, Callable[[str], Any]], driver: str
 ) -> dict[str, Any]:
-    """*options* of a URL, each turned from text by its entry in *kinds*.
+    """Return *options* of a URL, each converted from text by its entry in *kinds*.
 
     Raises ConfigurationError that names the option.
     """
@@ -98,16 +99,14 @@ def coerce(
 
 
 def without_target(driver: str, backend: str) -> Target:
-    """The target of a driver that was given ``connect=`` only: nothing is known of where that
-    leads.
-    """
+    """Return the target of a driver that was given only ``connect=``. Its server is not known."""
     return Target(scheme=f"{backend}+{driver}", backend=backend)
 
 
 def class_of(conn: Any) -> Any:
-    """The class of *conn*, as something that may be subclassed and cached by.
+    """Return the class of *conn*, in a form that can be subclassed and used as a cache key.
 
-    TypeError for what cannot be a connection.
+    Raises TypeError for an object that cannot be a connection.
     """
     cls = type(conn)
     if cls.__module__ == "builtins":
@@ -119,8 +118,8 @@ _MARK = "_unbroken_connecting"
 
 
 def dial(make: Callable[[], T]) -> T:
-    """Call *make*, which connects, not while this process forks; mark what it raises as coming out
-    of that (see :func:`from_connect`).
+    """Call *make*, which connects, but not while this process forks. Its errors are marked as
+    raised while connecting (see :func:`from_connect`).
     """
     try:
         with Connecting():
@@ -131,7 +130,7 @@ def dial(make: Callable[[], T]) -> T:
 
 
 async def dial_async(make: Callable[[], Awaitable[T]]) -> T:
-    """As :func:`dial`, awaited."""
+    """Do the same as :func:`dial`, awaited."""
     try:
         async with Connecting():
             return await make()
@@ -141,23 +140,23 @@ async def dial_async(make: Callable[[], Awaitable[T]]) -> T:
 
 
 def mark(error: BaseException) -> None:
-    """Mark *error* as coming out of an attempt to connect."""
+    """Mark *error* as raised by an attempt to connect."""
     try:
         setattr(error, _MARK, True)
     except (
         AttributeError
-    ):  # an exception class with __slots__: its errors are then read as if in use
+    ):  # an exception class with __slots__: its errors are then treated as raised in use
         pass
 
 
 def from_connect(error: BaseException) -> bool:
-    """Whether *error* came out of an attempt to connect."""
+    """Return whether *error* was raised by an attempt to connect."""
     return getattr(error, _MARK, False)
 
 
 def abort_transport(transport: BaseTransport) -> None:
-    """Abort *transport*. After its event loop was closed, asyncio cannot: then end its socket at
-    least, so that the server learns of it before the transport is collected.
+    """Abort *transport*. After its event loop was closed, asyncio cannot do so. Then only its
+    socket is shut down, so that the server notices before the transport is collected.
     """
     try:
         transport.abort()  # type: ignore[attr-defined] # every transport of a connection has it
@@ -172,9 +171,7 @@ _LOST = "_unbroken_lost"
 
 
 def lost(error: T) -> T:
-    """Mark *error*, which we make ourselves, as one after which its connection must not be used
-    again.
-    """
+    """Mark *error*, which we create, as one after which its connection must not be used again."""
     setattr(error, _LOST, True)
     return error
 
@@ -188,18 +185,18 @@ def is_lost(error: BaseException) -> bool:
 
 
 class Mark:
-    """What a call holds for as long as it runs: see :func:`mark_call`."""
+    """An object that a call holds as long as it runs: see :func:`mark_call`."""
 
     __slots__ = ("__weakref__",)
 
 
 def mark_call(state: dict[str, Any], name: str, value: Any = True) -> Mark:
-    """Note in *state* that the calling function is at work, with a *value* for those that it calls
-    (:func:`marked`).
+    """Note in *state* that the calling function is running, with a *value* for the functions that
+    it calls (:func:`marked`).
 
-    It holds what is given for as long as it runs. A mark that is set before ``try`` and taken back
-    in ``finally`` would stay for good where an exception strikes between the two; this one counts
-    only below the function that set it.
+    The calling function holds the returned mark as long as it runs. A mark that is set before
+    ``try`` and removed in ``finally`` would stay for good if an exception struck between the two.
+    This mark counts only below the function that set it.
     """
     mark = Mark()
     state[name] = weakref.ref(mark), id(sys._getframe(1)), value
@@ -207,7 +204,7 @@ def mark_call(state: dict[str, Any], name: str, value: Any = True) -> Mark:
 
 
 def marked(state: dict[str, Any], name: str) -> Any:
-    """The value of that mark, where one of the callers set it; else None."""
+    """Return the value of that mark if one of the callers set it; else None."""
     found = state.get(name)
     if found is None or found[0]() is None:  # its frame may be another's by now
         return None
@@ -226,17 +223,17 @@ _UNDO = re.compile(rb"\s*(?:ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?\s*;?\s*"
 
 
 def as_bytes(sql: str | bytes | bytearray | memoryview) -> bytes:
-    """The start of a statement, as bytes to be looked at; enough of it to know a COMMIT."""
+    """Return the start of a statement, as bytes to examine; enough of it to recognize a COMMIT."""
     if isinstance(sql, str):
         return sql[:200].encode("utf-8", "replace")
     return bytes(sql[:200])
 
 
 def is_commit(sql: str | bytes | bytearray) -> bool:
-    """Whether *sql* is a plain COMMIT and nothing else."""
+    """Return whether *sql* is a plain COMMIT and nothing else."""
     return len(sql) < 40 and _END.fullmatch(as_bytes(sql)) is not None
 
 
 def is_rollback(sql: str | bytes | bytearray) -> bool:
-    """Whether *sql* is a plain ROLLBACK (not to a savepoint) and nothing else."""
+    """Return whether *sql* is a plain ROLLBACK (not to a savepoint) and nothing else."""
     return len(sql) < 40 and _UNDO.fullmatch(as_bytes(sql)) is not None

@@ -1,8 +1,8 @@
-"""What each library's ``connect`` takes, so that an option that was meant for the pool can be told
-from the driver's own.
+"""The options of each library's ``connect``, so that an option that was meant for the pool can be
+told from the driver's own.
 
-The lists hold what the supported versions take, and what SQLAlchemy's dialects read in a URL beside
-it. What the installed version says of itself is added: an option that it takes is its own.
+The lists hold the options of the supported versions, and those that SQLAlchemy's dialects read in a
+URL beside them. The options that the installed version reports are added: they count as its own.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _OPTIONS: Mapping[str, str] = {
     "pg8000": _PG8000,
     "asyncpg": _ASYNCPG,
 }
-#: Where the installed version tells what it takes: a module, and the path to a function or class.
+#: Where the installed version lists its options: a module, and the path to a function or class.
 _SAYS = {
     "pymysql": ("pymysql.connections", "Connection"),
     "aiomysql": ("aiomysql.connection", "Connection"),
@@ -94,20 +94,22 @@ _SAYS = {
     "pg8000": ("pg8000.dbapi", "connect"),
     "asyncpg": ("asyncpg", "connect"),
 }
-#: What any driver takes.
+#: The options that any driver takes.
 _ALL = frozenset(" ".join(_OPTIONS.values()).split())
 #: Names of each setting of ours.
 _OURS = tuple(each.name for each in fields(Settings))
 
 
 def takes(driver: str) -> frozenset[str] | None:
-    """The options of *driver* (its file's name). None: it is not known."""
+    """Return the options of *driver* (its file's name). None: it is not known."""
     listed = _OPTIONS.get(driver)
     return None if listed is None else frozenset(listed.split()) | _said(driver)
 
 
 def _said(driver: str) -> frozenset[str]:
-    """What the installed library says that its ``connect`` takes; nothing if it is not imported."""
+    """Return the options that the installed library's ``connect`` reports; nothing if it is not
+    imported.
+    """
     module, path = _SAYS.get(driver, ("", ""))
     found: Any = sys.modules.get(module)
     if found is None:
@@ -121,16 +123,16 @@ def _said(driver: str) -> frozenset[str]:
 def _arguments(function: Any) -> frozenset[str]:
     try:
         return frozenset(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # it is written in C, and says nothing
+    except (TypeError, ValueError):  # it is written in C, and has no signature
         return frozenset()
 
 
 def refuse_strays(options: Iterable[object], known: Collection[str], told: str, how: str) -> None:
     """Raise ConfigurationError for the first of *options* that is not among the *known* names and
-    is meant for the pool: a setting, a misspelled one, or another pool's word for one.
+    is meant for the pool: a setting, a misspelled one, or another pool's name for one.
 
-    *told*: how the message begins, such as "pymysql has no option"; *how*: a sentence that says
-    where settings stand. Any other unknown option is left to its owner.
+    *told* is the beginning of the message, such as "pymysql has no option". *how* is a sentence
+    that tells where settings belong. Any other unknown option is left to its owner.
     """
     for name in options:
         hint = stray(name, _OURS, known, _ALL)

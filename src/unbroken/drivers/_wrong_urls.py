@@ -1,6 +1,8 @@
-"""What is given in place of a database URL: each kind is told for what it is, and how to write it.
+"""Values given in place of a database URL. The error for each kind names the mistake and the
+correct form.
 
-Nothing of the text is shown but words from the tables here: all of it may be a password.
+Errors show no part of the text but words from the tables here, because any part of it may be a
+password.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from unbroken.hints import nearest
 EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
 _WRITE = f"write something like {EXAMPLE!r}"
 
-#: What a text that is no URL looks like, and what to do.
+#: Typical texts that are no URL, and the remedy for each.
 _LOOKS = (
     (r"", f"the database URL is empty (is its environment variable set?); {_WRITE}"),
     (
@@ -39,7 +41,7 @@ _LOOKS = (
     (r"[A-Za-z][\w+.-]*:/?(?!/).*", f"a URL's scheme ends with '://'; {_WRITE}"),
 )  # fmt: skip
 
-#: What a scheme is called elsewhere: what to write here.
+#: Schemes of other products, and the scheme to write here.
 _MEANT = {
     "pymysql": "mysql+pymysql", "mysqlclient": "mysql+mysqldb", "mysqldb": "mysql+mysqldb",
     "mysqlconnector": "mysql+mysqlconnector", "aiomysql": "mysql+aiomysql",
@@ -50,13 +52,13 @@ _MEANT = {
     "postgis": "postgresql", "cockroachdb": "postgresql", "cockroach": "postgresql",
     "sqlite3": "sqlite",
 }  # fmt: skip
-#: What a driver is called elsewhere.
+#: Names of drivers in other products.
 _DRIVERS = {
     "psycopg3": "psycopg", "mysqlclient": "mysqldb", "mariadb": "mariadbconnector",
     "mysql-connector": "mysqlconnector", "connector": "mysqlconnector", "psycopg2cffi": "psycopg2",
     "aiopg": "asyncpg",
 }  # fmt: skip
-#: Databases that no pool here is for.
+#: Databases that no pool here supports.
 _OTHERS = {
     "mongodb": "MongoDB has clients of its own: unbroken.mongo.MongoClient(url)",
     **dict.fromkeys(
@@ -67,7 +69,7 @@ _OTHERS = {
 
 
 def no_url(text: str) -> str:
-    """What is wrong with *text*, which is no database URL."""
+    """Return the error text for *text*, which is no database URL."""
     for pattern, told in _LOOKS:
         if re.fullmatch(pattern, text, re.DOTALL):
             return told
@@ -75,7 +77,7 @@ def no_url(text: str) -> str:
 
 
 def no_text(given: object) -> str:
-    """What is wrong with a database URL that is no text."""
+    """Return the error text for a database URL that is not text."""
     kind = type(given).__name__
     told = f"a database URL must be a text such as {EXAMPLE!r}, not a {kind}"
     if isinstance(given, (bytes, bytearray, memoryview)):
@@ -88,7 +90,7 @@ def no_text(given: object) -> str:
 
 
 def unknown_scheme(scheme: str, known: Collection[str], backends: Collection[str]) -> str:
-    """What to write in place of *scheme*, which is not among the *known* ones."""
+    """Return the scheme to write in place of *scheme*, which is not among the *known* ones."""
     base, _, driver = scheme.partition("+")
     if base in _OTHERS:
         return f"unknown scheme {base!r}; {_OTHERS[base]}; known: {', '.join(known)}"

@@ -128,7 +128,8 @@ _SEAMS = (
 
 
 class AsyncDriver(Shared):
-    """See :class:`unbroken.abc.AsyncDriver`.
+    """The asyncio driver for aiomysql; its methods are described in
+    :class:`unbroken.abc.AsyncDriver`.
 
     Connections are aiomysql's, of a subclass that keeps the server's status.
     """
@@ -188,7 +189,9 @@ class AsyncDriver(Shared):
         return conn._writer is not None
 
     def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        """Return the same as comparing :meth:`traits`, by one comparison. False if the status is
+        not known.
+        """
         return traits == (
             exchange.settled(conn),
             conn.cursorclass,
@@ -199,9 +202,9 @@ class AsyncDriver(Shared):
         )
 
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """By one comparison.
+        """Return whether *conn* is clean, by one comparison.
 
-        The status is only known where everything that was sent was answered in full.
+        The status is only known if every command was answered in full.
         """
         seen = (
             conn._seen_status,
@@ -216,8 +219,8 @@ class AsyncDriver(Shared):
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, an aiomysql connection class, plus exact knowledge of its exchange; *base* itself if
-    it has that.
+    """Return a subclass of *base*, an aiomysql connection class, that follows its exchange exactly.
+    Return *base* itself if it already does.
     """
     if getattr(base, "_keeps_status", False):
         return base
@@ -231,9 +234,9 @@ def _status_after(conn: Any, result: Any) -> int | None:  # noqa: ARG001 - as as
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
+    """Return a subclass of *base* that tells the ledger of everything it sends.
 
-    ``unwatched`` is the class to go back to.
+    ``unwatched`` is the original class, to restore it.
     """
     return (
         base

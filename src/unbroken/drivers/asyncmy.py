@@ -33,11 +33,12 @@ _BINARY = (
     23,
     250,
     # COM_STMT_PREPARE, COM_STMT_EXECUTE and MariaDB's COM_STMT_BULK_EXECUTE: their answers are read
-    # another way
+    # in another way
 )
 
 _CONNECTION, _RESULT = "asyncmy.connection:Connection", "asyncmy.connection:MySQLResult"
-_SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial has to do
+# compiled: the code of the functions cannot be examined, so only the trial can test them
+_SEAMS = (
     *(
         Seam(_CONNECTION, name)
         for name in (
@@ -97,7 +98,8 @@ _SEAMS = (  # compiled: what the functions use cannot be looked at, so the trial
 
 
 class AsyncDriver(Shared):
-    """See :class:`unbroken.abc.AsyncDriver`.
+    """The asyncio driver for asyncmy; its methods are described in
+    :class:`unbroken.abc.AsyncDriver`.
 
     Connections are asyncmy's, of a subclass that keeps the server's status.
     """
@@ -107,7 +109,7 @@ class AsyncDriver(Shared):
     _names = ("password", "unix_socket")
     sends_latin = True
     _compared = ("_cursor_cls", "_encoding", "_use_unicode", "_encoders", "_decoders")
-    _tables = ("_decoders",)  # it takes nothing but a plain dictionary of encoders
+    _tables = ("_decoders",)  # it takes only a plain dictionary of encoders
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None
@@ -155,7 +157,9 @@ class AsyncDriver(Shared):
         return bool(conn._connected)
 
     def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        """Return the same as comparing :meth:`traits`, by one comparison. False if the status is
+        not known.
+        """
         return traits == (
             exchange.settled(conn),
             conn._cursor_cls,
@@ -166,9 +170,9 @@ class AsyncDriver(Shared):
         )
 
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """By one comparison.
+        """Return whether *conn* is clean, by one comparison.
 
-        The status is only known where everything that was sent was answered in full.
+        The status is only known if every command was answered in full.
         """
         seen = (
             conn._seen_status,
@@ -183,8 +187,8 @@ class AsyncDriver(Shared):
 
 @cache
 def exact(base: Any) -> Any:
-    """*base*, an asyncmy connection class, plus exact knowledge of its exchange; *base* itself if
-    it has that.
+    """Return a subclass of *base*, an asyncmy connection class, that follows its exchange exactly.
+    Return *base* itself if it already does.
     """
     if getattr(base, "_keeps_status", False):
         return base
@@ -203,7 +207,7 @@ def exact(base: Any) -> Any:
                 await self._seen_take()
             status = self._seen_status
             await super()._execute_command(command, sql)
-            if command == _CLOSE:  # which is not answered
+            if command == _CLOSE:  # it is not answered
                 exchange.ended(self, status)
             elif command in _BINARY:
                 self._seen_busy = exchange.BUSY
@@ -225,8 +229,8 @@ def exact(base: Any) -> Any:
 
 @cache
 def _following(base: Any) -> Any:
-    """*base*, a class of prepared statements, that tells its connection when the answer was read to
-    its end.
+    """Return a subclass of *base*, a class of prepared statements, that tells its connection when
+    the answer was read to its end.
     """
 
     class Statement(base):  # type: ignore[misc] # the base is only known here
@@ -255,9 +259,9 @@ def _following(base: Any) -> Any:
 
 
 def _status_after(conn: Any, result: Any) -> int | None:
-    """The server's status after *result*.
+    """Return the server's status after *result*.
 
-    Where results end without one, asyncmy has 0 in its place.
+    If results end without one, asyncmy has 0 in its place.
     """
     if (
         not conn._deprecate_eof
@@ -269,9 +273,9 @@ def _status_after(conn: Any, result: Any) -> int | None:
 
 
 def watched(base: Any) -> Any:
-    """*base* that tells the ledger of everything it sends.
+    """Return a subclass of *base* that tells the ledger of everything it sends.
 
-    ``unwatched`` is the class to go back to.
+    ``unwatched`` is the original class, to restore it.
     """
     return (
         base

@@ -77,7 +77,9 @@ _OUT_OF_STEP = re.compile(r"another operation (?:\(\d+\) )?is|cannot switch to s
 
 
 class AsyncDriver(Status):
-    """See :class:`unbroken.abc.AsyncDriver`."""
+    """The asyncio driver for asyncpg; its methods are described in
+    :class:`unbroken.abc.AsyncDriver`.
+    """
 
     name = NAME
     capabilities = Capabilities(transaction_status=True, watchable=True, implicit_begin=False)
@@ -90,7 +92,7 @@ class AsyncDriver(Status):
 
         self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
-        # asyncpg has no OperationalError; what its users catch for a lost connection are these
+        # asyncpg has no OperationalError. Its users catch these for a lost connection.
         self.errors: tuple[type[BaseException], ...] = (
             asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.PostgresError,
             asyncpg.InternalClientError,
@@ -101,7 +103,7 @@ class AsyncDriver(Status):
         self._arguments, self._timeout = arguments(self.target)
 
     async def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds everything, all addresses together."""
+        """Open a connection. *timeout* bounds everything, all addresses together."""
         return await dial_async(lambda: self._dial(min(timeout, self._timeout or timeout), login))
 
     async def _dial(self, timeout: float, login: Login | None) -> Connection:
@@ -112,14 +114,14 @@ class AsyncDriver(Status):
             return self._known(await self._asyncpg.connect(**given, timeout=timeout))
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
         return self._known(conn)
 
     def _known(self, conn: Connection) -> Connection:
-        """*conn* with our layer in front of its protocol, by a class that notes what a holder
+        """Return *conn* with our layer in front of its protocol, in a class that notes a holder's
         changes.
         """
         if not isinstance(conn, self._asyncpg.Connection):
@@ -145,7 +147,7 @@ class AsyncDriver(Status):
         return conn
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """asyncpg's own, in place of Python's DB-API."""
+        """Return asyncpg's own calls, in place of Python's DB-API."""
         begun: dict[int, Any] = {}
 
         async def ping(conn: Connection, timeout: float) -> None:
@@ -175,7 +177,7 @@ class AsyncDriver(Status):
         }
 
     async def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our layer reports and asyncpg tells; None: nothing.
+        """Return the flaw in our layer's reports and asyncpg's status; None: there is none.
 
         Five round trips.
         """
@@ -187,7 +189,7 @@ class AsyncDriver(Status):
             return flaw
         with Trial(self, conn) as trial:
             if self.is_in_transaction(conn):
-                # the caller's own connect= began it: it must stay as it is
+                # the caller's own connect= began it, so it must stay open
                 await conn.fetchval(PROBE)
                 return trial.flaw([(PROBE, False)])
             transaction = conn.transaction()
@@ -208,7 +210,9 @@ class AsyncDriver(Status):
         )
 
     async def ping(self, conn: Connection, timeout: float) -> None:
-        """One round trip, no transaction. (asyncpg cannot read the answer to an empty query.)"""
+        """Ping the server: one round trip, no transaction. (asyncpg cannot read the answer to an
+        empty query.)
+        """
         self._check_ready(conn)
         try:
             async with asyncio.timeout(timeout):
@@ -225,27 +229,27 @@ class AsyncDriver(Status):
         self._check_ready(conn)
         if conn._top_xact is not None and not conn.is_in_transaction():
             conn._top_xact = (
-                None  # ended by a COMMIT written as text: asyncpg would send a SAVEPOINT
+                None  # a COMMIT written as text ended it: asyncpg would send a SAVEPOINT
             )
         await conn.transaction().start()
 
     async def commit(self, conn: Connection) -> None:
-        """Commit what :meth:`begin`, or the application, opened; no round trip where nothing is
-        open.
+        """Commit the transaction that :meth:`begin`, or the application, opened; no round trip if
+        nothing is open.
 
-        Raises InFailedSQLTransactionError where PostgreSQL answered that with a rollback.
+        Raises InFailedSQLTransactionError if PostgreSQL answered that with a rollback.
         """
         self._check_ready(conn)
         if conn._top_xact is None or not conn.is_in_transaction():
             await self._end(conn, "commit")
             return
-        # As asyncpg's own commit does, but with a look at the answer
+        # Like asyncpg's own commit, but it checks the answer.
         conn._top_xact = None
         if await conn.execute("COMMIT") == "ROLLBACK":
             raise self._asyncpg.InFailedSQLTransactionError(_postgresql.NOT_COMMITTED)
 
     async def rollback(self, conn: Connection) -> None:
-        """Likewise."""
+        """Roll that transaction back; no round trip if nothing is open."""
         self._check_ready(conn)
         await self._end(conn, "rollback")
 
@@ -253,14 +257,16 @@ class AsyncDriver(Status):
         # the outermost transaction object; asyncpg keeps it for its own nesting
         outer = conn._top_xact
         if not conn.is_in_transaction() and self.is_quiet(conn):
-            conn._top_xact = None  # ended by a COMMIT written as text, perhaps
+            conn._top_xact = None  # a COMMIT written as text may have ended it
         elif outer is not None:
             await getattr(outer, how)()
         else:
             await conn.execute(how.upper())
 
     async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*, a question of the pool's own, which leaves nothing on the session."""
+        """Return the rows of *sql*, a query of the pool's own, which leaves nothing on the
+        session.
+        """
         layer = conn._protocol
         before = layer.residue if isinstance(layer, Layer) else None
         rows = [tuple(row) for row in await conn.fetch(sql)]
@@ -269,7 +275,7 @@ class AsyncDriver(Status):
         return rows
 
     async def idle_limit(self, conn: Connection) -> float | None:
-        """``idle_session_timeout`` of this session."""
+        """Return ``idle_session_timeout`` of this session, in seconds."""
         return _postgresql.limit(await conn.fetchval(_postgresql.ASK_IDLE_LIMIT))
 
     def close(self, conn: Connection) -> None:
@@ -282,7 +288,7 @@ class AsyncDriver(Status):
                 abort_transport(transport)
 
     def fileno(self, conn: Connection) -> int | None:
-        """Of the transport's socket; None once it is closing."""
+        """Return the number of the transport's socket; None once it is closing."""
         transport = conn._transport
         if conn.is_closed() or transport is None or transport.is_closing():
             return None
@@ -291,7 +297,9 @@ class AsyncDriver(Status):
         return fd if fd >= 0 else None
 
     def classify(self, exc: BaseException) -> Fault:
-        """By SQLSTATE; by asyncpg's words, or the system's error, where there is none."""
+        """Classify an error by SQLSTATE, or by asyncpg's message or the system's error if there is
+        none.
+        """
         if is_lost(exc):
             return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
@@ -303,7 +311,7 @@ class AsyncDriver(Status):
         if isinstance(exc, self._asyncpg.PostgresConnectionError) and isinstance(
             said, self._asyncpg.PostgresError
         ):
-            exc = said  # what the server said before it hung up
+            exc = said  # the server's error before it closed the connection
         if isinstance(exc, self._asyncpg.PostgresError):
             fields = ("server_source_filename", "severity_en", "severity")
             fatal = is_fatal(*(getattr(exc, each, None) for each in fields))
@@ -322,7 +330,7 @@ class AsyncDriver(Status):
                 return Fault(
                     FaultKind.MISCONFIGURED if connecting else FaultKind.OTHER, None, None, str(exc)
                 )
-            # "another operation (2) is in progress": the server's goodbye came in between two
+            # "another operation (2) is in progress": the server's goodbye came between two
             # statements
             if isinstance(exc, self._asyncpg.exceptions.ProtocolError) or _OUT_OF_STEP.search(
                 str(exc)
@@ -342,24 +350,22 @@ class AsyncDriver(Status):
         return os_fault(exc, connecting=connecting)
 
     def unread(self, conn: Connection) -> bytes:
-        """What the server said when it ended the session, which asyncpg has read and keeps to
-        itself.
-        """
+        """Return the server's error at the end of the session, which asyncpg has read and hides."""
         layer = getattr(conn, "_protocol", None)
         return layer.goodbye if isinstance(layer, Layer) else b""
 
     def session_id(self, conn: Connection) -> str | None:
-        """The backend's pid."""
+        """Return the backend's pid."""
         return None if conn.is_closed() else str(conn.get_server_pid())
 
     def watch(self, conn: Connection) -> None:
-        """Our layer reports from now on."""
+        """Make our layer report from now on."""
         self._known(conn)
         if isinstance(conn._protocol, Layer):
             conn._protocol.watched = True
 
     def unwatch(self, conn: Connection) -> None:
-        """No more reports."""
+        """Stop the reports."""
         if isinstance(conn._protocol, Layer):
             conn._protocol.watched = False
 

@@ -1,10 +1,10 @@
-"""MariaDB Connector/Python: the C client library. It shows its socket and the server's status,
-which lies after an error.
+"""MariaDB Connector/Python: the C client library. It exposes its socket and the server's status,
+which is wrong after an error.
 
-``conn.socket`` is never touched: it would own the descriptor, and close it, whoever has it by then.
-There is no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on the descriptor
-(or a user's own ``read_timeout``). Its connect timeout is whole seconds: others are rounded up. The
-library always speaks utf8mb4.
+``conn.socket`` is never used. Python would own the descriptor and close it, even if another file
+has it by then. There is no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on
+the descriptor (or a user's own ``read_timeout``). Its connect timeout is whole seconds: others are
+rounded up. The library always uses utf8mb4.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ _SEAMS = (
 
 
 class Driver(Ahead, Blocking):
-    """See :class:`unbroken.abc.Driver`.
+    """The blocking driver for mariadb; its methods are described in :class:`unbroken.abc.Driver`.
 
-    Connections are the library's, of a subclass that knows when the status lies.
+    Connections are the library's, of a subclass that knows when the status is wrong.
     """
 
     name = NAME
@@ -135,13 +135,15 @@ class Driver(Ahead, Blocking):
             if name in self._arguments:
                 self._arguments[name] = math.ceil(self._arguments[name])
         if self._arguments.get("autocommit", False) is None:
-            del self._arguments["autocommit"]  # the library knows no default of the server's
+            del self._arguments["autocommit"]  # the library has no way to keep the server's default
         self.check_seams()
         base: Any = mariadb.connections.Connection
         self._class = exact(base) if self.is_known else base
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """The client library bounds the TCP connect and the handshake with it, in whole seconds."""
+        """Open a connection. The client library bounds the TCP connect and the handshake with
+        *timeout*, in whole seconds.
+        """
         return dial(lambda: self._dial(timeout, login))
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
@@ -151,24 +153,24 @@ class Driver(Ahead, Blocking):
         return self._class(**{**self.aimed(login), "connect_timeout": math.ceil(timeout)})
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
         if self.is_known:
             conn.__class__ = exact(class_of(conn))
-            # it was given to us as one that can be used
+            # the caller handed it over as usable
             conn.__dict__.setdefault("_seen_busy", False)
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
-        """COM_PING; *timeout* cannot be held by this driver, see above."""
+        """Send COM_PING. This driver cannot enforce *timeout*; see the module's docstring."""
         conn.ping()
 
     def may_leave(self, conn: Connection) -> bool:
-        """Whether the answer to a COMMIT or ROLLBACK that is sent now says nothing that is not
-        known, so that it can be read later. A library that reconnects by itself would wait for it
-        in vain.
+        """Return whether the answer to a COMMIT or ROLLBACK that is sent now holds nothing new, so
+        that it can be read later. A library that reconnects by itself would wait for an answer that
+        never comes.
         """
         return (
             super().may_leave(conn)
@@ -177,37 +179,37 @@ class Driver(Ahead, Blocking):
         )
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         conn._seen_leave(sql)
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
-        """What was sent in the transaction that is open; None stands for what is not known."""
+        """Return the statements sent in the open transaction. None stands for an unknown one."""
         return texts_of(conn)
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether that answer was not read yet."""
+        """Return whether that answer was not read yet."""
         return conn._seen_due is not None and self.fileno(conn) is not None
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:  # noqa: ARG002 - as for ping
-        """Read it, if it was not read yet. Gives whether that was so."""
+        """Read that answer, if it was not read yet. Returns whether it did."""
         if not self.owes_answer(conn):
             return False
         conn._seen_settle()
         return True
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        """Do nothing: MySQL opens a transaction by itself while autocommit is off."""
         conn.begin()
 
     def close(self, conn: Connection) -> None:
-        """COM_QUIT and close; the library does not wait for an answer."""
+        """Send COM_QUIT and close; the library does not wait for an answer."""
         try:
             conn.close()  # a connection that is out of step only loses its socket: see exact()
         except Exception:  # closed before
             pass
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """``wait_timeout`` of this session."""
+        """Return ``wait_timeout`` of this session, in seconds."""
         held = self.is_in_transaction(conn)
         cursor = conn.cursor()
         cursor.execute(_mysql.ASK_IDLE_LIMIT)
@@ -218,7 +220,7 @@ class Driver(Ahead, Blocking):
         return float(value)
 
     def remember(self, conn: Connection) -> str | None:
-        """The statement that sets again what was set when *conn* was opened."""
+        """Return the statement that restores the settings that *conn* had when it was opened."""
         if not (
             _mysql_reset.sets_nothing_else(self._arguments)
             if self._connect is None
@@ -232,7 +234,7 @@ class Driver(Ahead, Blocking):
         return _mysql_reset.set_again(rows)
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """COM_RESET_CONNECTION and one statement."""
+        """Send COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
             conn.reset()
             database = self.target.database
@@ -245,7 +247,9 @@ class Driver(Ahead, Blocking):
             conn.rollback()
 
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's, which stays the library's own; None once it was lost or closed."""
+        """Return the socket's number; the library still owns it. None once it was lost or
+        closed.
+        """
         try:
             fd: int = conn._get_socket()
         except Exception:
@@ -253,7 +257,9 @@ class Driver(Ahead, Blocking):
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, or in the middle of an exchange."""
+        """Return the state in the last OK or EOF packet. None after an error, or in the middle of
+        an exchange.
+        """
         return (
             bool(status_of(conn) & _mysql.IN_TRANSACTION)
             if self.is_quiet(conn) and not conn.__dict__.get("_seen_failed", True)
@@ -261,19 +267,19 @@ class Driver(Ahead, Blocking):
         )
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last statement was answered in full, and its rows were read."""
+        """Return whether the last statement was answered in full, and its rows were read."""
         state = conn.__dict__
         return self.fileno(conn) is not None and not (
             state.get("_seen_busy", True) or state.get("_seen_rows")
         )
 
     def was_closed(self, conn: Connection) -> bool:
-        """Whether ``close()`` was called."""
+        """Return whether ``close()`` was called."""
         return bool(conn.__dict__.get("_seen_closed"))
 
     def traits(self, conn: Connection) -> tuple[Any, ...] | None:
-        """Autocommit by the server's status, whether it was moved, the converter, and what a
-        reconnect would do by itself.
+        """Return autocommit from the server's status, whether the connection was moved, the
+        converter, and the settings that a reconnect would apply by itself.
         """
         try:
             moved = conn.__dict__.get("_seen_moved", 0)
@@ -282,7 +288,9 @@ class Driver(Ahead, Blocking):
             return None
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Quiet, nothing open by the server's last status, and as it was opened."""
+        """Return whether *conn* is quiet, has nothing open by the server's last status, and is as
+        it was opened.
+        """
         return (
             self.is_in_transaction(conn) is False
             and traits is not None
@@ -290,7 +298,7 @@ class Driver(Ahead, Blocking):
         )
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit or the database."""
+        """Restore the attributes, then autocommit or the database."""
         now, database = self.traits(conn), self.target.database
         if (
             traits is None
@@ -308,19 +316,19 @@ class Driver(Ahead, Blocking):
             conn.__dict__["_seen_moved"] = moved
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """As all, and autocommit."""
+        """Return the common calls, and autocommit."""
         return {**super().public_calls(), **by_attribute(self)}
 
     def session_id(self, conn: Connection) -> str | None:
-        """CONNECTION_ID(), from the handshake."""
+        """Return CONNECTION_ID(), from the handshake."""
         try:
             return str(conn.connection_id)
         except Exception:  # closed
             return None
 
     def watch(self, conn: Connection) -> None:
-        """Statements of cursors show as ``_last_executed_statement``, the rest goes through
-        ``_execute_command``.
+        """Report statements of cursors when ``_last_executed_statement`` is set, and the rest when
+        it is sent through ``_execute_command``.
         """
         conn.__class__ = watched(type(conn))
 

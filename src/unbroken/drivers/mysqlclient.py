@@ -1,5 +1,5 @@
-"""mysqlclient (MySQLdb): the C client library. It shows its socket, but not the server's status, so
-that is deduced.
+"""mysqlclient (MySQLdb): the C client library. It exposes its socket, but not the server's status,
+so that is deduced.
 
 It has no timeout per call: a ping is bounded only by the pool's ``shutdown()`` on its descriptor
 (or a user's own ``read_timeout``). Its connect timeout is whole seconds: others are rounded up.
@@ -47,17 +47,18 @@ _OPTIONS: _mysql.Kinds = {
     "multi_statements": boolean, "binary_prefix": boolean, "server_public_key_path": str,
     "local_infile_dir": str,
 }  # fmt: skip
-#: What MySQLdb keeps on a connection, and a holder can change: tables of converters, and all else.
+#: The attributes that MySQLdb keeps on a connection, and a holder can change: tables of converters,
+#: and all others.
 _TABLES = ("converter", "encoders")
 _TRAITS = (*_TABLES, "cursorclass", "encoding")
 _WHOLE_SECONDS = ("read_timeout", "write_timeout")
 
-# completion_type=CHAIN makes a COMMIT open the next transaction at once; only asking tells
+# completion_type=CHAIN makes a COMMIT open the next transaction immediately. Only a query shows it.
 _ASK = "SELECT @@SESSION.wait_timeout, @@SESSION.completion_type"
 _ASK_COMPLETION = "SELECT @@SESSION.completion_type"
 
 _CONNECTION = "MySQLdb.connections:Connection"
-_SEAMS = (  # for the most part written in C
+_SEAMS = (  # mostly written in C
     *(
         Seam(_CONNECTION, name)
         for name in (
@@ -87,9 +88,10 @@ _SEAMS = (  # for the most part written in C
 
 
 class Driver(Ahead, Blocking):
-    """See :class:`unbroken.abc.Driver`.
+    """The blocking driver for mysqlclient; its methods are described in
+    :class:`unbroken.abc.Driver`.
 
-    Connections are MySQLdb's, of a subclass that follows what is sent.
+    Connections are MySQLdb's, of a subclass that follows everything sent.
     """
 
     name = NAME
@@ -103,10 +105,10 @@ class Driver(Ahead, Blocking):
         import MySQLdb
         import MySQLdb.connections
 
-        # what the library imports only while it connects: a child that is forked in the
+        # Modules that the library imports only while it connects. A child that is forked in the
         import MySQLdb.constants.CLIENT
 
-        # middle of another thread's import waits for that module for ever
+        # middle of another thread's import waits for that module for ever.
         import MySQLdb.constants.FIELD_TYPE
         import MySQLdb.converters
 
@@ -141,14 +143,16 @@ class Driver(Ahead, Blocking):
         self._class = deduced(base) if self.is_known else base
         #: A statement may be sent behind a COMMIT or ROLLBACK whose answer is still due.
         self.pipelines = pipelines()
-        # what the user has run at connect may leave anything open
+        # statements that the user runs at connect may leave anything open
         self._fresh = not {"init_command", "read_default_file", "read_default_group"} & set(
             self._arguments
         )
         self._chains = False
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """The client library bounds the TCP connect and the handshake with it, in whole seconds."""
+        """Open a connection. The client library bounds the TCP connect and the handshake with
+        *timeout*, in whole seconds.
+        """
         return dial(lambda: self._dial(timeout, login))
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
@@ -163,87 +167,92 @@ class Driver(Ahead, Blocking):
         return conn
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
         if self.is_known:
             conn.__class__ = deduced(class_of(conn))
-            # it was given to us as one that can be used
+            # the caller handed it over as usable
             conn.__dict__.setdefault("_seen_busy", False)
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
-        """COM_PING; *timeout* cannot be held by this driver, see above."""
+        """Send COM_PING. This driver cannot enforce *timeout*; see the module's docstring."""
         conn.ping()
 
     def may_leave(self, conn: Connection) -> bool:
-        """Whether the answer to a COMMIT or ROLLBACK that is sent now says nothing that is not
-        known, so that it can be read later.
+        """Return whether the answer to a COMMIT or ROLLBACK that is sent now holds nothing new, so
+        that it can be read later.
         """
         state = conn.__dict__
         knows_end = not (state.get("_seen_chains") or state.get("_seen_code"))
         return knows_end and self.is_in_transaction(conn) is not False
 
     def end_seen(self, conn: Connection) -> None:
-        """The library does not tell the server's status, so an answer says nothing of it."""
+        """Do nothing: the library does not expose the server's status, so an answer tells nothing
+        about it.
+        """
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`: :meth:`take_answer` reads the
+        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`. :meth:`take_answer` reads the
         answer.
         """
         conn._seen_leave(sql)
 
     def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
-        """*sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, goes out before the next command, and a query
-        that *follows* says behind it at once. None: nothing does. Sends nothing itself.
+        """Send *sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, before the next command, and send a query
+        that satisfies *follows* immediately behind it. None cancels that. This method itself sends
+        nothing.
         """
         conn._seen_want(sql, follows)
 
     def wants(self, conn: Connection) -> str | None:
-        """What is to go out before the next command."""
+        """Return the statement that is sent before the next command."""
         wanted: str | None = conn.__dict__.get("_seen_wants")
         return wanted
 
-    #: It takes a statement to switch autocommit.
+    #: Switching autocommit takes a statement.
     sends_autocommit = True
 
     def autocommits(self, conn: Connection) -> bool:
-        """Whether autocommit is on, or will be once all that is due was answered."""
+        """Return whether autocommit is on, or will be once every due answer has come."""
         return bool(conn.get_autocommit())
 
     def is_unread(self, conn: Connection) -> bool:
-        """As :meth:`Ahead.is_unread`. Answers are counted here."""
+        """Do the same as :meth:`Ahead.is_unread`. Answers are counted here."""
         return bool(conn.__dict__.get("_seen_due"))
 
     def texts(self, conn: Connection) -> Sequence[bytes | None]:
-        """What was sent in the transaction that may be open; None stands for what is not known."""
+        """Return the statements sent in the transaction that may be open. None stands for an
+        unknown statement.
+        """
         return texts_of(conn)
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether that answer was not read yet."""
+        """Return whether that answer was not read yet."""
         return bool(conn.__dict__.get("_seen_due")) and self.fileno(conn) is not None
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:  # noqa: ARG002 - as for ping
-        """Read it, if it was not read yet. Gives whether that was so."""
+        """Read that answer, if it was not read yet. Returns whether it did."""
         if not self.owes_answer(conn):
             return False
         conn._seen_take()
         return True
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        """Do nothing: MySQL opens a transaction by itself while autocommit is off."""
         conn.begin()
 
     def close(self, conn: Connection) -> None:
-        """COM_QUIT and close; the library does not wait for an answer."""
+        """Send COM_QUIT and close; the library does not wait for an answer."""
         try:
             conn.close()
         except Exception:  # closed before
             pass
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """``wait_timeout`` of this session."""
+        """Return ``wait_timeout`` of this session, in seconds."""
         held = self.is_in_transaction(conn)
         conn.query(_ASK)
         limit, completion = conn.store_result().fetch_row()[0]
@@ -255,7 +264,7 @@ class Driver(Ahead, Blocking):
 
     @staticmethod
     def _hear_completion(conn: Connection, completion: Any) -> bool:
-        """Whether, by the server's word, a COMMIT does something else on *conn* than usual."""
+        """Return whether, by the server's answer, a COMMIT has an unusual effect on *conn*."""
         told = completion.decode() if isinstance(completion, bytes) else str(completion)
         if told in ("NO_CHAIN", "0"):
             return False
@@ -263,7 +272,7 @@ class Driver(Ahead, Blocking):
         return True
 
     def remember(self, conn: Connection) -> str | None:
-        """The statement that sets again what was set when *conn* was opened."""
+        """Return the statement that restores the settings that *conn* had when it was opened."""
         known = (
             _mysql_reset.sets_nothing_else(self._arguments)
             if self._connect is None
@@ -278,7 +287,7 @@ class Driver(Ahead, Blocking):
         return _mysql_reset.set_again(rows)
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:  # noqa: ARG002
-        """COM_CHANGE_USER to the same user, which is what the library has, and one statement."""
+        """Send COM_CHANGE_USER to the same user, which the library offers, and one statement."""
         with unheard(self, conn):
             conn._seen_want(None, bool)
             user, password = self._user_of(conn)
@@ -288,12 +297,12 @@ class Driver(Ahead, Blocking):
             conn.rollback()
 
     def _user_of(self, conn: Connection) -> tuple[str | None, str | None]:
-        """The user of *conn*, and the password that let it in."""
+        """Return the user of *conn*, and the password that it logged in with."""
         found = target_of(self.target, conn.__dict__.get("_login"))
         return found.user, found.password
 
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's; the library keeps it through errors, until close."""
+        """Return the socket's number; the library keeps it through errors, until close."""
         try:
             fd: int = conn.fileno()
         except Exception:
@@ -301,8 +310,9 @@ class Driver(Ahead, Blocking):
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """By what was sent since the last COMMIT, ROLLBACK or BEGIN: False if it opened none for
-        certain, True if it did not end it.
+        """Return a value derived from the statements since the last COMMIT, ROLLBACK or BEGIN.
+
+        False if certainly none of them opened a transaction, True if none of them ended it.
         """
         state = conn.__dict__
         seen: bool | None = state.get("_seen_open")
@@ -313,19 +323,19 @@ class Driver(Ahead, Blocking):
         )
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last statement was answered in full."""
+        """Return whether the last statement was answered in full."""
         if self.fileno(conn) is None or conn.__dict__.get("_seen_busy", True):
             return False
         more = getattr(conn, "more_results", None)
         return more is not None and not more()
 
     def was_closed(self, conn: Connection) -> bool:
-        """Whether ``close()`` was called."""
+        """Return whether ``close()`` was called."""
         return bool(conn.__dict__.get("_seen_closed"))
 
     def traits(self, conn: Connection) -> tuple[Any, ...] | None:
-        """Autocommit and character set, as the client library has them, and what MySQLdb keeps on
-        the connection.
+        """Return the client library's autocommit and character set, and the attributes that MySQLdb
+        keeps on the connection.
         """
         try:
             autocommit, charset, moved, converter, encoders, *others = self._now(conn)
@@ -334,7 +344,7 @@ class Driver(Ahead, Blocking):
             return None
 
     def has_traits(self, conn: Connection, traits: Any) -> bool:
-        """As comparing :meth:`traits`, without a copy."""
+        """Return the same as comparing :meth:`traits`, without a copy."""
         try:
             return bool(self._now(conn) == traits)
         except Exception:  # closed
@@ -353,7 +363,9 @@ class Driver(Ahead, Blocking):
         )
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Answered in full, nothing open for certain, and as it was opened."""
+        """Return whether *conn* was answered in full, certainly has nothing open, and is as it was
+        opened.
+        """
         state = conn.__dict__
         if (
             state.get("_seen_open") is not False
@@ -369,16 +381,16 @@ class Driver(Ahead, Blocking):
             return False
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit, the character set, or the database.
+        """Restore the attributes, then autocommit, the character set, or the database.
 
-        After a routine was run, the server is asked what a COMMIT does on this session.
+        After a routine was run, the server is asked for the effect of a COMMIT on this session.
         """
         conn._seen_want(None, bool)
         if _mysql.ran_code(conn):
             conn.query(_ASK_COMPLETION)
             self._hear_completion(conn, conn.store_result().fetch_row()[0][0])
             conn.__dict__.pop("_seen_code", None)
-            conn.__dict__["_seen_open"] = False  # that question begins nothing
+            conn.__dict__["_seen_open"] = False  # that query begins nothing
         now = self.traits(conn)
         if (
             now is None
@@ -402,14 +414,14 @@ class Driver(Ahead, Blocking):
             conn.__dict__["_seen_moved"] = traits[2]
 
     def session_id(self, conn: Connection) -> str | None:
-        """CONNECTION_ID(), from the handshake."""
+        """Return CONNECTION_ID(), from the handshake."""
         try:
             return str(conn.thread_id())
         except Exception:  # closed
             return None
 
     def watch(self, conn: Connection) -> None:
-        """Statements go out through ``query``, the rest through a handful of methods of the C
-        class.
+        """Report statements that are sent through ``query``, and the rest through a few methods of
+        the C class.
         """
         conn.__class__ = watched(type(conn))

@@ -1,9 +1,9 @@
 """mysql-connector-python, Oracle's: blocking in pure Python, and asyncio.
 
-The library's own default is its C extension, where that loads. It hides its socket and whether an
-answer is outstanding, so it is refused by name: deaths would be found by pings, a call on a frozen
-server could not be ended, and an exception raised by a signal handler could leave a connection one
-answer behind unseen.
+The library's own default is its C extension, if that loads. The extension hides its socket and
+whether an answer is outstanding, so it is refused by name. With it, only pings would find dead
+connections, and a call on a frozen server could not be ended. An exception raised by a signal
+handler could leave a connection one answer behind unseen.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ RANK = 50
 
 
 class Driver(Base, Blocking):
-    """See :class:`unbroken.abc.Driver`."""
+    """The blocking driver for mysql-connector; its methods are described in
+    :class:`unbroken.abc.Driver`.
+    """
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Connection] | None = None
@@ -55,7 +57,9 @@ class Driver(Base, Blocking):
         )
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds each wait of the connect; a user's read_timeout holds afterwards."""
+        """Open a connection. *timeout* bounds each wait of the connect; a user's read_timeout holds
+        afterwards.
+        """
         return dial(lambda: self._dial(min(timeout, self._limit or timeout), login))
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
@@ -79,7 +83,7 @@ class Driver(Base, Blocking):
         return conn
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
@@ -95,7 +99,7 @@ class Driver(Base, Blocking):
             due.send_at_once(conn)
             conn.__dict__.setdefault("_seen_busy", False)
             if "_seen_status" not in conn.__dict__:
-                # its answer tells the status, which decides what "as it was opened" means
+                # its answer holds the status, which defines the state "as it was opened"
                 conn.cmd_ping()
         else:
             raise self.errors[0](
@@ -105,7 +109,7 @@ class Driver(Base, Blocking):
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:
-        """COM_PING, bounded by the socket's timeout."""
+        """Send COM_PING, bounded by the socket's timeout."""
         self._check_in_step(conn)
         kept = conn._read_timeout, conn._write_timeout
         conn._read_timeout = conn._write_timeout = timeout
@@ -115,11 +119,11 @@ class Driver(Base, Blocking):
             conn._read_timeout, conn._write_timeout = kept
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         conn._seen_leave(sql)
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:
-        """Read it, if it was not read yet. Gives whether that was so."""
+        """Read that answer, if it was not read yet. Returns whether it did."""
         if not self.owes_answer(conn):
             return False
         kept, conn._read_timeout = conn._read_timeout, timeout
@@ -130,7 +134,7 @@ class Driver(Base, Blocking):
         return True
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """As all, and autocommit."""
+        """Return the common calls, and autocommit."""
 
         def close(conn: Connection) -> None:
             with suppress(Exception):
@@ -139,34 +143,34 @@ class Driver(Base, Blocking):
         return {**super().public_calls(), **by_attribute(self), "traits": _nothing, "close": close}
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        """Do nothing: MySQL opens a transaction by itself while autocommit is off."""
         conn.start_transaction()
 
     def commit(self, conn: Connection) -> None:
-        """COMMIT, unless the server's last word is that nothing is open."""
+        """Send COMMIT, unless the server's last status shows nothing open."""
         if self.is_in_transaction(conn) is not False:
             self._check_in_step(conn)
             conn.commit()
 
     def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
+        """Send ROLLBACK, unless the server's last status shows nothing open."""
         if self.is_in_transaction(conn) is not False:
             self._check_in_step(conn)
             conn.rollback()
 
     def drain(self, conn: Connection) -> None:
-        """Read the rest of what the application left half-read."""
+        """Read the rest of a result that the application left half-read."""
         conn._seen_drain()
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit, the character set, or the database."""
+        """Restore the attributes, then autocommit, the character set, or the database."""
         call = self._to_restore(conn, traits)
         if call is not None:
             getattr(conn, call[0])(call[1])
             conn._seen_moved = traits[1 + TRAITS.index("_seen_moved")]
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """``wait_timeout`` of this session."""
+        """Return ``wait_timeout`` of this session, in seconds."""
         held = self.is_in_transaction(conn)
         value = conn.info_query(_mysql.ASK_IDLE_LIMIT)
         if not held:
@@ -174,7 +178,7 @@ class Driver(Base, Blocking):
         return float(next(iter(value.values())) if isinstance(value, dict) else value[0])
 
     def remember(self, conn: Connection) -> str | None:
-        """The statement that sets again what was set when *conn* was opened."""
+        """Return the statement that restores the settings that *conn* had when it was opened."""
         if not self._sets_nothing_else():
             return None
         rows = self.ask(conn, _mysql_reset.ASK)
@@ -182,7 +186,7 @@ class Driver(Base, Blocking):
         return _mysql_reset.set_again(rows)
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """COM_RESET_CONNECTION and one statement."""
+        """Send COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
             seen.reset(conn)
             if _mysql_reset.may_have_moved(left):
@@ -190,27 +194,30 @@ class Driver(Base, Blocking):
             conn.cmd_query(opening)
 
     def close(self, conn: Connection) -> None:
-        """COM_QUIT where nothing is outstanding, then close; it does not wait for an answer."""
+        """Send COM_QUIT if nothing is outstanding, then close, without waiting for an answer."""
         with suppress(Exception):
             if not self.is_quiet(conn):
-                conn._socket.close_connection()  # it would read the rest of a result first
+                # its own close would read the rest of a result first
+                conn._socket.close_connection()
             else:
                 conn.close()
 
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's, or None once it is closed."""
+        """Return the socket's number, or None once it is closed."""
         holder = getattr(conn, "_socket", None)
         sock = holder.sock if holder is not None else None
         fd = sock.fileno() if sock is not None else -1
         return fd if fd >= 0 else None
 
     def watch(self, conn: Connection) -> None:
-        """Everything goes out through ``_send_cmd``."""
+        """Report everything that is sent through ``_send_cmd``."""
         conn.__class__ = watched(class_of(conn))
 
 
 class AsyncDriver(Base, Awaited):
-    """See :class:`unbroken.abc.AsyncDriver`."""
+    """The asyncio driver for mysql-connector; its methods are described in
+    :class:`unbroken.abc.AsyncDriver`.
+    """
 
     def __init__(
         self, target: Target | None, connect: Callable[[], Awaitable[Connection]] | None = None
@@ -227,11 +234,11 @@ class AsyncDriver(Base, Awaited):
         )
 
     async def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds everything, the handshake included."""
+        """Open a connection. *timeout* bounds everything, the handshake included."""
         return await dial_async(lambda: self._dial(min(timeout, self._limit or timeout), login))
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
@@ -240,7 +247,7 @@ class AsyncDriver(Base, Awaited):
         conn.__class__ = seen.exact_async(class_of(conn))
         conn.__dict__.setdefault("_seen_busy", False)
         if "_seen_status" not in conn.__dict__:
-            await conn.cmd_ping()  # as for the blocking one
+            await conn.cmd_ping()  # as in the blocking driver
         return conn
 
     async def _dial(self, timeout: float, login: Login | None) -> Connection:
@@ -264,23 +271,23 @@ class AsyncDriver(Base, Awaited):
             return conn
 
     async def ping(self, conn: Connection, timeout: float) -> None:
-        """COM_PING."""
+        """Send COM_PING."""
         self._check_in_step(conn)
         async with asyncio.timeout(timeout):
             await conn.cmd_ping()
 
     async def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         await conn._seen_leave(sql)
 
     async def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it, if it was not read yet."""
+        """Read that answer, if it was not read yet."""
         if self.owes_answer(conn):
             async with asyncio.timeout(timeout):
                 await due.take_async(conn)
 
     def public_calls(self) -> Mapping[str, Callable[..., Any]]:
-        """As all, and autocommit."""
+        """Return the common calls, and autocommit."""
 
         async def rollback(conn: Connection) -> None:
             await conn.rollback()
@@ -288,7 +295,7 @@ class AsyncDriver(Base, Awaited):
                 await conn.set_autocommit(self._arguments.get("autocommit", False))
 
         def close(conn: Connection) -> None:
-            with suppress(Exception):  # there is no loop any more
+            with suppress(Exception):  # no loop runs any more
                 closing = asyncio.get_running_loop().create_task(conn.close())
                 _closing.add(closing)
                 closing.add_done_callback(_closing.discard)
@@ -296,34 +303,34 @@ class AsyncDriver(Base, Awaited):
         return {**super().public_calls(), "rollback": rollback, "traits": _nothing, "close": close}
 
     async def begin(self, conn: Connection) -> None:
-        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
-        await conn.cmd_query("START TRANSACTION")  # older ones have no method for it
+        """Do nothing: MySQL opens a transaction by itself while autocommit is off."""
+        await conn.cmd_query("START TRANSACTION")  # older versions have no method for it
 
     async def commit(self, conn: Connection) -> None:
-        """COMMIT, unless the server's last word is that nothing is open."""
+        """Send COMMIT, unless the server's last status shows nothing open."""
         if self.is_in_transaction(conn) is not False:
             self._check_in_step(conn)
             await conn.commit()
 
     async def rollback(self, conn: Connection) -> None:
-        """ROLLBACK, likewise."""
+        """Send ROLLBACK, unless the server's last status shows nothing open."""
         if self.is_in_transaction(conn) is not False:
             self._check_in_step(conn)
             await conn.rollback()
 
     async def drain(self, conn: Connection) -> None:
-        """Read the rest of what the application left half-read."""
+        """Read the rest of a result that the application left half-read."""
         await conn._seen_drain()
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """Attributes, then autocommit, the character set, or the database."""
+        """Restore the attributes, then autocommit, the character set, or the database."""
         call = self._to_restore(conn, traits)
         if call is not None:
             await getattr(conn, call[0])(call[1])
             conn._seen_moved = traits[1 + TRAITS.index("_seen_moved")]
 
     async def idle_limit(self, conn: Connection) -> float | None:
-        """``wait_timeout`` of this session."""
+        """Return ``wait_timeout`` of this session, in seconds."""
         held = self.is_in_transaction(conn)
         value = await conn.info_query(_mysql.ASK_IDLE_LIMIT)
         if not held:
@@ -331,7 +338,7 @@ class AsyncDriver(Base, Awaited):
         return float(next(iter(value.values())) if isinstance(value, dict) else value[0])
 
     async def remember(self, conn: Connection) -> str | None:
-        """The statement that sets again what was set when *conn* was opened."""
+        """Return the statement that restores the settings that *conn* had when it was opened."""
         if not self._sets_nothing_else():
             return None
         rows = await self.ask(conn, _mysql_reset.ASK)
@@ -339,7 +346,7 @@ class AsyncDriver(Base, Awaited):
         return _mysql_reset.set_again(rows)
 
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """COM_RESET_CONNECTION and one statement."""
+        """Send COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
             await seen.reset_async(conn)
             if _mysql_reset.may_have_moved(left):
@@ -354,7 +361,7 @@ class AsyncDriver(Base, Awaited):
             abort_transport(holder._writer.transport)
 
     def fileno(self, conn: Connection) -> int | None:
-        """Of the transport's socket; None once it is closing."""
+        """Return the number of the transport's socket; None once it is closing."""
         holder = conn._socket
         writer = holder._writer if holder is not None else None
         if writer is None or writer.transport.is_closing():
@@ -364,22 +371,23 @@ class AsyncDriver(Base, Awaited):
         return fd if fd >= 0 else None
 
     def watch(self, conn: Connection) -> None:
-        """Everything goes out through ``_send_cmd``."""
+        """Report everything that is sent through ``_send_cmd``."""
         conn.__class__ = watched_async(class_of(conn))
 
 
-#: Connections of a library that is not known close in tasks, which a loop does not hold.
+#: Connections of an unknown version of the library are closed in tasks, to which a loop keeps no
+#: strong reference.
 _closing: set[asyncio.Task[None]] = set()
 
 
 def _nothing(_conn: Connection) -> None:
-    """What a holder can change cannot be asked of the library for nothing."""
+    """Return None: reading a holder's possible changes from the library costs a round trip."""
 
 
 async def _connected(conn: Any) -> Any:
-    """*conn*, connected by what the library documents.
+    """Connect *conn* with the documented calls, and return it.
 
-    It fails over a missing cipher, after all else, where there is no TLS.
+    Without TLS it fails as its last step, over a missing cipher.
     """
     try:
         await conn.connect()
@@ -390,9 +398,9 @@ async def _connected(conn: Any) -> Any:
 
 
 def _is_without_tls(conn: Any) -> bool:
-    """Whether the server offered no TLS.
+    """Return whether the server offered no TLS.
 
-    The last thing that a connect does, once all is well, is to fail over its missing cipher.
+    In that case the last step of a successful connect fails over the missing cipher.
     """
     holder = conn._socket
     return (
@@ -405,7 +413,9 @@ def _is_without_tls(conn: Any) -> bool:
 
 @cache
 def _with_shared_tls(base: Any) -> Any:
-    """*base* whose connections of the same TLS options share a context: see _tls.py."""
+    """Return a subclass of *base* whose connections with the same TLS options share a context: see
+    _tls.py.
+    """
 
     class Connection(base):  # type: ignore[misc]
         __doc__ = base.__doc__

@@ -1,9 +1,9 @@
-"""pg8000: blocking, pure Python, no libpq. Its socket shows, and the server's last word on
-transactions.
+"""pg8000: blocking, pure Python, no libpq. It exposes its socket, and the server's last transaction
+status.
 
-The pool hands out connections of ``pg8000.dbapi``; with ``connect=`` those of ``pg8000.legacy`` and
-``pg8000.native`` serve too. Its timeout is the socket's: the connect obeys the pool's, later calls
-the URL's ``timeout``, if any.
+The pool hands out connections of ``pg8000.dbapi``. With ``connect=`` those of ``pg8000.legacy`` and
+``pg8000.native`` work too. Its timeout is the socket's: the pool's during the connect, and the
+URL's ``timeout``, if any, for later calls.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ _REPORTS = (("BEGIN", True), (PROBE, False), "committing", "committed", (PROBE, 
 
 
 class Driver(Ahead, Blocking):
-    """See :class:`unbroken.abc.Driver`.
+    """The blocking driver for pg8000; its methods are described in :class:`unbroken.abc.Driver`.
 
     Connections are pg8000's, of a subclass that knows whether an answer is outstanding.
     """
@@ -128,22 +128,24 @@ class Driver(Ahead, Blocking):
 
         self.check_seams()
         self.target = target or without_target(NAME, "postgresql")
-        # what its users catch for a lost connection is InterfaceError; it never raises its
-        # OperationalError
+        # Its users catch InterfaceError for a lost connection; it never raises its
+        # OperationalError.
         self.errors: tuple[type[BaseException], ...] = (
             pg8000.exceptions.InterfaceError, pg8000.exceptions.DatabaseError,
             pg8000.exceptions.Error,
         )  # fmt: skip
         self._connect = connect
         self._options = coerce(self.target.options, _OPTIONS, NAME)
-        mode_of(self._options)  # refuse one that there is not now, and not at each connect
+        mode_of(self._options)  # refuse an unknown one now, and not at each connect
         base: Any = pg8000.dbapi.Connection
         self._class = exact(base) if self.is_known else base
 
     # ---- connecting
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds each wait of the connect; a user's own ``timeout`` holds afterwards."""
+        """Open a connection. *timeout* bounds each wait of the connect; a user's own ``timeout``
+        holds afterwards.
+        """
         return dial(lambda: self._dial(timeout, login))
 
     def _dial(self, timeout: float, login: Login | None) -> Connection:
@@ -158,7 +160,7 @@ class Driver(Ahead, Blocking):
             given = self._given(target)
             conn = self._class(target.user, **given, sock=sock, ssl_context=False)
         except BaseException:
-            sock.close()  # pg8000 closes it only where it can still say goodbye
+            sock.close()  # pg8000 closes it only if it can still send a goodbye
             raise
         if self.is_known:
             conn._seen_new()
@@ -180,7 +182,7 @@ class Driver(Ahead, Blocking):
         }
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
@@ -193,7 +195,7 @@ class Driver(Ahead, Blocking):
     # ---- in use
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and tells; None: nothing.
+        """Return the flaw in the reports and the status of our subclass; None: there is none.
 
         Four round trips.
         """
@@ -202,7 +204,7 @@ class Driver(Ahead, Blocking):
         autocommit, cursor, sent = conn.autocommit, conn.cursor(), conn._seen_sent
         with Trial(self, conn) as trial:
             if self.is_in_transaction(conn):
-                # the caller's own connect= began it: it must stay as it is
+                # the caller's own connect= began it, so it must stay open
                 cursor.execute(PROBE)
                 return trial.flaw([(PROBE, False)])
             conn.autocommit = False
@@ -226,7 +228,7 @@ class Driver(Ahead, Blocking):
         return trial.flaw([(PROBE, not self.is_in_transaction(conn))])
 
     def ping(self, conn: Connection, timeout: float) -> None:
-        """An empty query: one round trip, no transaction."""
+        """Send an empty query: one round trip, no transaction."""
         self._bounded(conn, timeout, lambda: plain(conn).execute_simple(conn, ""))
 
     def _bounded(self, conn: Connection, timeout: float, work: Callable[[], Any]) -> Any:
@@ -242,15 +244,15 @@ class Driver(Ahead, Blocking):
                 sock.settimeout(kept)
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: pg8000 opens a transaction by itself while autocommit is off."""
+        """Do nothing: pg8000 opens a transaction by itself while autocommit is off."""
         conn.execute_simple("BEGIN")
 
     def commit(self, conn: Connection) -> None:
-        """COMMIT; no round trip where nothing is open."""
+        """Send COMMIT; no round trip if nothing is open."""
         self._end(conn, "commit")
 
     def rollback(self, conn: Connection) -> None:
-        """Likewise."""
+        """Send ROLLBACK; no round trip if nothing is open."""
         self._end(conn, "rollback")
 
     def _end(self, conn: Connection, how: str) -> None:
@@ -258,26 +260,26 @@ class Driver(Ahead, Blocking):
             conn.execute_simple(how.upper())
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """``idle_session_timeout`` of this session."""
+        """Return ``idle_session_timeout`` of this session, in seconds."""
         rows = self._bounded(
             conn, 10.0, lambda: plain(conn).execute_simple(conn, _postgresql.ASK_IDLE_LIMIT)
         ).rows
         return _postgresql.limit(rows[0][0] if rows else None)
 
     def remember(self, conn: Connection) -> str | None:
-        """Statements that set again what was set when *conn* was opened."""
+        """Return statements that restore the settings that *conn* had when it was opened."""
         ask = _postgresql.ask_opening(self._connect is None or self.sets_only)
         rows = self._bounded(conn, 10.0, lambda: plain(conn).execute_simple(conn, ask)).rows
         opening: str | None = rows[0][0]
         return opening
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """One round trip."""
+        """Reset the session in one round trip."""
         reset = _postgresql.reset_of(left, opening)
         self._bounded(conn, 10.0, lambda: plain(conn).execute_simple(conn, reset))
 
     def close(self, conn: Connection) -> None:
-        """Terminate if the socket takes it at once, then close."""
+        """Send Terminate if the socket's buffer has room for it, then close."""
         file = conn._sock
         with suppress(Exception):
             conn._usock.settimeout(0.05)
@@ -287,56 +289,56 @@ class Driver(Ahead, Blocking):
             leave_unsent(file)
 
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's, or None once it is closed."""
+        """Return the socket's number, or None once it is closed."""
         sock = conn._usock
         fd = sock.fileno() if sock is not None else -1
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last ReadyForQuery; None in the middle of an exchange."""
+        """Return the state from the last ReadyForQuery; None in the middle of an exchange."""
         return bool(conn._transaction_status != b"I") if self.is_quiet(conn) else None
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether every statement was answered in full."""
+        """Return whether every statement was answered in full."""
         try:
             return bool(conn._usock is not None and conn._seen_sent == conn._seen_answered)
-        except AttributeError:  # another make of connection
+        except AttributeError:  # another class of connection
             return False
 
     def was_closed(self, conn: Connection) -> bool:
-        """Whether ``close()`` said goodbye while nothing was under way."""
+        """Return whether ``close()`` sent a goodbye while nothing was under way."""
         return bool(conn._usock is None and getattr(conn, "_seen_closed", False))
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         trips.send_end(conn, sql)
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether that answer was not read yet."""
+        """Return whether that answer was not read yet."""
         return conn._seen_due is not None
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:
-        """Read it, if it was not read yet. Gives whether that was so."""
+        """Read that answer, if it was not read yet. Returns whether it did."""
         if conn._seen_due is None:
             return False
         self._bounded(conn, timeout, lambda: trips.take(conn))
         return True
 
     def may_leave(self, conn: Connection) -> bool:
-        """Whether a transaction is open, and its end is all that is needed."""
+        """Return whether a transaction is open, and needs nothing more than its end."""
         return self.is_in_transaction(conn) is True and conn._xid is None
 
     def was_unsent(self, conn: Connection) -> bool:
-        """Whether *conn* was lost at a BEGIN that went alone."""
+        """Return whether *conn* was lost while a BEGIN was sent alone."""
         return bool(conn._seen_unbegun == conn._seen_sent > 0)
 
     def texts(self, conn: Connection) -> Sequence[str | None]:
-        """What was sent in the transaction that is open; None stands for what is not known."""
+        """Return the statements sent in the open transaction. None stands for an unknown one."""
         return trips.texts(conn)
 
     def traits(self, conn: Connection) -> Any:
-        """Autocommit, how many types were registered, how much the server said unasked, and the
-        time limit, which a ping changes.
+        """Return autocommit, the number of registered types, the number of unrequested messages
+        from the server, and the time limit, which a ping changes.
         """
         registered = len(getattr(conn, "_seen_registered", ()))
         limit = None if conn._usock is None else conn._usock.gettimeout()
@@ -349,8 +351,8 @@ class Driver(Ahead, Blocking):
         )
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """Answered in full, with nothing open, and the traits are as they were; the server said
-        nothing unasked.
+        """Return whether *conn* was answered in full, has nothing open, has unchanged traits, and
+        got no unrequested message from the server.
         """
         try:
             return (
@@ -371,7 +373,7 @@ class Driver(Ahead, Blocking):
             return False
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """No round trip: pg8000 sends none of it to the server."""
+        """Restore the traits without a round trip: pg8000 sends none of them to the server."""
         if self.is_in_transaction(conn) is not False or conn._xid is not None:
             raise trips.out_of_step()
         autocommit, registered, notices, notifications, limit = traits
@@ -390,7 +392,7 @@ class Driver(Ahead, Blocking):
                 unasked.pop()
 
     def classify(self, exc: BaseException) -> Fault:
-        """By SQLSTATE; by the system's error where there is none."""
+        """Classify an error by SQLSTATE, or by the system's error if there is none."""
         if is_lost(exc):
             return Fault(FaultKind.LOST, Cause.CANCELLED, None, str(exc))
         connecting = from_connect(exc)
@@ -406,7 +408,7 @@ class Driver(Ahead, Blocking):
         if not isinstance(exc, self.errors):
             return os_fault(exc, connecting=connecting)
         links = list(chain(exc)) if isinstance(exc, self.errors[0]) else [exc]
-        for link in links:  # the failed goodbye after a failed login hides the server's no
+        for link in links:  # the failed goodbye after a failed login hides the server's refusal
             fields = link.args[0] if link.args else None
             if isinstance(fields, dict):
                 code, text = fields.get("C"), str(fields.get("M"))
@@ -421,16 +423,16 @@ class Driver(Ahead, Blocking):
         return postgres_fault(None, str(exc), connecting=connecting)
 
     def session_id(self, conn: Connection) -> str | None:
-        """The backend's pid."""
+        """Return the backend's pid."""
         key = conn._backend_key_data
         return str(int.from_bytes(key[:4], "big")) if key and conn._usock is not None else None
 
     def watch(self, conn: Connection) -> None:
-        """Everything goes out through the ``execute_…`` methods of the connection."""
+        """Report everything that is sent through the ``execute_…`` methods of the connection."""
         conn.__class__ = watched(type(conn))
 
     def unwatch(self, conn: Connection) -> None:
-        """Back to the class it was."""
+        """Restore the class that *conn* had before."""
         conn.__class__ = plain(conn)
 
 

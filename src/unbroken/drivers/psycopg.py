@@ -1,5 +1,5 @@
-"""psycopg 3, blocking and async. libpq knows for certain whether a transaction is open, and shows
-its socket.
+"""psycopg 3, blocking and async. libpq always knows whether a transaction is open, and exposes its
+socket.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ RANK = 10
 
 
 class Driver(Blocking, Base):
-    """See :class:`unbroken.abc.Driver`."""
+    """The blocking driver for psycopg; its methods are described in
+    :class:`unbroken.abc.Driver`.
+    """
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds all hosts and addresses together, and the handshake.
+        """Open a connection. *timeout* bounds all hosts and addresses together, and the handshake.
 
         Name lookup is the system's.
         """
@@ -62,24 +64,24 @@ class Driver(Blocking, Base):
         )
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
         return self._known(conn)
 
     def ping(self, conn: Connection, timeout: float) -> None:
-        """An empty query: one round trip, no transaction."""
+        """Send an empty query: one round trip, no transaction."""
         self._run(conn, b"", timeout)
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: psycopg opens a transaction by itself while autocommit is off."""
+        """Do nothing: psycopg opens a transaction by itself while autocommit is off."""
         conn.execute("BEGIN")
 
     def commit(self, conn: Connection) -> None:
-        """psycopg sends nothing where nothing is open.
+        """Commit. psycopg sends nothing if nothing is open.
 
-        Raises InFailedSqlTransaction where that was a rollback.
+        Raises InFailedSqlTransaction if that was a rollback.
         """
         self._check_free(conn)
         failed = self._is_failed(conn)
@@ -87,37 +89,37 @@ class Driver(Blocking, Base):
         self._tell(failed)
 
     def rollback(self, conn: Connection) -> None:
-        """Likewise."""
+        """Roll back. psycopg sends nothing if nothing is open."""
         self._check_free(conn)
         conn.rollback()
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """No round trip: psycopg sends its modes with the next BEGIN."""
+        """Restore the traits without a round trip: psycopg sends its modes with the next BEGIN."""
         self._restore(conn, traits)
 
     def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*, below psycopg: no transaction is opened, and the values are as the
-        server sent them.
+        """Return the rows of *sql*, below psycopg: no transaction is opened, and the values are as
+        the server sent them.
         """
         return _rows(self._run(conn, sql.encode(), 10.0))
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """``idle_session_timeout`` of this session."""
+        """Return ``idle_session_timeout`` of this session, in seconds."""
         result = self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
         return _postgresql.limit(
             result.get_value(0, 0).decode() if result is not None and result.ntuples else None
         )
 
     def remember(self, conn: Connection) -> str | None:
-        """Statements that set again what was set when *conn* was opened."""
+        """Return statements that restore the settings that *conn* had when it was opened."""
         return self._opening(self._run(conn, self._ask_opening(), 10.0))
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """One round trip. Statements that psycopg prepared stay."""
+        """Reset the session in one round trip. Statements that psycopg prepared stay."""
         self._run(conn, _postgresql.reset_of(left, opening).encode(), 10.0)
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and libpq tells; None: nothing.
+        """Return the flaw in our subclass's reports and libpq's status; None: there is none.
 
         Four round trips.
         """
@@ -127,7 +129,7 @@ class Driver(Blocking, Base):
             self.is_in_transaction(conn),
         )
         with Trial(self, conn) as trial:
-            if opened:  # the caller's own connect= began a transaction: it must stay as it is
+            if opened:  # the caller's own connect= began a transaction, so it must stay open
                 conn.cursor(row_factory=rows).execute(PROBE)
                 return trial.flaw([(PROBE, False)])
             conn.autocommit = False
@@ -148,11 +150,11 @@ class Driver(Blocking, Base):
             return drive(pgconn, exchange, timeout, self._timed_out)
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         trips.send_end(conn, sql)
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:
-        """Read it, if it was not read yet. Gives whether that was so."""
+        """Read that answer, if it was not read yet. Returns whether it did."""
         if conn._unbroken_due is None:
             return False
         left = trips.take_free(conn)
@@ -162,11 +164,11 @@ class Driver(Blocking, Base):
         return True
 
     def try_flight(self, conn: Connection, timeout: float) -> bool | None:
-        """Send three statements in one flight: whether each got its own answer. None: that cannot
-        be tried on *conn*. Nothing is open afterwards, unless the answer is False.
+        """Send three statements in one flight, and return whether each got its own answer. None:
+        that cannot be tried on *conn*. Nothing is open afterwards, unless the answer is False.
 
-        Raises what a lost connection raises, also where not even the first was answered within
-        *timeout* seconds.
+        Raises the error of a lost connection, also if even the first statement was not answered
+        within *timeout* seconds.
         """
         if not self._can_fly(conn):
             return None
@@ -182,10 +184,12 @@ class Driver(Blocking, Base):
 
 
 class AsyncDriver(Awaited, Base):
-    """See :class:`unbroken.abc.AsyncDriver`."""
+    """The asyncio driver for psycopg; its methods are described in
+    :class:`unbroken.abc.AsyncDriver`.
+    """
 
     async def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds everything."""
+        """Open a connection. *timeout* bounds everything."""
         return await dial_async(lambda: self._dial(timeout, login))
 
     async def _dial(self, timeout: float, login: Login | None) -> Connection:
@@ -201,14 +205,14 @@ class AsyncDriver(Awaited, Base):
             raise self._psycopg.errors.ConnectionTimeout("connection timeout expired") from None
 
     async def open(self, *args: Any, **kwargs: Any) -> Connection:
-        """A connection by psycopg's own arguments, which may be a framework's.
+        """Open a connection with psycopg's own arguments, which may be a framework's.
 
-        One that is cancelled leaves no socket open.
+        A cancelled call leaves no socket open.
         """
         return await open_bounded(self._psycopg.AsyncConnection, *args, **kwargs)
 
     def close(self, conn: Connection) -> None:
-        """As the blocking driver's, but once nobody waits for *conn* any more."""
+        """Do the same as the blocking driver, but once no task waits for *conn* any more."""
         fd = self.fileno(conn)
         if is_waited_for(conn.__dict__):
             conn._closed = True
@@ -219,24 +223,24 @@ class AsyncDriver(Awaited, Base):
         super().close(conn)
 
     async def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
         return self._known(conn)
 
     async def ping(self, conn: Connection, timeout: float) -> None:
-        """An empty query: one round trip, no transaction."""
+        """Send an empty query: one round trip, no transaction."""
         await self._run(conn, b"", timeout)
 
     async def begin(self, conn: Connection) -> None:
-        """Not needed: psycopg opens a transaction by itself while autocommit is off."""
+        """Do nothing: psycopg opens a transaction by itself while autocommit is off."""
         await conn.execute("BEGIN")
 
     async def commit(self, conn: Connection) -> None:
-        """psycopg sends nothing where nothing is open.
+        """Commit. psycopg sends nothing if nothing is open.
 
-        Raises InFailedSqlTransaction where that was a rollback.
+        Raises InFailedSqlTransaction if that was a rollback.
         """
         self._check_free(conn)
         failed = self._is_failed(conn)
@@ -244,35 +248,35 @@ class AsyncDriver(Awaited, Base):
         self._tell(failed)
 
     async def rollback(self, conn: Connection) -> None:
-        """Likewise."""
+        """Roll back. psycopg sends nothing if nothing is open."""
         self._check_free(conn)
         await conn.rollback()
 
     async def restore(self, conn: Connection, traits: Any) -> None:
-        """No round trip: psycopg sends its modes with the next BEGIN."""
+        """Restore the traits without a round trip: psycopg sends its modes with the next BEGIN."""
         self._restore(conn, traits)
 
     async def ask(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-        """As the blocking driver's."""
+        """Do the same as the blocking driver."""
         return _rows(await self._run(conn, sql.encode(), 10.0))
 
     async def idle_limit(self, conn: Connection) -> float | None:
-        """``idle_session_timeout`` of this session."""
+        """Return ``idle_session_timeout`` of this session, in seconds."""
         result = await self._run(conn, _postgresql.ASK_IDLE_LIMIT.encode(), 10.0)
         return _postgresql.limit(
             result.get_value(0, 0).decode() if result is not None and result.ntuples else None
         )
 
     async def remember(self, conn: Connection) -> str | None:
-        """As the blocking driver's."""
+        """Do the same as the blocking driver."""
         return self._opening(await self._run(conn, self._ask_opening(), 10.0))
 
     async def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """As the blocking driver's."""
+        """Do the same as the blocking driver."""
         await self._run(conn, _postgresql.reset_of(left, opening).encode(), 10.0)
 
     async def probe(self, conn: Connection) -> str | None:
-        """As the blocking driver's."""
+        """Do the same as the blocking driver."""
         rows, autocommit, opened = (
             self._psycopg.rows.tuple_row,
             conn.autocommit,
@@ -308,7 +312,7 @@ class AsyncDriver(Awaited, Base):
     async def _driven(self, pgconn: Any, exchange: Any, timeout: float, late: Any) -> Any:
         try:
             want = next(exchange)
-            want = exchange.send(want)  # what it waits for has come already, most often
+            want = exchange.send(want)  # the awaited data is usually already there
             async with asyncio.timeout(timeout):
                 while True:
                     want = exchange.send(await _ready(pgconn.socket, want))
@@ -318,11 +322,11 @@ class AsyncDriver(Awaited, Base):
             raise (late or self._timed_out)() from None
 
     async def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT or ROLLBACK: :meth:`take_answer` reads the answer."""
+        """Send *sql*, COMMIT or ROLLBACK. :meth:`take_answer` reads the answer."""
         trips.send_end(conn, sql)
 
     async def take_answer(self, conn: Connection, timeout: float) -> None:
-        """Read it."""
+        """Read that answer."""
         left = trips.take_free(conn)
         if left is not None:
             async with conn.lock:
@@ -330,7 +334,7 @@ class AsyncDriver(Awaited, Base):
                 await self._drive(conn, left, timeout)
 
     async def try_flight(self, conn: Connection, timeout: float) -> bool | None:
-        """As the blocking driver's."""
+        """Do the same as the blocking driver."""
         if not self._can_fly(conn):
             return None
         mark, (soon, later) = new_mark(), limits(timeout)
@@ -357,8 +361,8 @@ def _rows(result: Any) -> list[tuple[Any, ...]]:
 
 
 async def _ready(fd: int, want: int) -> int:
-    """Wait until *fd* is readable (1) and/or writable (2), whichever *want* asks for; gives
-    which.
+    """Wait until *fd* is readable (1) and/or writable (2), as *want* asks. Returns the events that
+    occurred.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[int] = loop.create_future()

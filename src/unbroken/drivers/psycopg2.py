@@ -1,15 +1,15 @@
-"""psycopg2: blocking, on libpq, written in C. Its socket and its transaction status show.
+"""psycopg2: blocking, on libpq, written in C. It exposes its socket and its transaction status.
 
-Two of its habits are made up for here. In autocommit its ``commit()`` and ``rollback()`` do
-nothing, even when a BEGIN was sent as text. And after a COMMIT sent as text it goes on to believe
-that its transaction is open, so that no BEGIN precedes the next statement: such a connection is
-rolled back before anybody else gets it.
+This driver compensates for two of its habits. In autocommit its ``commit()`` and ``rollback()`` do
+nothing, even when a BEGIN was sent as text. And after a COMMIT sent as text it still treats its
+transaction as open, so that no BEGIN precedes the next statement. Such a connection is rolled back
+before its next holder gets it.
 
 It has no timeout per call: a ping is bounded by the pool's ``shutdown()`` on its descriptor. Its
 connect timeout is libpq's: whole seconds, at least 2, for each address of a host.
 
-A cursor made past the connection, ``psycopg2.extensions.cursor(conn)``, is noticed by what it
-leaves (an error, a changed transaction), not by its statements: in a unit, use ``conn.cursor()``.
+A cursor made past the connection, ``psycopg2.extensions.cursor(conn)``, is noticed by its effects
+(an error, a changed transaction), not by its statements. In a unit, use ``conn.cursor()``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TESTED = ">=2.9.5,<2.10"
 RANK = 20  # after psycopg 3
 
 _CONNECTION, _CURSOR = "psycopg2.extensions:connection", "psycopg2.extensions:cursor"
-_SEAMS = (  # written in C, so without a shape to look at
+_SEAMS = (  # written in C, so there is no signature to check
     *(
         Seam(_CONNECTION, name)
         for name in (
@@ -112,7 +112,7 @@ _MINIMUM = 2  # libpq's shortest connect_timeout
 
 
 class Driver(Blocking):
-    """See :class:`unbroken.abc.Driver`.
+    """The blocking driver for psycopg2: see :class:`unbroken.abc.Driver` for its methods.
 
     Connections and cursors are psycopg2's, of subclasses that can report.
     """
@@ -159,10 +159,10 @@ class Driver(Blocking):
         return conn
 
     def reporting_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """*given*, arguments for psycopg2's own ``connect``, such that its connections tell what
-        they send.
+        """Return *given*, arguments for psycopg2's own ``connect``, changed so that the connections
+        report everything they send.
 
-        Where a framework connects; a connection factory that is no class stays as it is.
+        It serves frameworks that open connections. A factory that is no class stays unchanged.
         """
         base = given.get("connection_factory") or self._psycopg2.extensions.connection
         if not self.is_known or not isinstance(base, type):
@@ -170,13 +170,13 @@ class Driver(Blocking):
         return {**given, "connection_factory": reporting(base)}
 
     def needs_trial(self, conn: Connection) -> bool:
-        """Not for connections of the caller's own making: they never report, and :meth:`watch` says
-        so.
+        """Return False for connections that the caller made: they never report, and :meth:`watch`
+        notes that.
         """
         return hasattr(type(conn), "_reports") and super().needs_trial(conn)
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what our subclass reports and libpq tells; None: nothing.
+        """Return the flaw in our subclass's reports and libpq's status; None: there is none.
 
         Four round trips.
         """
@@ -193,20 +193,20 @@ class Driver(Blocking):
         return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002 - as the protocol has it
-        """One round trip; *timeout* cannot be held by this driver, see above."""
+        """Ping in one round trip. *timeout* cannot be enforced; see the module's docstring."""
         self._ask(conn, "SELECT 1")
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: psycopg2 opens a transaction by itself while autocommit is off."""
+        """Do nothing: psycopg2 opens a transaction by itself while autocommit is off."""
         with conn.cursor() as cursor:
             cursor.execute("BEGIN")
 
     def commit(self, conn: Connection) -> None:
-        """COMMIT; no round trip where nothing is open."""
+        """Send COMMIT; no round trip if nothing is open."""
         self._end(conn, "commit")
 
     def rollback(self, conn: Connection) -> None:
-        """Likewise."""
+        """Send ROLLBACK; no round trip if nothing is open."""
         self._end(conn, "rollback")
 
     def _end(self, conn: Connection, how: str) -> None:
@@ -222,25 +222,25 @@ class Driver(Blocking):
             raise self._psycopg2.errors.InFailedSqlTransaction(_postgresql.NOT_COMMITTED)
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """``idle_session_timeout`` of this session."""
+        """Return ``idle_session_timeout`` of this session, in seconds."""
         row = self._ask(conn, _postgresql.ASK_IDLE_LIMIT)
         return _postgresql.limit(row[0] if row else None)
 
     def remember(self, conn: Connection) -> str | None:
-        """Statements that set again what was set when *conn* was opened."""
+        """Return statements that restore the settings that *conn* had when it was opened."""
         row = self._ask(conn, _postgresql.ask_opening(self._connect is None or self.sets_only))
         opening: str | None = row[0]
         return opening
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """One round trip."""
+        """Reset the session in one round trip."""
         self._ask(conn, _postgresql.reset_of(left, opening))
         conn.notices, conn.notifies = [], []
 
     def _ask(self, conn: Connection, sql: str) -> Any:
-        """The first row of *sql*, in no transaction unless one is open; nothing is reported."""
+        """Return the first row of *sql*, in no transaction unless one is open; report nothing."""
         extensions = self._psycopg2.extensions
-        if conn.closed:  # else it speaks of the cursor
+        if conn.closed:  # otherwise the error is about the cursor
             raise self._psycopg2.InterfaceError("connection already closed")
         autocommit = extensions.connection.autocommit
         switch = (
@@ -248,7 +248,7 @@ class Driver(Blocking):
         )
         if switch:
             if hasattr(type(conn), "_reports"):
-                conn.__dict__["_changed"] = True  # nobody may find it left on
+                conn.__dict__["_changed"] = True  # it must not stay on for the next holder
             autocommit.__set__(conn, True)
         try:
             with extensions.cursor(conn) as cursor:
@@ -260,21 +260,21 @@ class Driver(Blocking):
                     autocommit.__set__(conn, False)
 
     def close(self, conn: Connection) -> None:
-        """libpq sends Terminate without waiting for an answer, then closes."""
+        """Close the connection: libpq sends Terminate without waiting for an answer."""
         with suppress(Exception):
             conn.close()
 
     def fileno(self, conn: Connection) -> int | None:
-        """libpq's socket, or None once it is closed."""
+        """Return the number of libpq's socket, or None once it is closed."""
         try:
             fd: int = conn.fileno()
-        except Exception:  # psycopg2 raises its InterfaceError for a closed one
+        except Exception:  # psycopg2 raises its InterfaceError for a closed connection
             return None
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last ReadyForQuery; None in the middle of an exchange, and where psycopg2 itself
-        is mistaken.
+        """Return the state from the last ReadyForQuery. None in the middle of an exchange, and if
+        psycopg2's own state is wrong.
         """
         status = conn.get_transaction_status()
         if status == IDLE:
@@ -282,7 +282,7 @@ class Driver(Blocking):
         return True if status in (IN_TRANSACTION, IN_ERROR) else None
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether libpq waits for nothing."""
+        """Return whether libpq waits for nothing."""
         return not conn.closed and conn.get_transaction_status() in (
             IDLE,
             IN_TRANSACTION,
@@ -290,14 +290,14 @@ class Driver(Blocking):
         )
 
     def was_closed(self, conn: Connection) -> bool:
-        """Our subclass notes it; psycopg2's own ``closed`` does not tell it from a loss that was
-        closed afterwards.
+        """Return whether ``close()`` ended it, as our subclass noted. psycopg2's own ``closed``
+        does not distinguish that from a loss that was closed afterwards.
         """
         return bool(conn.closed and getattr(conn, "_closed_well", False))
 
     def traits(self, conn: Connection) -> Any:
-        """Transactions' modes, encoding, typecasters, cursor factory, and what the server said
-        without being asked.
+        """Return the transactions' modes, encoding, typecasters, cursor factory, and the server's
+        unrequested messages.
         """
         try:
             return _traits(conn)
@@ -305,7 +305,7 @@ class Driver(Blocking):
             return None
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """libpq is idle, psycopg2 agrees, and the traits are as they were."""
+        """Return whether libpq is idle, psycopg2 agrees, and the traits are unchanged."""
         try:
             return (
                 conn.get_transaction_status() == IDLE
@@ -315,7 +315,7 @@ class Driver(Blocking):
                 and conn.notifies == traits[7]
                 and conn.string_types == traits[0]
             )
-        except AttributeError:  # of the caller's own making: it does not note changes
+        except AttributeError:  # made by the caller: it does not note changes
             return self._is_as_opened(conn, traits)
         except Exception:
             return False
@@ -328,8 +328,8 @@ class Driver(Blocking):
         return True
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """No round trip, unless the client's encoding was changed, or modes in autocommit: psycopg2
-        sends those at once.
+        """Restore the traits. No round trip, unless the client's encoding was changed, or modes in
+        autocommit: psycopg2 sends those immediately.
         """
         if traits is None or self.is_in_transaction(conn) is not False:
             raise self._psycopg2.InterfaceError("connection is closed, or in a transaction")
@@ -348,7 +348,7 @@ class Driver(Blocking):
         conn.notices, conn.notifies = list(notices), list(notifies)
 
     def classify(self, exc: BaseException) -> Fault:
-        """By SQLSTATE; by libpq's words where psycopg2 gives none, as for each lost connection."""
+        """Classify by SQLSTATE. Without one, as for each lost connection, by libpq's message."""
         connecting = from_connect(exc)
         if not isinstance(exc, self._psycopg2.Error):
             fault = os_fault(exc, connecting=connecting)
@@ -368,12 +368,12 @@ class Driver(Blocking):
         return replace(fault, text=self.shown(fault.text))
 
     def session_id(self, conn: Connection) -> str | None:
-        """The backend's pid."""
+        """Return the backend's pid."""
         return None if conn.closed else str(conn.info.backend_pid)
 
     def watch(self, conn: Connection) -> None:
-        """Our subclass reports by itself from now on; a connection of the caller's own making
-        cannot be followed.
+        """Make our subclass report from now on. A connection that the caller made cannot be
+        followed.
         """
         if hasattr(type(conn), "_reports"):
             conn._watched, conn._seen = True, conn.get_transaction_status()
@@ -385,7 +385,7 @@ class Driver(Blocking):
             )
 
     def unwatch(self, conn: Connection) -> None:
-        """No more reports."""
+        """Stop the reports."""
         if hasattr(type(conn), "_reports"):
             conn._watched = False
 
@@ -406,7 +406,7 @@ def _traits(conn: Connection) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-# -- what reports ----------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -431,8 +431,8 @@ def _arguments(target: Target) -> dict[str, Any]:
     return out
 
 
-#: What libpq 9.2 to 17 take in a connection string (its manual, "Parameter Key Words"); psycopg2
-#: cannot be asked for the list.
+#: The options of libpq 9.2 to 17 in a connection string (its manual, "Parameter Key Words").
+#: psycopg2 has no call that lists them.
 _LIBPQ = """
     host hostaddr port passfile require_auth channel_binding connect_timeout client_encoding options
     application_name

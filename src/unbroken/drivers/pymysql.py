@@ -1,6 +1,6 @@
 """PyMySQL: blocking, pure Python.
 
-Its socket shows, and with a little help its transaction status is exact.
+It exposes its socket, and with additional tracking its transaction status is exact.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMES = ("mysql+pymysql", "mariadb+pymysql")
 DISTRIBUTION = "pymysql"
 MODULE = "pymysql"
 TESTED = ">=1.1,<1.3"
-RANK = 20  # after mysqlclient, which is faster where it could be built
+RANK = 20  # after mysqlclient, which is faster if it could be built
 
 _OPTIONS: _mysql.Kinds = {
     **_mysql.COMMON, **_mysql.TLS, "read_timeout": seconds, "write_timeout": seconds,
@@ -34,8 +34,8 @@ _OPTIONS: _mysql.Kinds = {
     "ssl_verify_identity": boolean, "binary_prefix": boolean,
 }  # fmt: skip
 
-#: What a holder can change on a connection object: what is compared at each release, and what is
-#: only put back.
+#: A holder's possible changes to a connection object: attributes that are compared at each release,
+#: and attributes that are only restored.
 _COMPARED = ("cursorclass", "encoding", "use_unicode", "encoders", "decoders")
 _KEPT = ("charset", "collation", "_read_timeout", "_write_timeout")
 
@@ -147,7 +147,7 @@ _SEAMS = (
 
 
 class Driver(Ahead, Blocking):
-    """See :class:`unbroken.abc.Driver`.
+    """The blocking driver for PyMySQL: see :class:`unbroken.abc.Driver` for its methods.
 
     Connections are PyMySQL's, of a subclass that keeps the server's status.
     """
@@ -165,8 +165,8 @@ class Driver(Ahead, Blocking):
 
         self.check_seams()
         self.target = target or without_target(NAME, "mysql")
-        # Not pymysql.err: in mysqlclient's place (install_as_MySQLdb) that comes to name a second
-        # copy, as MySQLdb.err, of whatever imports MySQLdb.converters, as Django does.
+        # Not pymysql.err. If PyMySQL replaces mysqlclient (install_as_MySQLdb), that name comes to
+        # mean a second copy, as MySQLdb.err, once MySQLdb.converters is imported, as Django does.
         self.errors: tuple[type[BaseException], ...] = (
             pymysql.OperationalError,
             pymysql.InterfaceError,
@@ -179,8 +179,8 @@ class Driver(Ahead, Blocking):
         self._class = _with_shared_tls(exact(base)) if self.is_known else base
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:
-        """*timeout* bounds the TCP connect and each wait of the handshake together; a user's
-        read_timeout holds afterwards.
+        """Open a connection. *timeout* bounds the TCP connect and each wait of the handshake
+        together; a user's read_timeout holds afterwards.
         """
         return dial(lambda: self._dial(timeout, login))
 
@@ -190,7 +190,7 @@ class Driver(Ahead, Blocking):
         return self.open(self.aimed(login), timeout)
 
     def adopt(self, conn: Connection) -> Connection:
-        """Let *conn*, which was opened elsewhere, note and report what is done with it.
+        """Make *conn*, which was opened elsewhere, note and report everything done with it.
 
         Returns it.
         """
@@ -200,8 +200,8 @@ class Driver(Ahead, Blocking):
         return conn
 
     def open(self, given: Mapping[str, Any], timeout: float) -> Connection:
-        """A connection by PyMySQL's own arguments, which may be a framework's; *timeout* bounds the
-        handshake too.
+        """Open a connection with PyMySQL's own arguments, which may be a framework's. *timeout*
+        bounds the handshake too.
         """
         timeout = min(timeout, given.get("connect_timeout", timeout))
         if not self.is_known:
@@ -225,7 +225,7 @@ class Driver(Ahead, Blocking):
         return conn
 
     def ping(self, conn: Connection, timeout: float) -> None:
-        """COM_PING, bounded by the socket's timeout."""
+        """Send COM_PING, bounded by the socket's timeout."""
         kept = conn._read_timeout, conn._write_timeout
         exchange.touch(conn, exchange.TIMEOUTS)
         conn._read_timeout = conn._write_timeout = timeout
@@ -236,39 +236,39 @@ class Driver(Ahead, Blocking):
         exchange.untouch(conn, exchange.TIMEOUTS)
 
     def send_end(self, conn: Connection, sql: str) -> None:
-        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`: :meth:`take_answer` reads the
+        """Send *sql*, COMMIT, ROLLBACK or :data:`.AUTOCOMMIT_ON`. :meth:`take_answer` reads the
         answer.
         """
         conn._seen_leave(sql)
 
     def want(self, conn: Connection, sql: str | None, follows: Callable[[Any], bool]) -> None:
-        """*sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, goes out before the next command, and a query
-        that *follows* says behind it at once. None: nothing does. Sends nothing itself.
+        """Send *sql*, BEGIN or :data:`.AUTOCOMMIT_OFF`, before the next command, and a query that
+        satisfies *follows* immediately behind it. None cancels that. It sends nothing itself.
         """
         conn._seen_want(sql, follows)
 
     def wants(self, conn: Connection) -> str | None:
-        """What is to go out before the next command."""
+        """Return the statement that is sent before the next command."""
         wanted: str | None = conn._seen_wants
         return wanted
 
-    #: It takes a statement to switch autocommit.
+    #: Switching autocommit takes a statement.
     sends_autocommit = True
 
     def autocommits(self, conn: Connection) -> bool:
-        """Whether autocommit is on, or will be once all that is due was answered."""
+        """Return whether autocommit is on, or will be once every due answer has come."""
         return bool(conn.get_autocommit())
 
     def texts(self, conn: Connection) -> Sequence[str | bytes | None]:
-        """What was sent in the transaction that is open; None stands for what is not known."""
+        """Return the statements of the open transaction. None stands for an unknown one."""
         return conn._seen_texts  # type: ignore[no-any-return]
 
     def owes_answer(self, conn: Connection) -> bool:
-        """Whether that answer was not read yet."""
+        """Return whether that answer was not read yet."""
         return conn._sock is not None and bool(conn._seen_due)
 
     def take_answer(self, conn: Connection, timeout: float) -> bool:
-        """Read it, if it was not read yet. Gives whether that was so."""
+        """Read that answer, if it was not read yet. Returns whether it did."""
         if not self.owes_answer(conn):
             return False
         kept, conn._read_timeout = conn._read_timeout, timeout
@@ -278,11 +278,11 @@ class Driver(Ahead, Blocking):
             conn._read_timeout = kept
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: MySQL opens a transaction by itself while autocommit is off."""
+        """Do nothing: MySQL opens a transaction by itself while autocommit is off."""
         conn.begin()
 
     def close(self, conn: Connection) -> None:
-        """COM_QUIT if the socket takes it at once, then close."""
+        """Send COM_QUIT if the socket's buffer has room for it, then close."""
         try:
             conn._write_timeout = 0.05
             conn.close()
@@ -290,7 +290,7 @@ class Driver(Ahead, Blocking):
             conn._force_close()
 
     def idle_limit(self, conn: Connection) -> float | None:
-        """``wait_timeout`` of this session."""
+        """Return ``wait_timeout`` of this session, in seconds."""
         held = self.is_in_transaction(conn)
         with conn.cursor() as cursor:
             cursor.execute(_mysql.ASK_IDLE_LIMIT)
@@ -301,7 +301,7 @@ class Driver(Ahead, Blocking):
         return float(value)
 
     def remember(self, conn: Connection) -> str | None:
-        """The statement that sets again what was set when *conn* was opened."""
+        """Return the statement that restores the settings from the opening of *conn*."""
         if not (
             _mysql_reset.sets_nothing_else(self._arguments)
             if self._connect is None
@@ -315,7 +315,7 @@ class Driver(Ahead, Blocking):
         return _mysql_reset.set_again(rows)
 
     def reset_session(self, conn: Connection, opening: str, left: Collection[Left]) -> None:
-        """COM_RESET_CONNECTION and one statement."""
+        """Send COM_RESET_CONNECTION and one statement."""
         with unheard(self, conn):
             conn._seen_want(None, bool)
             conn._execute_command(_mysql_reset.COM_RESET_CONNECTION, b"")
@@ -327,43 +327,43 @@ class Driver(Ahead, Blocking):
             exchange.untouch(conn, exchange.DATABASE | exchange.CHARSET)
 
     def fileno(self, conn: Connection) -> int | None:
-        """The socket's, or None once PyMySQL has let go of it."""
+        """Return the socket's number, or None once PyMySQL has dropped it."""
         sock = conn._sock
         fd = sock.fileno() if sock is not None else -1
         return fd if fd >= 0 else None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """From the last OK or EOF packet; None after an error, in the middle of an exchange, or
-        once it is closed.
+        """Return the state in the last OK or EOF packet. None after an error, in the middle of an
+        exchange, or once the connection is closed.
         """
         return None if conn._sock is None else exchange.in_transaction(conn)
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Whether the last command was answered in full."""
+        """Return whether the last command was answered in full."""
         return conn._sock is not None and exchange.is_quiet(conn)
 
     def was_closed(self, conn: Connection) -> bool:
-        """PyMySQL notes what was closed by ``close()``; a lost one it lets go of without."""
+        """Return whether ``close()`` ended it. PyMySQL drops lost connections without a note."""
         return conn._sock is None and bool(getattr(conn, "_closed", False))
 
     def is_streaming(self, conn: Connection) -> bool:
-        """Whether all that is unread are rows or results that the application left."""
+        """Return whether only rows or results that the application did not fetch are unread."""
         return conn._sock is not None and exchange.is_half_read(conn)
 
     def drain(self, conn: Connection) -> None:
-        """Read them."""
+        """Read those rows and results."""
         conn._seen_drain()
 
     def traits(self, conn: Connection) -> tuple[Any, ...]:
-        """The server's status (autocommit, how strings are quoted), and what PyMySQL keeps on the
-        connection.
+        """Return the server's status (autocommit, how strings are quoted), and the attributes that
+        PyMySQL keeps on the connection.
         """
         return exchange.adopt(conn, _KEPT, ("encoders", "decoders")), *(
             getattr(conn, name) for name in _COMPARED
         )
 
     def has_traits(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """As comparing :meth:`traits`, by one comparison; False where the status is not known."""
+        """Compare :meth:`traits`, by one comparison. False if the status is not known."""
         return traits == (
             exchange.settled(conn),
             conn.cursorclass,
@@ -374,9 +374,9 @@ class Driver(Ahead, Blocking):
         )
 
     def is_clean(self, conn: Connection, traits: tuple[Any, ...]) -> bool:
-        """By one comparison.
+        """Return whether *conn* is clean, by one comparison.
 
-        The status is only known where everything that was sent was answered in full.
+        The status is only known if every command was answered in full.
         """
         seen = (
             conn._seen_status,
@@ -389,7 +389,7 @@ class Driver(Ahead, Blocking):
         return seen == traits and conn._sock is not None
 
     def restore(self, conn: Connection, traits: tuple[Any, ...]) -> None:
-        """Attributes, then autocommit and the character set, or else the database."""
+        """Restore the attributes, then autocommit and the character set, or else the database."""
         conn._seen_want(None, bool)
         exchange.put_back(conn, _COMPARED, traits[1:])
         charset = f"{conn.charset} COLLATE {conn.collation}" if conn.collation else conn.charset
@@ -403,11 +403,11 @@ class Driver(Ahead, Blocking):
             raise exchange.out_of_shape(conn)
 
     def session_id(self, conn: Connection) -> str | None:
-        """CONNECTION_ID(), from the handshake."""
+        """Return CONNECTION_ID(), from the handshake."""
         return str(conn.server_thread_id[0]) if hasattr(conn, "server_thread_id") else None
 
     def watch(self, conn: Connection) -> None:
-        """Everything goes out through ``_execute_command``."""
+        """Report everything that is sent through ``_execute_command``."""
         conn.__class__ = watched(type(conn))
 
 
@@ -433,7 +433,7 @@ def _plain_cursor() -> Any:
 
 @cache
 def _with_shared_tls(base: Any) -> Any:
-    """*base* whose connections of the same TLS options share a context: see _tls.py."""
+    """Return a subclass of *base* that shares TLS contexts between equal options: see _tls.py."""
 
     class Connection(base):  # type: ignore[misc]
         __doc__ = base.__doc__

@@ -1,10 +1,12 @@
-"""sqlite3, from Python's standard library: no server, no socket; a pool of it shares files, not
+"""sqlite3, from Python's standard library: no server, no socket. A pool of it shares files, not
 sessions.
 
-A file database may have as many connections as the pool likes; after a fork the child drops those
-it inherited without closing them (SQLite forbids using one across a fork). ``sqlite://`` in memory
-is one database per *pool*: its connections share one cache by a private name, since each would
-otherwise see an empty database of its own; it lives as long as one of them is open.
+A file database can have any number of connections. After a fork the child drops those it inherited
+without closing them, because SQLite forbids using one across a fork.
+
+``sqlite://`` in memory is one database per *pool*. Its connections share one cache by a private
+name, since each would otherwise have an empty database of its own. The database lives as long as
+one of them is open.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ _names = itertools.count(1)
 
 
 class Driver(Blocking):
-    """See :class:`unbroken.abc.Driver`."""
+    """The driver for sqlite3; its methods are described in :class:`unbroken.abc.Driver`."""
 
     name = NAME
     capabilities = Capabilities(
@@ -81,7 +83,7 @@ class Driver(Blocking):
         self._uri = [f"{name}={out.pop(name)}" for name in _URI if name in out]
         self._file_is_uri = bool(out.pop("uri", False))
         out.pop("check_same_thread", None)
-        # the pool lends it to one thread at a time
+        # only one thread at a time uses it: its holder
         self._arguments: dict[str, Any] = {**out, "check_same_thread": False}
         self._memory = f"file:unbroken-{os.getpid()}-{next(_names)}?mode=memory&cache=shared"
         if self._uri and not self.target.database:
@@ -93,8 +95,8 @@ class Driver(Blocking):
             )
 
     def connect(self, timeout: float, login: Login | None = None) -> Connection:  # noqa: ARG002
-        """Opens the file. A file has no *login*, and *timeout* is not used: a lock is waited for by
-        the statement that needs it (option timeout).
+        """Open the file. A file has no *login*, and *timeout* is not used: the statement that needs
+        a lock waits for it (option timeout).
         """
         return dial(self._open)
 
@@ -119,26 +121,26 @@ class Driver(Blocking):
         return path, False
 
     def probe(self, conn: Connection) -> str | None:
-        """What is wrong with what SQLite traces; None: nothing."""
+        """Return the flaw in SQLite's traces; None: there is none."""
         with Trial(self, conn) as trial:
             conn.execute(PROBE).fetchone()
         return trial.flaw([(PROBE, not conn.in_transaction)])
 
     def ping(self, conn: Connection, timeout: float) -> None:  # noqa: ARG002
-        """A statement that reads no file."""
+        """Run a statement that reads no file."""
         conn.execute("SELECT 1").fetchone()
 
     def begin(self, conn: Connection) -> None:
-        """Not needed: sqlite3 opens a transaction by itself before the first change."""
+        """Do nothing: sqlite3 opens a transaction by itself before the first change."""
         conn.execute("BEGIN")
 
     def commit(self, conn: Connection) -> None:
-        """COMMIT where one is open."""
+        """Commit, if a transaction is open."""
         conn.commit()
         _committed(conn)
 
     def rollback(self, conn: Connection) -> None:
-        """ROLLBACK where one is open."""
+        """Roll back, if a transaction is open."""
         conn.rollback()
         _rolled_back(conn)
         _settle(conn)
@@ -152,30 +154,32 @@ class Driver(Blocking):
             pass
 
     def idle_limit(self, conn: Connection) -> float | None:  # noqa: ARG002
-        """None: there is no server to get tired of it."""
+        """Return None: no server ends an idle connection."""
         return None
 
     def fileno(self, conn: Connection) -> int | None:  # noqa: ARG002
-        """None: there is no socket."""
+        """Return None: there is no socket."""
         return None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:
-        """As SQLite has it."""
+        """Return whether SQLite has an open transaction."""
         try:
             return bool(conn.in_transaction)
         except Exception:  # closed
             return None
 
     def is_quiet(self, conn: Connection) -> bool:
-        """Always: a call has ended when it returns."""
+        """Return True: a call has ended when it returns."""
         return self.is_in_transaction(conn) is not None
 
     def was_closed(self, conn: Connection) -> bool:
-        """Nothing else ends a connection to a file."""
+        """Return whether the connection is closed. Nothing but ``close()`` ends a connection to a
+        file.
+        """
         return self.is_in_transaction(conn) is None
 
     def traits(self, conn: Connection) -> Any:
-        """How transactions begin, and how rows and text come out."""
+        """Return how transactions begin, and how rows and text are returned."""
         try:
             return (
                 conn.isolation_level,
@@ -187,8 +191,8 @@ class Driver(Blocking):
             return None
 
     def is_clean(self, conn: Connection, traits: Any) -> bool:
-        """In no transaction, or in an empty one where ``autocommit`` is False; and the traits are
-        as they were.
+        """Return whether *conn* is in no transaction, or in an empty one if ``autocommit`` is
+        False, and the traits are unchanged.
         """
         try:
             autocommit = getattr(conn, "autocommit", None)
@@ -199,7 +203,7 @@ class Driver(Blocking):
             return False
 
     def restore(self, conn: Connection, traits: Any) -> None:
-        """Put the four back."""
+        """Restore these four attributes."""
         isolation_level, conn.row_factory, conn.text_factory, autocommit = traits
         if autocommit is not None and conn.autocommit != autocommit:
             if conn.autocommit is False:
@@ -212,8 +216,8 @@ class Driver(Blocking):
             conn.isolation_level = isolation_level
 
     def classify(self, exc: BaseException) -> Fault:
-        """A closed connection is LOST, a file that cannot be opened REJECTED, a locked database the
-        application's to retry.
+        """Classify an error: a closed connection is LOST, a file that cannot be opened is REJECTED,
+        and a locked database is left to the application to retry.
         """
         connecting, text = from_connect(exc), one_line(exc)
         code = getattr(exc, "sqlite_errorcode", None)
@@ -224,15 +228,17 @@ class Driver(Blocking):
         return Fault(FaultKind.REJECTED if connecting else FaultKind.OTHER, None, code, text)
 
     def session_id(self, conn: Connection) -> str | None:  # noqa: ARG002
-        """None: there is no server."""
+        """Return None: there is no server."""
         return None
 
     def watch(self, conn: Connection) -> None:
-        """SQLite itself tells of each statement, those that sqlite3 sends unasked included."""
+        """Report each statement through SQLite's own trace, those that sqlite3 sends by itself
+        included.
+        """
         conn.set_trace_callback(lambda sql: _tell(conn, sql))
 
     def unwatch(self, conn: Connection) -> None:
-        """No more."""
+        """Stop the reports."""
         try:
             conn.set_trace_callback(None)
         except Exception:  # closed
@@ -240,15 +246,15 @@ class Driver(Blocking):
 
 
 class _Connection(sqlite3.Connection):
-    """sqlite3's connection, which can be weakly referenced, and tells what became of a COMMIT."""
+    """sqlite3's connection, which can be weakly referenced and reports the result of a COMMIT."""
 
     def commit(self) -> None:
-        """As sqlite3's."""
+        """Commit like sqlite3's connection."""
         super().commit()
         _committed(self)
 
     def rollback(self) -> None:
-        """As sqlite3's."""
+        """Roll back like sqlite3's connection."""
         super().rollback()
         _rolled_back(self)
 
@@ -256,12 +262,12 @@ class _Connection(sqlite3.Connection):
 def _tell(conn: sqlite3.Connection, sql: str) -> None:
     ledger = scope.current(id(conn))
     if ledger is None or (sql == "BEGIN" and getattr(conn, "autocommit", None) is False):
-        return  # that one follows each COMMIT, before anybody can say that it is done
+        return  # that one follows each COMMIT, before it can be reported as done
     ledger.statement(sql, not conn.in_transaction, conn_id=id(conn))
 
 
 def _committed(conn: sqlite3.Connection) -> None:
-    """A COMMIT was executed without an error, if there was something to commit."""
+    """Report that a COMMIT was executed without an error, if there was something to commit."""
     ledger = scope.current(id(conn))
     if ledger is not None:
         ledger.committed(conn_id=id(conn))
@@ -276,12 +282,12 @@ def _rolled_back(conn: sqlite3.Connection) -> None:
 # -- connections with ``autocommit=False`` ---------------------------------------------------------
 #
 # From Python 3.12 on such a connection is always in a transaction: the next begins with the end of
-# the last. It is clean when nothing was executed since a ROLLBACK. That is known as long as SQLite
-# still calls what was set then.
+# the last. It is clean if nothing was executed since a ROLLBACK. That is known as long as SQLite
+# still calls the callback that was set then.
 
 
 class _Executed:
-    """Counts what is executed; set as a connection's trace callback."""
+    """Counts executed statements; set as a connection's trace callback."""
 
     __slots__ = ("count",)
 
@@ -296,14 +302,14 @@ _settled: dict[int, _Executed] = {}
 
 
 def _settle(conn: sqlite3.Connection) -> None:
-    """Nothing is open on *conn*. From now on count what is executed."""
+    """Note that nothing is open on *conn*, and count executed statements from now on."""
     if getattr(conn, "autocommit", None) is False:
         executed = _settled[id(conn)] = _Executed()
         conn.set_trace_callback(executed)
 
 
 def _is_untouched(conn: sqlite3.Connection) -> bool:
-    """Whether nothing was executed since.
+    """Return whether nothing was executed since.
 
     A statement that reads no file shows that the count is still kept.
     """

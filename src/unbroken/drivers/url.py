@@ -1,14 +1,13 @@
-"""A database URL, spelled as SQLAlchemy spells it, into a :class:`~unbroken.abc.Target`.
+"""Translates a database URL, in SQLAlchemy's form, into a :class:`~unbroken.abc.Target`.
 
 ``scheme://user:password@host:port/database?option=value``. User, password, database and options are
-percent-encoded (RFC 3986); an IPv6 host stands in brackets; a unix socket is ``?unix_socket=/path``
-for MySQL and ``?host=/folder`` for PostgreSQL, as their drivers call it. The hosts of a cluster
-stand one after the other: ``host1:port1,host2:port2``; _addresses.py knows all spellings of them.
-``sqlite:///relative``,
-``sqlite:////absolute``, ``sqlite://`` is in memory.
+percent-encoded (RFC 3986). An IPv6 host is in brackets. A unix socket is ``?unix_socket=/path`` for
+MySQL and ``?host=/folder`` for PostgreSQL, the names that their drivers use. The hosts of a cluster
+follow each other: ``host1:port1,host2:port2``; _addresses.py handles all spellings of them.
+``sqlite:///relative`` and ``sqlite:////absolute`` name files; ``sqlite://`` is in memory.
 
-Every error is a :class:`~unbroken.errors.ConfigurationError` of one line, and none repeats anything
-that might hold the password: of a URL that cannot be read, only the scheme is shown.
+Every error is a :class:`~unbroken.errors.ConfigurationError` of one line. None repeats anything
+that might hold the password: of a URL that cannot be parsed, only the scheme is shown.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from unbroken.messages.configuration import (
     URL_UNREADABLE,
 )
 
-#: First part of a scheme -> backend. ``postgres`` is what several hosting providers write.
+#: First part of a scheme -> backend. Several hosting providers write ``postgres``.
 BACKENDS = {
     "mysql": "mysql",
     "mariadb": "mariadb",
@@ -41,7 +40,7 @@ BACKENDS = {
     "sqlite": "sqlite",
 }
 
-#: Every scheme that means something, drivers whose files come later included; for "did you mean".
+#: Every valid scheme, drivers whose files come later included; for "did you mean".
 SCHEMES = (
     "mysql", "mysql+pymysql", "mysql+mysqldb", "mysql+mysqlconnector", "mysql+mariadbconnector",
     "mysql+aiomysql", "mysql+asyncmy", "mariadb", "mariadb+pymysql", "mariadb+mysqldb",
@@ -52,16 +51,18 @@ SCHEMES = (
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_.+-]{0,40})://(.*)", re.DOTALL)
-# As SQLAlchemy reads it: a password may hold anything but '@' unescaped …
+# As SQLAlchemy reads it: a password may hold any unescaped character except '@' …
 _USERINFO = re.compile(r"([^:/?@]*)(?::([^@]*))?@")
-# … unless it looks like a port and what follows one: then host:3306/db?option=a@b is meant, which
-# has no password.
+# … unless it looks like a port and the text behind one: then host:3306/db?option=a@b is meant,
+# which has no password.
 _PORT_FIRST = re.compile(r"\d{1,5}(?:,[\w.:\[\]-]*)?[/?]")
 _IPV6_FIRST = re.compile(r"\[[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[^\]@/?]*\]")
 
 
 def parse(url: str) -> Target:
-    """The target that *url* names. Raises ConfigurationError, never with a password in it."""
+    """Return the target that *url* names. Raises ConfigurationError, never with a password in
+    it.
+    """
     if not isinstance(url, str):
         raise ConfigurationError(NOT_A_URL(no_text(url)))
     if not _is_unicode(url):
@@ -103,8 +104,8 @@ def parse(url: str) -> Target:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be encoded: what Python reads from the environment may stand for bytes that
-    are no text.
+    """Return whether it can be encoded. Text that Python reads from the environment may stand for
+    bytes that are not text.
     """
     try:
         text.encode()
@@ -114,8 +115,8 @@ def _is_unicode(text: str) -> bool:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown *name*: "did you mean …?" where something is close, else what is
-    known.
+    """Return a remedy for an unknown *name*: "did you mean …?" if a known name is similar,
+    otherwise the known names.
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
@@ -123,8 +124,8 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def render(target: Target) -> str:
-    """*target* as a URL that :func:`parse` reads back, password included: for drivers, never for
-    messages.
+    """Return *target* as a URL that :func:`parse` reads back, password included: for drivers, never
+    for messages.
     """
     if target.backend == "sqlite":
         path = f"/{quote(target.database, safe='/')}" if target.database else ""
@@ -175,7 +176,7 @@ def _sqlite(scheme: str, rest: str, options: dict[str, str]) -> Target:
 
 
 def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
-    """*target* at *hosts*, or at those of *query*."""
+    """Return *target* at *hosts*, or at those of *query*."""
     options = dict(target.options)
     usual = USUAL[target.backend]
     name = "unix_sock" if target.scheme.endswith("+pg8000") else "unix_socket"
@@ -189,7 +190,7 @@ def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
                 "the hosts stand twice: before the path and as ?host=; write them in one place"
             )
         )
-    # behind an '@' no part of a password is left
+    # no part of a password is left behind an '@'
     apart = target.user is not None or target.password is not None
     found = cluster(hosts or there, query.ports, usual, apart=apart) if hosts or there else ()
     if len(found) > 1 and (socket or "hostaddr" in options):
@@ -207,13 +208,13 @@ def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
 
 
 def _takes(target: Target, name: str) -> bool:
-    """Whether *name* is the option for a unix socket with the driver of *target*."""
+    """Return whether *name* is the option for a unix socket with the driver of *target*."""
     return target.backend != "postgresql" or name == "unix_sock"
 
 
 def at(target: Target, hosts: Sequence[Address], socket: str | None = None) -> Target:
-    """*target* at *hosts*, of which there is at least one; *socket*: the path of a unix socket that
-    is used instead.
+    """Return *target* at *hosts*, of which there is at least one. *socket* is the path of a unix
+    socket that is used instead.
     """
     (host, port), *others = hosts
     path = socket or (host if is_path(host) else None)
@@ -227,7 +228,7 @@ def _userinfo(rest: str) -> tuple[str | None, str | None, str]:
         return None, None, rest
     info, after = found[0][:-1], rest[found.end() :]
     authority = re.split(r"[/?]", after, maxsplit=1)[0]
-    if "@" in authority:  # an '@' that stands unescaped in the password: the last one is the border
+    if "@" in authority:  # the password contains an unescaped '@': the last '@' ends it
         more = authority.rpartition("@")[0]
         info, after = f"{info}@{more}", after[len(more) + 1 :]
     user, colon, password = info.partition(":")
@@ -244,12 +245,12 @@ class _Query:
 
 
 def _listed(text: str) -> list[str]:
-    """The hosts of *text*, decoded."""
+    """Return the hosts of *text*, decoded."""
     return [_decoded(each, "host") for each in listed(text)] if text else []
 
 
 def _options(query: str, port: str | None = None) -> _Query:
-    """The parts of *query*; *port* stands elsewhere in the URL."""
+    """Return the parts of *query*. *port* is given elsewhere in the URL."""
     found = _Query([], [] if port is None else [port], {})
     for part in query.split("&"):
         if not part:

@@ -1,1 +1,1 @@
-"""Bodies for frameworks, built on the floors below through their public names."""
+"""Framework integrations, built on the lower layers through their public names."""

@@ -1,5 +1,5 @@
-"""Whether a ``with`` block that a framework keeps in a list has ended, though nobody took it off:
-an exception broke its end off.
+"""Whether a ``with`` block that a framework keeps in a list has ended although it was not removed:
+an exception interrupted its exit.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any
 
-#: The references to a block that only the stack of blocks has, and who counts them.
+#: The reference count of a block to which only the list of blocks refers: that reference, and the
+#: one that ``getrefcount`` itself holds.
 _ALONE = 2
-#: Until Python 3.13, a frame that was asked for its variables has each of them once more.
+#: Until Python 3.13, a frame whose variables were read holds each of them once more.
 _TWICE = 2 if sys.version_info < (3, 13) else 1
 #: Functions whose frames may be left without being at their end.
 _CAN_GO_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -21,18 +22,21 @@ _CAN_GO_ON = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENE
 def is_left(
     blocks: list[Any], owner: tuple[type, str] | None = None, *, thoroughly: bool = False
 ) -> bool:
-    """Whether nobody is in the outermost of *blocks* any more: no ``with`` can end it.
+    """Return whether no code runs inside the outermost of *blocks* any more, so that no ``with``
+    can end it.
 
-    A block that is being run is referred to by the stack of the function that runs it. One to which
-    nothing refers but the list of blocks, and variables of functions that an exception has left,
-    has ended. *thoroughly*: look for all such functions (milliseconds); else only for those in the
-    traceback of the exception that is handled now. *owner*: the class of what a ``with`` enters
-    where that is not the block itself, and the attribute by which it refers to the block.
+    The stack of the function that runs a block refers to it. A block has ended if only the list of
+    blocks refers to it, and variables of functions that an exception has left.
+
+    *thoroughly*: look for all such functions (milliseconds); otherwise only for those in the
+    traceback of the exception that is being handled. *owner*: the class of the object that a
+    ``with`` enters if that is not the block itself, and the attribute by which it refers to the
+    block.
     """
     if sys.getrefcount(blocks[0]) <= _ALONE:
         return True
     frames = _passed(sys.exc_info()[1])
-    if thoroughly:  # of a frame that runs, the collector sees nothing
+    if thoroughly:  # the collector sees nothing of a frame that runs
         frames.update(
             {id(each): each for each in gc.get_referrers(blocks[0]) if isinstance(each, FrameType)}
         )
@@ -61,12 +65,12 @@ def is_left(
 
 
 def _times(what: Any, frames: list[FrameType]) -> int:
-    """How many references to *what* the variables of *frames* are."""
+    """Return how many references to *what* the variables of *frames* hold."""
     return sum(value is what for frame in frames for value in frame.f_locals.values()) * _TWICE
 
 
 def _passed(exc: BaseException | None) -> dict[int, FrameType]:
-    """The frames that *exc*, and what it came from, has passed through."""
+    """Return the frames that *exc*, and the exceptions behind it, have passed through."""
     frames: dict[int, FrameType] = {}
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:

@@ -1,5 +1,5 @@
-"""Engines of SQLAlchemy's that have a pool of its own: no driver of ours reports what they send, so
-their texts have to do.
+"""SQLAlchemy engines that have a pool other than ours. No driver of ours reports their statements,
+so only their texts are followed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _followed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def follow(engine: Any) -> None:
-    """From now on a write through *engine* makes the fate of its request unknown, and stops a
+    """From now on, a write through *engine* makes the result of its request unknown, and stops a
     replay.
 
-    Nothing is done for what is no engine of SQLAlchemy's, blocking or asyncio's, or has a pool of
-    ours.
+    This does nothing for an object that is no engine of SQLAlchemy's, blocking or asyncio's, or
+    that has a pool of ours.
     """
     sqlalchemy = sys.modules.get("sqlalchemy")
     if sqlalchemy is None:
@@ -38,7 +38,7 @@ def follow(engine: Any) -> None:
 
 
 def statement(sql: Any, whose: str) -> None:
-    """*sql* goes out on a connection of *whose*, which no driver of ours follows."""
+    """Report *sql*, which is sent on a connection of *whose*. No driver of ours follows it."""
     unit = current() if current_token() is not None else None
     if unit is not None and kind(sql) is not Kind.READ:
         unit.doubt(f"a write went out on a connection of {whose}")
@@ -55,8 +55,8 @@ def _on_checkout(*_given: Any) -> None:
 
 
 def _is_raw(frame: FrameType | None) -> bool:
-    """Whether the application called ``raw_connection``, and not a Connection whose statements are
-    seen.
+    """Return whether the application called ``raw_connection``, and not a Connection whose
+    statements are seen.
     """
     while frame is not None and frame.f_code.co_name != "raw_connection":
         frame = frame.f_back

@@ -1,9 +1,8 @@
-"""``unbroken run COMMAND``: a program that nobody changes gets engines that do not break, and units
-of work.
+"""``unbroken run COMMAND``: an unchanged program gets unbroken engines and units of work.
 
 The command starts with a folder of ours on ``PYTHONPATH``, whose ``sitecustomize`` Python runs at
-its start: in the program, and in every Python that it starts in turn. What it does stands in two
-environment variables, see :func:`begin`.
+its start: in the program, and in every Python that it starts in turn. Two environment variables
+control it, see :func:`begin`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ package.module:Class.method, or package.module:Class for all of its public metho
 def command(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that *arguments* of ``unbroken run`` name, and the environment for it.
+    """Return the command that *arguments* of ``unbroken run`` name, and the environment for it.
 
     Raises ConfigurationError for arguments and settings that cannot work.
     """
@@ -104,10 +103,10 @@ def _check_units(units: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Become the command that *arguments* name. Returns only where there is nothing to run: 0 after
-    a request for help.
+    """Replace this process by the command that *arguments* name. Returns only if there is nothing
+    to run: 0 after a request for help.
 
-    Raises ConfigurationError, also where there is no such command.
+    Raises ConfigurationError, also if there is no such command.
     """
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
@@ -123,7 +122,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def settings_in(text: str) -> dict[str, Any] | None:
-    """What ``UNBROKEN_SQLALCHEMY`` says: settings for all engines, or None for no engine.
+    """Return the settings in ``UNBROKEN_SQLALCHEMY``: settings for all engines, or None for no
+    engine.
 
     Raises ConfigurationError.
     """
@@ -146,10 +146,10 @@ def settings_in(text: str) -> dict[str, Any] | None:
 
 
 def begin() -> None:
-    """Do in this process what the environment asks for. Imports neither SQLAlchemy nor anything
-    that is named.
+    """Apply the environment's requests to this process. Imports neither SQLAlchemy nor any of the
+    named modules.
 
-    What is wrong is printed to standard error: a program must start without us, too.
+    Errors are printed to standard error: a program must start without this library, too.
     """
     try:
         _begin(os.environ)

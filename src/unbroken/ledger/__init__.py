@@ -1,3 +1,3 @@
-"""What a unit of work did, and what a statement may do: may it be run again, what is stored, what
-is left on the session?
+"""The record of a unit of work, and the possible effects of a statement: may it be run again, which
+writes are stored, and which leftovers are on the session?
 """

@@ -1,4 +1,4 @@
-"""The fields of a unit of work, and what its runner writes there."""
+"""The fields of a unit of work, and the values that its runner writes there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from unbroken.ledger.verdicts import Fate, Origin
 #: Which :class:`~unbroken.ledger.unit.Unit` a connection works for, by its ``conn_id``.
 joined: dict[int, Any] = {}
 
-# Which attempt of a unit a task was begun in: it inherits both, and may live on when the attempt is
-# over.
+# The attempt of a unit in which a task was begun. The task inherits both, and may live on when the
+# attempt is over.
 attempt_here: ContextVar[tuple[Any, int] | None] = ContextVar("unbroken_attempt", default=None)
 
-# A nested unit's own deadline. It belongs to the context: nested units stand beside each other in
+# A nested unit's own deadline. It belongs to the context, because nested units can run in parallel
 # tasks.
 _inner_until: ContextVar[tuple[Deeds, float] | None] = ContextVar(
     "unbroken_inner_until", default=None
@@ -28,7 +28,9 @@ _inner_until: ContextVar[tuple[Deeds, float] | None] = ContextVar(
 
 
 class Deeds:
-    """What a unit of work did, over all its attempts: see :class:`unbroken.ledger.unit.Unit`."""
+    """The record of a unit of work, over all its attempts; :class:`unbroken.ledger.unit.Unit`
+    completes it.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -64,22 +66,22 @@ class Deeds:
         self.observing = observing
         self.above: Any = None  #: the observing unit that this one was entered in
         self.subject: Any = None  #: its function, or its request: see :mod:`.subjects`
-        self.attempts = 0  #: how many were begun
-        self.met = 0  #: how many errors were noted, in all attempts and in the units inside
-        #: the attempt that asked the retry budget last, and whether it may be followed by another
+        self.attempts = 0  #: the number of attempts begun
+        self.met = 0  #: the number of errors noted, in all attempts and in the units inside
+        #: the attempt that asked the retry budget last, and whether another one may follow it
         self.grant = 0, True
-        self.has_paid = False  #: for the replays after an outage was waited for
+        self.has_paid = False  #: for the replays after a wait for the end of an outage
         self._until = math.inf
         self._closed = False
         self._token: weakref.ref[Any] | None = None  # of :func:`enter`
         self._meanings: list[Callable[[BaseException], Fault | None]] = []
         self._inner: list[Any] = []  # entered in this observing one, and not left yet
         self._stored = False  # the server acknowledged something
-        self._uncertain = False  # something may be stored, and nobody will ever say so
-        self._keeps = False  # something was written that a rollback may not undo
-        # where a SELECT may have called something that wrote so, by the origin's id
+        self._uncertain = False  # something may be stored, and no later answer will tell
+        self._keeps = False  # a write may survive a rollback
+        # the origins where a SELECT may have called a function that wrote so, by their id
         self._peeked: dict[int, Origin] = {}
-        # writes of which nothing was heard yet: see :meth:`sends`
+        # writes that are not answered yet: see :meth:`sends`
         self._unanswered: set[int] = set()
         self._deaths: dict[
             str, set[int]
@@ -87,7 +89,8 @@ class Deeds:
         self._pauses: dict[
             int, set[int]
         ] = {}  # … or a pause did, by the number of statements before it
-        self._limits: dict[int, int | None] = {}  # how large a statement a origin takes, by its id
+        # the largest statement that an origin takes, by its id
+        self._limits: dict[int, int | None] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -104,8 +107,8 @@ class Deeds:
 
     @contextmanager
     def within(self, now: float, deadline: float | None) -> Iterator[None]:
-        """A nested unit with a deadline of its own, in seconds from *now*: ``until`` is no later
-        inside.
+        """Enter a nested unit with a deadline of its own, in seconds from *now*: ``until`` is no
+        later inside.
         """
         token = None
         try:
@@ -131,24 +134,24 @@ class Deeds:
 
     @property
     def closed(self) -> bool:
-        """Whether the unit was left: what is reported now is no longer its business."""
+        """Whether the unit was left: later reports are no longer its business."""
         return self._closed
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody can leave the unit any more: it was left, or an exception kept its runner
-        from leaving it.
+        """Return whether no code can leave the unit any more: it was left, or an exception kept its
+        runner from leaving it.
         """
         return self._token is not None and self._token() is None
 
     @property
     def is_over(self) -> bool:
-        """Whether the unit was closed, or its runner is gone."""
+        """Return whether the unit was closed, or its runner is gone."""
         return self._closed or (self._token is not None and self._token() is None)
 
     def helped_by(self, is_done: Callable[[], bool]) -> None:
-        """A thread or a job was started that works for this attempt. *is_done* says whether it has
-        ended; it never raises.
+        """Note that a thread or a job was started that works for this attempt. *is_done* returns
+        whether it has ended; it never raises.
         """
         if len(self._helpers) > 100:
             self._helpers = [each for each in self._helpers if not each()]
@@ -166,12 +169,12 @@ class Deeds:
         fresh: bool = False,
         older: bool = False,
     ) -> None:
-        """The connection *conn_id* works for this unit from now on, whichever thread uses it
+        """Make the connection *conn_id* work for this unit from now on, on any thread that uses it
         (:func:`current`).
 
-        *origin* is where another one can be taken to ask something; *entry* is what it knows of
-        this one, which was opened or used just now if it is *fresh*. *older*: it was open when the
-        attempt before this one lost its connection, so whatever ended that may have ended both.
+        *origin* is the pool where another one can be taken to send a query. *entry* is the pool's
+        record of this one, which was opened or used just now if it is *fresh*. *older*: it was open
+        when the attempt before this one lost its connection, so the same event may have ended both.
         """
         if not self._closed:
             joined[conn_id] = self
@@ -180,31 +183,31 @@ class Deeds:
             part.older = part.older or older
 
     def has(self, conn_id: int) -> bool:
-        """Whether the connection *conn_id* works for this unit, which hears of all that is sent on
-        it.
+        """Return whether the connection *conn_id* works for this unit, which gets a report of
+        everything sent on it.
         """
         return joined.get(conn_id) is self
 
     def reports(self, conn_id: int) -> int:
-        """How many reports came from *conn_id* in this attempt.
+        """Return how many reports came from *conn_id* in this attempt.
 
-        None, though it sent something, means that it is not seen.
+        If there are none although it sent something, its statements are not seen.
         """
         part = self._parts.get(conn_id)
         return 0 if part is None else part.reports
 
     def begin_attempt(self) -> None:
-        """A new attempt starts: forget what the last one did.
+        """Start a new attempt: clear the record of the last one.
 
-        It must be over, its connections rolled back or gone.
+        That one must be over, its connections rolled back or gone.
         """
-        attempt_here.set((self, self.attempts + 1))  # first: nobody is left over in between
+        attempt_here.set((self, self.attempts + 1))  # first: no task is left over in between
         self.attempts += 1
         self._closed = False
         self._forget()
 
     def close(self) -> None:
-        """The unit is over; exceptions that were noted are let go, and what it worked for.
+        """Close the unit. It drops the noted exceptions, its subject, and its joined connections.
 
         :meth:`verdict` still answers.
         """
@@ -214,11 +217,12 @@ class Deeds:
             joined.pop(conn_id, None)
 
     def fate(self) -> Fate:
-        """What is known now of the writes of all attempts; also of those of units inside this one.
+        """Return what is known now of the writes of all attempts; also of those of units inside
+        this one.
 
         It answers after the unit was left, too. Writes in an open transaction are *unknown*: end
-        the transaction before you ask. So is what a thread does that the unit started and that
-        has not ended, and what a SELECT may have stored.
+        the transaction before you ask. Also *unknown* are the writes of a thread that the unit
+        started and that has not ended, and those that a SELECT may have stored.
         """
         if (
             self._uncertain
@@ -235,10 +239,10 @@ class Deeds:
         return Fate.STORED if self._stored or Fate.STORED in inner else Fate.NOTHING
 
     def may_keep_rows(self) -> bool:
-        """Whether writes of any attempt may have gone to tables without transactions: a fate of
-        NOTHING does not count their rows.
+        """Return whether writes of any attempt may have gone to tables without transactions: a fate
+        of NOTHING does not count their rows.
 
-        So it is on a server that may have such tables, and where the server is not known.
+        This is true for a server that may have such tables, and for an unknown server.
         """
         return (
             self._keeps
@@ -247,17 +251,17 @@ class Deeds:
         )
 
     def fate_of_open(self, conn_id: int) -> Fate:
-        """What becomes of the transaction that is open on *conn_id* if the connection ends now.
+        """Return the fate of the transaction that is open on *conn_id* if the connection ends now.
 
         NOTHING: the server rolls it back. UNKNOWN: a COMMIT or a write in autocommit is under way
-        there, or something was sent that nobody followed. Pure.
+        there, or something was sent unreported. Pure.
         """
         part = self._parts.get(conn_id)
         in_doubt = part is None or part.pending or part.direct or part.doubted or part.settling
         return Fate.UNKNOWN if in_doubt or self._uncertain else Fate.NOTHING
 
     def note(self, exc: BaseException, fault: Fault) -> None:
-        """Remember that *exc* meant *fault* to the driver that raised it."""
+        """Record that *exc* meant *fault* to the driver that raised it."""
         if self._closed:
             return
         self.met += 1
@@ -265,22 +269,21 @@ class Deeds:
             self._notes.append((exc, fault))
 
     def ask(self, meaning: Callable[[BaseException], Fault | None]) -> None:
-        """*meaning* says what an exception that nobody noted means to a driver that works for this
-        unit; None: nothing.
+        """Register *meaning*, which returns the fault of an unnoted exception for a driver that
+        works for this unit; None: it has none.
         """
         if not self._closed and not self.observing and meaning not in self._meanings:
             self._meanings.append(meaning)
 
     def noted(self) -> tuple[tuple[BaseException, Fault], ...]:
-        """What was noted in this attempt, oldest first."""
+        """Return the notes of this attempt, oldest first."""
         return tuple(self._notes)
 
     def fault_of(self, exc: BaseException) -> Fault | None:
-        """What *exc* was noted to mean; else what the exception that it was raised from, or in
-        handling which, was.
+        """Return the fault that was noted for *exc*, or else for the exception that it was raised
+        from or while handling.
 
-        What was noted nowhere along that line, the drivers at work here are asked for
-        (:meth:`ask`).
+        If none along that line was noted, the drivers of this unit are asked (:meth:`ask`).
         """
         known = {id(noted): fault for noted, fault in self._notes}
         line: list[BaseException] = []
@@ -301,8 +304,8 @@ class Deeds:
         )
 
     def casualty(self) -> tuple[Any, Any]:
-        """The pool and the entry of a connection that this attempt has lost; None for both where
-        none is known.
+        """Return the pool and the entry of a connection that this attempt has lost; None for both
+        if none is known.
         """
         for part in list(self._parts.values()):
             if part.entry is not None and (part.dead or part.entry.cause is not None):
@@ -310,12 +313,14 @@ class Deeds:
         return None, None
 
     def lost_at(self) -> Any:
-        """The pool whose server this attempt was lost at, as far as is known; None: none is."""
+        """Return the pool whose server this attempt was lost at, as far as is known; None: there is
+        none.
+        """
         origin, _ = self.casualty()
         return next(iter(self.origins()), None) if origin is None else origin
 
     def origins(self) -> list[Any]:
-        """The pools whose connections this attempt has used."""
+        """Return the pools whose connections this attempt has used."""
         if not self._parts:
             return []
         found = [part.origin for part in list(self._parts.values()) if part.origin is not None]
@@ -323,7 +328,9 @@ class Deeds:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether this attempt, which used no pool of ours, used a server (a MongoDB, say)."""
+        """Return whether this attempt, which used no pool of ours, used a server (a MongoDB,
+        say).
+        """
         return bool(self._meanings)
 
     def _known(self, conn_id: int | None) -> Part:
@@ -336,19 +343,19 @@ class Deeds:
         return part
 
     def _hears(self, conn_id: int) -> bool:
-        """Whether reports on the connection *conn_id* reach this unit or one above it."""
+        """Return whether reports on the connection *conn_id* reach this unit or one above it."""
         owner = joined.get(conn_id)
         return owner is not None and self._is_within(owner)
 
     def _is_within(self, other: Deeds) -> bool:
-        """Whether this unit is *other*, or stands below it."""
+        """Return whether this unit is *other*, or is below it."""
         unit: Deeds | None = self
         while unit is not None and unit is not other:
             unit = unit.above
         return unit is not None
 
     def _hand_over(self, observer: Deeds) -> None:
-        """The unit ends: its fate, and what is open on its connections, is now the *observer*'s."""
+        """End the unit: pass its fate, and the open work on its connections, to the *observer*."""
         if self._stored:
             observer._stored = True
         if self._uncertain:

@@ -1,14 +1,16 @@
-"""May one statement, at which its connection was lost, be run again on a fresh connection?
+"""Decides whether one statement, at which its connection was lost, may be run again on a fresh
+connection.
 
 The first statement of a transaction has no past. If nothing of the transaction was answered before
-it, the server rolls back whatever the statement did, and to run it again elsewhere is the same for
-the application and for the data. In autocommit the same holds for what only reads.
+it, the server rolls back all of the statement's effects. Running it again elsewhere is then the
+same for the application and for the data. In autocommit the same holds for statements that only
+read.
 
-A body keeps one :class:`Past` for each connection that is in use, and tells it of each statement
-that it sends. When a statement has lost its connection the body asks :func:`may_run_again`, and for
-a COMMIT :func:`may_forget_commit`. What is not known counts against it. A :class:`Ruling` may want
-to know something from the server: the body asks that on the fresh connection, before it runs the
-statement again (:func:`unbroken.pool.heal.objection`).
+An integration keeps one :class:`Past` for each connection that is in use, and reports to it each
+statement that it sends. If a statement has lost its connection, the integration asks
+:func:`may_run_again`, and for a COMMIT :func:`may_forget_commit`. Unknown facts count against it. A
+:class:`Ruling` may need a fact from the server. The integration asks for it on the fresh
+connection, before it runs the statement again (:func:`unbroken.pool.heal.objection`).
 """
 
 from __future__ import annotations
@@ -22,26 +24,26 @@ from unbroken.ledger.reading import LOCKS
 from unbroken.ledger.residue import LONGEST_READ, left_by
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
 
-#: More different statements than this in one use of a connection are not remembered.
+#: The maximum number of different statements that one use of a connection records.
 MOST_TEXTS = 200
 
-#: A statement that has lost so many connections, each of which had just been opened or used, is
-#: lost for good.
+#: The number of lost connections, each just opened or used, after which a statement counts as lost
+#: for good.
 MOST_LOSSES = 2
 
-#: The same, where servers refused it that cannot serve anybody. Each attempt waits for the end of
-#: an outage, which bounds the time that this takes.
+#: The same limit for refusals by servers that cannot serve any client. Each attempt waits for the
+#: end of an outage, which bounds the total time.
 MOST_REFUSALS = 20
 
-#: Kinds of faults of which another connection may be free.
+#: Kinds of faults that another connection can be free of.
 CURABLE = CANNOT_SERVE | {FaultKind.LOST, FaultKind.READ_ONLY}
-#: The statement is not what ended its connection.
+#: The statement is not the reason for the end of its connection.
 _BLAMELESS = CANNOT_SERVE | {FaultKind.READ_ONLY}
 
-#: What may leave a transaction open behind it, in autocommit.
+#: Statements that may leave a transaction open behind them, in autocommit.
 _MAY_BEGIN = frozenset({Kind.BEGIN, Kind.SETTLES, Kind.ENDS})
 
-#: We, or the application, ended the connection on purpose.
+#: This library, or the application, ended the connection on purpose.
 _ON_PURPOSE = frozenset(
     {
         Cause.RECLAIMED,
@@ -54,7 +56,7 @@ _ON_PURPOSE = frozenset(
     }
 )
 
-#: What a statement may ask of its session's memory. A fresh session has none.
+#: References of a statement to its session's memory. A fresh session has none.
 _MEMORY = re.compile(
     r"\b(?:LAST_INSERT_ID|LAST_INSERT_ROWID|ROW_COUNT|FOUND_ROWS|CHANGES|TOTAL_CHANGES|CURRVAL|LASTVAL"
     r"|CONNECTION_ID|PG_BACKEND_PID|PG_MY_TEMP_SCHEMA|PG_TEMP\w*|PG_LISTENING_CHANNELS"
@@ -63,8 +65,8 @@ _MEMORY = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-#: Functions of the servers' own whose effects no ROLLBACK undoes, and which must not come twice.
-#: (A number that NEXTVAL has given is one that nobody gets. SETVAL may turn a sequence back.)
+#: Functions of the servers' own whose effects no ROLLBACK undoes, and which must not run twice. (A
+#: number that NEXTVAL has given is lost harmlessly. SETVAL may turn a sequence back.)
 _OUTSIDE = re.compile(
     r"\b(?:DBLINK\w*|LO_EXPORT|LO_IMPORT|PG_FILE_\w+|PG_LOGICAL_\w+|PG_REPLICATION_\w+"
     r"|PG_\w+_REPLICATION_SLOT|PG_PROMOTE|PG_SWITCH_WAL|PG_\w*BACKUP\w*|PG_CREATE_RESTORE_POINT"
@@ -74,8 +76,8 @@ _OUTSIDE = re.compile(
 
 
 class Past:
-    """What was sent on one connection since its holder took it, as far as a lost statement must
-    know it.
+    """The statements sent on one connection since its holder took it, as far as the rules for a
+    lost statement need them.
 
     It belongs to the holder: no lock. A statement costs one entry in a dictionary.
     """
@@ -86,17 +88,17 @@ class Past:
         self.renew()
 
     def renew(self) -> None:
-        """The connection was taken anew: nothing was sent yet."""
+        """Start again for a newly acquired connection: nothing was sent yet."""
         self.earlier: dict[str | None, None] = {}  #: sent in transactions that have ended
         self.now: dict[str | None, None] = {}  #: sent in this transaction; None: an unknown text
-        self.count = 0  #: how many statements these were
-        self.begun = False  #: the body itself has begun the transaction, and can do so again
-        self.forgot = False  #: an earlier session of this use was lost, with what it remembered
-        self.why_blind: str | None = None  #: why it is not known what this transaction holds
-        self.why_unseen: str | None = None  #: why it is not known what this use has done
+        self.count = 0  #: the number of these statements
+        self.begun = False  #: the integration itself has begun the transaction, and can do so again
+        self.forgot = False  #: an earlier session of this use was lost, with its memory
+        self.why_blind: str | None = None  #: why the content of this transaction is not known
+        self.why_unseen: str | None = None  #: why the actions of this use are not known
 
     def copy(self) -> Past:
-        """The same past, for a question that must change nothing."""
+        """Return a copy of this past, for a question that must change nothing."""
         other = Past()
         for name in self.__slots__:
             setattr(other, name, getattr(self, name))
@@ -104,12 +106,14 @@ class Past:
         return other
 
     def begins(self) -> None:
-        """The body begins a transaction in a way that it can repeat on another connection."""
+        """Note that the integration begins a transaction in a way that it can repeat on another
+        connection.
+        """
         self.begun = True
 
     def sent(self, sql: str | bytes | None, is_open: bool | None) -> None:
-        """*sql* is about to be sent; None: its text is not known. *is_open*: whether a transaction
-        is open, as the driver says without asking the server; None: it does not know.
+        """Note *sql*, which is about to be sent; None: its text is not known. *is_open*: whether a
+        transaction is open, according to the driver without a round trip; None: it does not know.
         """
         if is_open is False:
             if self.count:
@@ -124,7 +128,7 @@ class Past:
             self.unseen(f"more than {MOST_TEXTS} different statements were sent on this connection")
 
     def ended(self) -> None:
-        """The transaction has ended."""
+        """Note that the transaction has ended."""
         self.earlier.update(self.now)
         self.now = {}
         self.count, self.begun, self.why_blind = 0, False, None
@@ -132,26 +136,26 @@ class Past:
             self.unseen(f"more than {MOST_TEXTS} different statements were sent on this connection")
 
     def may_have_begun(self) -> bool:
-        """Whether one of the statements since the last end may have opened a transaction by
-        itself, where autocommit is on: "BEGIN; INSERT …", COMMIT AND CHAIN.
+        """Return whether one of the statements since the last end may have opened a transaction by
+        itself, with autocommit on: "BEGIN; INSERT …", COMMIT AND CHAIN.
         """
         return any(kind(sql) in _MAY_BEGIN for sql in self.now)
 
     def moved(self) -> None:
-        """The holder has another connection from now on. Nothing was sent on it yet."""
+        """Note that the holder has another connection from now on. Nothing was sent on it yet."""
         forgot = self.forgot or bool(self.earlier)
         self.renew()
         self.forgot = forgot
 
     def misses(self, sql: str | bytes | None) -> bool:
-        """Whether *sql* may ask for what only a session remembered that is gone: a body must not
-        send it, but say that the connection was lost.
+        """Return whether *sql* may need the memory of a session that is gone. An integration must
+        not send it, but raise that the connection was lost.
         """
         return self.forgot and _asks_the_session(sql)
 
     def unseen(self, why: str) -> None:
-        """Something may be sent that nobody tells of: nothing is healed any more as long as this
-        holder has the connection.
+        """Note that unreported statements may be sent: nothing is run again as long as this holder
+        has the connection.
         """
         if self.why_unseen is None:
             self.why_unseen = why
@@ -162,15 +166,19 @@ class Past:
 class Lost:
     """A statement (or a COMMIT) at which its connection was lost.
 
-    ``autocommit``: whether the statement would have been committed by itself; None: not known.
-    ``cause``: why the pool thinks that the connection ended. ``losses``: how many connections this
-    statement has lost so far, this one included, that had been opened or used just before. One
-    that was opened before the first of them was lost may have ended with it, and does not count.
-    ``in_time``: whether the caller has time left. ``handed_over``: whether the application has got
-    something of the result. ``in_parts``: whether it was sent as more than one statement, each of
-    which is committed by itself in autocommit. ``unsent``: nothing of it can have reached the
-    server: the other end had hung up before it was to be sent, or what begins its transaction was
-    lost.
+    ``autocommit`` tells whether the statement would have been committed by itself; None: not known.
+    ``cause`` is the pool's cause for the end of the connection.
+
+    ``losses`` counts the connections that this statement has lost so far, this one included, that
+    had been opened or used just before. One that was opened before the first of them was lost may
+    have ended with it, and does not count.
+
+    ``in_time`` tells whether the caller has time left, and ``handed_over`` whether the application
+    has got something of the result. ``in_parts``: it was sent as more than one statement, each of
+    which is committed by itself in autocommit.
+
+    ``unsent``: nothing of it can have reached the server. Either the peer had closed the connection
+    before it was sent, or the command that begins its transaction was lost.
     """
 
     sql: str | bytes | None
@@ -187,9 +195,9 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """Whether to heal, and why (not).
+    """Whether to run the statement again, and the reason.
 
-    Where ``asks`` is not empty, one of these questions must have the answer "" first: see
+    If ``asks`` is not empty, one of these questions must have the answer "" first: see
     :class:`Question`.
     """
 
@@ -199,8 +207,8 @@ class Ruling:
 
 
 def may_run_again(past: Past, lost: Lost) -> Ruling:
-    """Whether the statement that *past* was told of last may be run again, on a fresh connection.
-    Pure; never raises.
+    """Return whether the last statement in *past* may be run again, on a fresh connection. Pure;
+    never raises.
     """
     against = _never(past, lost) or _of_the_past(past, lost)
     if against is not None:
@@ -225,12 +233,14 @@ def may_run_again(past: Past, lost: Lost) -> Ruling:
 
 
 def runs_once(sql: str | bytes | None) -> bool:
-    """Whether *sql* is never run again once it may have reached the server."""
+    """Return whether *sql* is never run again once it may have reached the server."""
     return _of_the_text(sql) is not None
 
 
 def _of_the_text(sql: str | bytes | None) -> str | None:
-    """What forbids it whatever became of its transaction."""
+    """Return the objection in the statement's text, which holds for any outcome of its
+    transaction.
+    """
     if kind(sql) not in (Kind.READ, Kind.WRITE, Kind.BEGIN) or _is_savepoint(sql):
         return f"{verb(sql)} may do more than its transaction undoes"
     if _OUTSIDE.search(_text(sql)):
@@ -239,7 +249,9 @@ def _of_the_text(sql: str | bytes | None) -> str | None:
 
 
 def _asks(what: Kind, lost: Lost) -> tuple[Question, ...]:
-    """What the server must say of a statement in a transaction, which it rolled back."""
+    """Return the questions for the server about a statement in a transaction, which it rolled
+    back.
+    """
     if what is Kind.WRITE:
         return (Question.KEPT_WRITES,)
     hides = what is Kind.READ and may_hide_a_write(lost.sql)
@@ -247,11 +259,11 @@ def _asks(what: Kind, lost: Lost) -> tuple[Question, ...]:
 
 
 def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
-    """Whether a COMMIT whose answer was lost, or that was never sent, may pass for done: only reads
-    went before it.
+    """Return whether a COMMIT whose answer was lost, or that was never sent, counts as done: only
+    reads went before it.
 
     *serializable*: the transaction's isolation level is, or may be, SERIALIZABLE. There the answer
-    to COMMIT says whether what was read may be believed. Pure; never raises.
+    to COMMIT tells whether the values read are valid. Pure; never raises.
     """
     against = _never(past, lost)
     if against is None and past.why_blind is not None:
@@ -275,7 +287,7 @@ def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
 
 
 def _never(past: Past, lost: Lost) -> str | None:
-    """What forbids it whatever was sent."""
+    """Return the objection that holds for any statement."""
     if lost.fault.kind not in CURABLE:
         return f"an error of the kind {lost.fault.kind.value!r} is not cured by another connection"
     for cause in (lost.cause, lost.fault.cause):
@@ -304,7 +316,9 @@ def _of_the_past(past: Past, lost: Lost) -> str | None:
 
 
 def _of_the_session(past: Past, lost: Lost) -> str | None:
-    """What earlier transactions may have left on the session that is lost."""
+    """Return the objection in the possible leftovers of earlier transactions on the lost
+    session.
+    """
     for sql in past.earlier:
         if sql is None:
             return "a statement was sent before on this connection whose text is not known"

@@ -1,4 +1,4 @@
-"""What one connection did in one attempt of a unit of work."""
+"""The record of one connection in one attempt of a unit of work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unbroken.ledger.verdicts import Origin
 
 
 class Part:
-    """What one connection did in one attempt."""
+    """The record of one connection in one attempt."""
 
     __slots__ = (
         "dead",
@@ -32,34 +32,36 @@ class Part:
 
     def __init__(self) -> None:
         self.origin: Origin | None = None  # the pool that it came from
-        self.entry: Any = None  # what that pool knows of it
+        self.entry: Any = None  # that pool's record of it
         self.fresh = False  # it was opened, or used, just before
         self.older = False  # it was open when the attempt before lost its connection
-        self.reports = 0  # how many came
-        self.sent = 0  # how many statements went out
+        self.reports = 0  # the number of reports
+        self.sent = 0  # the number of statements sent
         self.last: str | bytes | None = (
-            None  # the last of them, as long as nobody told that it was answered
+            None  # the last of them, as long as no answer to it was reported
         )
         self.dead = False  # it was lost
         self.looked = (
-            False  # a SELECT in the open transaction may have called something that writes
+            False  # a SELECT in the open transaction may have called a function that writes
         )
-        self.unheard = False  # a COMMIT of that went out, and its answer is not known
-        self.open = False  # it wrote in a transaction that nobody has ended
-        self.savepoints = True  # … nothing but savepoints
-        self.undoing = False  # a ROLLBACK of that went out as text, and its answer is not known
-        self.pending = False  # a COMMIT of that went out, and its answer is not known
+        self.unheard = False  # a COMMIT of that was sent, and its answer is not known
+        self.open = False  # it wrote in a transaction that was not ended
+        self.savepoints = True  # … only savepoints
+        self.undoing = False  # a ROLLBACK of that was sent as text, and its answer is not known
+        self.pending = False  # a COMMIT of that was sent, and its answer is not known
         self.doubted = False  # a COMMIT was answered with an error that proves nothing
         self.settling = False  # … of another kind: XA COMMIT
-        self.direct = False  # a write in autocommit went out, and its answer is not known
+        self.direct = False  # a write in autocommit was sent, and its answer is not known
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether something of it may be stored, now or later, without a word of the server's."""
+        """Return whether something of it may be stored, now or later, without an answer from the
+        server.
+        """
         return self.pending or self.direct or (self.open and not self.savepoints)
 
     def add(self, other: Part) -> None:
-        """What *other* did counts as done here."""
+        """Add the record of *other* to this one."""
         self.savepoints = self.savepoints and other.savepoints
         self.open = self.open or other.open
         self.undoing = self.undoing or other.undoing

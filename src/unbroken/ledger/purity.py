@@ -1,8 +1,8 @@
-"""Whether a query, as its tokens show it, is free of effects.
+"""Decides from a query's tokens whether it is free of effects.
 
-It is when it has no word of change, and calls nothing but functions of the server that are known to
-change nothing. A ``(`` after a name is a call unless the word is one that no server would take for
-a function's name there.
+It is if it has no word of change, and calls only functions of the server that are known to change
+nothing. A ``(`` after a name is a call unless no server would accept the word as a function's name
+there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESERVED = words(
     "SELECT FROM WHERE AND OR NOT IN ON USING HAVING AS UNION ALL DISTINCT CASE WHEN THEN ELSE"
     " BETWEEN EXISTS LIMIT VALUES INTERVAL"
 )
-# Reserved in some of them only; but no call can stand where these words follow those.
+# Reserved in some of them only; but no call is possible where these words follow those.
 _AFTER: dict[str, frozenset[str]] = {
     "BY": frozenset({"ORDER", "GROUP", "PARTITION"}),
     "OVER": frozenset({")"}),
@@ -112,7 +112,9 @@ PURE = words("""
 
 
 def is_free_of_effects(tokens: list[str]) -> bool:
-    """Whether the query *tokens* changes nothing that outlives it, and calls nothing that might."""
+    """Return whether the query *tokens* changes nothing that outlives it, and calls nothing that
+    might.
+    """
     if not _CHANGES.isdisjoint(tokens) or not _CALLS.isdisjoint(tokens):
         return False
     has_distinct_on = any(a == "DISTINCT" and b in ("ON", "ON(") for a, b in pairwise(tokens))
@@ -129,12 +131,14 @@ def is_free_of_effects(tokens: list[str]) -> bool:
 
 
 def _is_lock(tokens: list[str], at: int) -> bool:
-    """Whether the UPDATE here belongs to FOR UPDATE or FOR NO KEY UPDATE."""
+    """Return whether the UPDATE here belongs to FOR UPDATE or FOR NO KEY UPDATE."""
     return tokens[at - 1] == "FOR" or tokens[max(0, at - 3) : at] == ["FOR", "NO", "KEY"]
 
 
 def _is_harmless(tokens: list[str], at: int, has_distinct_on: bool) -> bool:
-    """Whether the parenthesis that opens at *at* only groups, or calls a function that is known."""
+    """Return whether the parenthesis that opens at *at* only groups, or calls a function that is
+    known.
+    """
     if tokens[at] != "(":
         name, before, is_adjacent = tokens[at][:-1], at - 1, True
     elif at == 0 or tokens[at - 1] in _BEFORE_PLAIN:

@@ -1,8 +1,8 @@
-"""What only the server can say before a unit of work is run again, and how its answer is read.
+"""Questions for the server before a unit of work is run again, and how its answers are read.
 
-Pure: a runner asks with the text from :func:`text_of`, on a connection of the same pool, and hands
-the rows to :func:`answer`. Where a question has no text, or the server does not answer it, nothing
-is run again because of it.
+Pure: a runner asks with the text from :func:`text_of`, on a connection of the same pool, and passes
+the rows to :func:`answer`. If a question has no text, or the server does not answer it, nothing is
+run again because of it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Rows: TypeAlias = Sequence[Sequence[Any]]
 
 
 class Question(StrEnum):
-    """What a runner may have to ask."""
+    """A question that a runner may have to ask."""
 
     HIDDEN_WRITES = "may a SELECT store something here?"  #: a reason, or "" for no
-    VIEWS = "what do these views read?"  #: follows HIDDEN_WRITES in MySQL; as that
+    VIEWS = "what do these views read?"  #: follows HIDDEN_WRITES in MySQL; same answer
     READ_ONLY = "does this server take no writes?"  #: True: it takes none from anybody
     ROLE = "which role does this server have?"  #: a Role
-    READY = "is this node of the cluster ready?"  #: follows ROLE in MySQL; as that
+    READY = "is this node of the cluster ready?"  #: follows ROLE in MySQL; same answer
     PACKET = "how large may a statement be?"  #: the number of bytes
     UPTIME = "how long is this server up?"  #: seconds
     KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
@@ -42,8 +42,8 @@ _CALLED = "regexp_matches({}::text, ' :(?:funcid|opfuncid|aggfnoid|winfnoid) ([0
 
 _PG_OWN = "('pg_catalog', 'information_schema', 'pg_toast')"
 
-#: Which functions a SELECT may call without naming them (through views, row security, operators,
-#: casts, domains, operator classes), and which have the name of a harmless function of the server.
+#: Functions that a SELECT may call without naming them (through views, row security, operators,
+#: casts, domains, operator classes), or that have the name of a harmless function of the server.
 #: Parts of extensions are trusted, unless the application's own call them.
 _PG_HIDDEN = f"""
 WITH called (origin, class, object, fn) AS (
@@ -87,11 +87,11 @@ _PG_READ_ONLY = """
 SELECT pg_catalog.pg_is_in_recovery(), s.setting, s.source
 FROM pg_catalog.pg_settings s WHERE s.name = 'default_transaction_read_only'
 """
-#: Where a setting comes from that the server's owner made for everybody.
+#: Sources of a setting that the server's owner made for all clients.
 _BY_THE_SERVER = {"configuration file", "command line", "environment variable", "global"}
 
-#: What could write outside of the transaction that calls it: to another server, by another session,
-#: to a file.
+#: Functions that could write outside of the transaction that calls them: to another server, by
+#: another session, to a file.
 _PG_KEPT = f"""
 SELECT 'the foreign table ' || c.relname FROM pg_catalog.pg_class c WHERE c.relkind = 'f'
 UNION ALL SELECT 'the extension ' || e.extname FROM pg_catalog.pg_extension e
@@ -105,12 +105,11 @@ AND d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid)
 LIMIT 1
 """
 
-#: What a transaction on this connection has where nobody says otherwise.
+#: The default isolation level of a transaction on this connection.
 _PG_ISOLATION = "SHOW transaction_isolation"
 
-#: A crash of one of its processes restarts all others, but not the postmaster; it does reset the
-#: statistics.
-#: A role's limit and a database's are not for superusers, and -1 is none.
+#: A crash of one of its processes restarts all others, but not the postmaster. It does reset the
+#: statistics. A role's limit and a database's are not for superusers, and -1 is none.
 _PG_CONNECTIONS = """
 SELECT (SELECT sum(CASE s.name WHEN 'max_connections' THEN s.setting::int ELSE -s.setting::int END)
     FROM pg_catalog.pg_settings s WHERE s.name IN
@@ -121,7 +120,8 @@ FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
 WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database()
 """
 
-#: Rows of pg_stat_activity would do, too; these figures are a loop in the server and no rows.
+#: Rows of pg_stat_activity would do, too; these figures come from a loop in the server without
+#: rows.
 _PG_SESSIONS = """
 SELECT sum(pg_catalog.pg_stat_get_db_numbackends(d.oid)) FROM pg_catalog.pg_database d
 """
@@ -196,7 +196,7 @@ SHOW GLOBAL VARIABLES WHERE Variable_name IN
 ('read_only', 'super_read_only', 'innodb_read_only', 'transaction_read_only', 'tx_read_only',
 'wsrep_on', 'wsrep_reject_queries')
 """
-#: A node of Galera that has lost its cluster answers this, and refuses every query with 1047.
+#: A node of Galera that has lost its cluster answers this query, and refuses all others with 1047.
 _MY_READY = "SHOW GLOBAL STATUS LIKE 'wsrep_ready'"
 
 _OFF = ("OFF", "0", "")
@@ -208,7 +208,7 @@ _MY_UPTIME = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 
 _MY_PACKET = "SELECT @@GLOBAL.max_allowed_packet"
 
-#: What a view reads, in the text that the server keeps of it: `schema`.`table`, or a query in
+#: The sources of a view, in the text that the server keeps of it: `schema`.`table`, or a query in
 #: parentheses.
 _READS = re.compile(
     r"\b(?:from|join)\s*\(*\s*(?:`((?:[^`]|``)+)`\.`((?:[^`]|``)+)`(?!\.)|(?=select\b|\(?values\b))",
@@ -220,8 +220,8 @@ _QUOTED_OR_STRING = re.compile(r"`(?:[^`]|``)*`|'(?:[^'\\]|\\.|'')*'", re.DOTALL
 
 
 def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
-    """Why one of the views in *rows* may write; "": none does; None: their tables have to be looked
-    at.
+    """Return why one of the views in *rows* may write; "": none does; None: their tables must be
+    checked.
     """
     known = {(_text(schema).lower(), _text(name).lower()) for _, schema, name, _ in rows}
     reads: set[tuple[str, str]] = set()
@@ -246,7 +246,7 @@ def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
 
 
 def _relations(text: str) -> list[tuple[str, str]] | None:
-    """The tables and views that a view's *text* reads; None where that cannot be told."""
+    """Return the tables and views that a view's *text* reads; None if they cannot be determined."""
     bare = _EXTRACT.sub(
         "extract(",
         _QUOTED_OR_STRING.sub(
@@ -264,7 +264,9 @@ def _relations(text: str) -> list[tuple[str, str]] | None:
 
 
 def _my_role(rows: Rows) -> Role | Question:
-    """A node of Galera must be asked as well whether it is ready."""
+    """Return the role, or a further question: a node of Galera must also be asked whether it is
+    ready.
+    """
     said = {_text(name).lower(): _text(value).upper() for name, value in rows}
     in_cluster = said.pop("wsrep_on", "OFF") == "ON"
     if said.pop("wsrep_reject_queries", "NONE") != "NONE":
@@ -275,7 +277,7 @@ def _my_role(rows: Rows) -> Role | Question:
 
 
 def _granted(row: Sequence[Any]) -> tuple[int, int | None]:
-    """In MySQL 0 is no limit; a limit of PostgreSQL's that is 0 lets nobody in."""
+    """Return the limits. In MySQL 0 is no limit; in PostgreSQL a limit of 0 admits no client."""
     server, *own = [int(_text(value)) for value in row]
     limits = [each for each in own if each > 0]
     return server, min(limits, default=None)
@@ -314,15 +316,15 @@ _TEXTS = {
 
 
 def text_of(question: Question, backend: str) -> str | None:
-    """The statement that asks a server of the kind *backend*; None: it cannot be asked."""
+    """Return the statement that asks a server of the kind *backend*; None: it cannot be asked."""
     return _TEXTS.get((_family(backend), question))
 
 
 def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> Any:
-    """What *rows*, the result of :func:`text_of`, say (see :class:`Question`). A Question instead:
-    ask that one.
+    """Return the answer in *rows*, the result of :func:`text_of` (see :class:`Question`). A
+    Question instead means: ask that one.
 
-    Raises ValueError for rows that cannot be read.
+    Raises ValueError for rows that cannot be parsed.
     """
     found = [tuple(row) for row in rows]
     family = _family(backend)

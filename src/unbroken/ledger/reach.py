@@ -1,7 +1,8 @@
-"""How far a SET statement reaches: this session, the open transaction, or beyond.
+"""The scope of a SET statement: this session, the open transaction, or beyond.
 
-The table of harmless settings is what drivers, frameworks and pools send by themselves; a setting
-that is not in it counts as a change, which costs a replay only where it was sent in autocommit.
+The table of harmless settings holds those that drivers, frameworks and pools send by themselves. A
+setting that is not in it counts as a change, which prevents a replay only if it was sent in
+autocommit.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from unbroken.ledger.tokens import NUMBER, QUOTED, STRING, words
 
 
 class Reach(Enum):
-    """What a SET statement changes."""
+    """The scope of a SET statement."""
 
     OWN = "own"  #: known settings of this session, to plain values
-    SESSION = "session"  #: something of this session, or something that a ROLLBACK undoes
-    COMMITS = "commits"  #: autocommit: MySQL commits what is open, whatever the new value
-    #: the server, an account, another statement: it stays after a ROLLBACK, or cannot be said
+    SESSION = "session"  #: a part of this session, or a part that a ROLLBACK undoes
+    COMMITS = "commits"  #: autocommit: MySQL commits the open transaction, for any new value
+    #: the server, an account, another statement: it stays after a ROLLBACK, or is not known
     BEYOND = "beyond"
 
 
@@ -43,7 +44,7 @@ _HARMLESS = words(
 
 
 def reach(tokens: list[str]) -> Reach:
-    """How far the statement *tokens* (the first of them is SET) reaches."""
+    """Return the scope of the statement *tokens* (the first of them is SET)."""
     given = tokens[1:]
     if not given or given[0] in _BEYOND_FIRST or not _BEYOND.isdisjoint(given):
         return Reach.BEYOND
@@ -81,7 +82,7 @@ def _parts(given: list[str]) -> list[list[str]]:
 
 
 def _is_known(part: list[str]) -> bool:
-    """Whether this is ``[scope] harmless_name = plain values``."""
+    """Return whether this is ``[scope] harmless_name = plain values``."""
     while part and part[0] in _SCOPE:
         part = part[1:]
     values = (

@@ -1,4 +1,4 @@
-"""Whether a transaction only read, as the texts of its statements show."""
+"""Decides from the texts of a transaction's statements whether it only read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from unbroken.ledger.statements import LONGEST_CACHED, Kind, kind, may_hide_a_write, verb
 
-#: More statements than this are not looked at.
+#: The maximum number of statements that are examined.
 MOST = 15
 _OTHER_VERBS = frozenset({"SET", "SAVEPOINT", "RELEASE", "ROLLBACK"})
 #: A read with one of these words may lock the rows that it reads, until its transaction ends.
@@ -18,14 +18,15 @@ _BY_NAME = re.compile(rf"lock|{LOCKS.pattern}", re.IGNORECASE)
 
 
 def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
-    """Whether statements of these *texts*, all that were sent in one transaction, stored nothing.
+    """Return whether statements of these *texts*, all statements of one transaction, stored
+    nothing.
 
-    None among them is a statement whose text is not known. *may_hide*: a SELECT may call something
-    that writes here, as far as the server said. Pure; never raises.
+    None stands for a statement whose text is not known. *may_hide*: a SELECT may call a function
+    that writes here, as far as the server reported. Pure; never raises.
     """
     if not 0 < len(texts) <= MOST:
         return False
-    for text in texts:  # no generator expression: asked at the end of most transactions
+    for text in texts:  # no generator expression: this runs at the end of most transactions
         if text is None:
             return False
         if not reads(text, may_hide=may_hide):
@@ -34,7 +35,7 @@ def only_reads(texts: Sequence[str | bytes | None], *, may_hide: bool) -> bool:
 
 
 def reads(text: str | bytes, *, may_hide: bool) -> bool:
-    """Whether a statement of this *text* stores nothing, also where autocommit is on."""
+    """Return whether a statement of this *text* stores nothing, also with autocommit on."""
     is_usual = type(text) in (str, bytes) and len(text) <= LONGEST_CACHED
     return (_cached if is_usual else _judged)(text, may_hide)
 
@@ -51,8 +52,8 @@ _cached = lru_cache(maxsize=2000)(_judged)
 
 
 def wrote_nothing(texts: Sequence[str | bytes | None]) -> bool:
-    """Whether statements of these *texts*, all that were sent in one transaction, left nothing that
-    takes time to be undone. Pure; never raises.
+    """Return whether statements of these *texts*, all statements of one transaction, left nothing
+    that takes time to undo. Pure; never raises.
     """
     if len(texts) > MOST:
         return False
@@ -69,7 +70,7 @@ def _is_small(text: str | bytes) -> bool:
     what, word = kind(text), verb(text)
     if what is Kind.WRITE and word == "SET":
         calls = "(" in text if isinstance(text, str) else b"(" in text
-        return not calls  # a function of the application's own may write as much as it likes
+        return not calls  # a function of the application's own may write any amount
     return what in (Kind.READ, Kind.BEGIN) or (what is Kind.WRITE and word == "SAVEPOINT")
 
 
@@ -77,8 +78,8 @@ _cached_small = lru_cache(maxsize=2000)(_is_small)
 
 
 def may_lock(texts: Sequence[str | bytes | None]) -> bool:
-    """Whether statements of these *texts*, which only read, may have asked for locks by name. Pure;
-    never raises.
+    """Return whether statements of these *texts*, which only read, may have asked for locks by
+    name. Pure; never raises.
     """
     return any(
         text is None

@@ -1,4 +1,6 @@
-"""What drivers report: each statement before it goes out, each answer that they understand."""
+"""The reports of drivers: each statement before it is sent, and each answer that they
+understand.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from unbroken.ledger.part import Part
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write, shape, verb
 from unbroken.ledger.verdicts import keeps_rows
 
-#: A statement of the kind WRITE that begins so stores nothing. Other spellings count as writes.
+#: Statements of the kind WRITE that begin so store nothing. Other spellings count as writes.
 _SAVEPOINTS = frozenset(
     {"SAVEPOINT", b"SAVEPOINT", "RELEASE S", b"RELEASE S", "ROLLBACK ", b"ROLLBACK "}
 )
@@ -23,17 +25,19 @@ class Reports(Deeds):
     __slots__ = ()
 
     def harmless(self, *, conn_id: int | None = None) -> None:
-        """A command is about to be sent that neither reads nor changes anything, such as a ping."""
+        """Report a command that is about to be sent and neither reads nor changes anything, such as
+        a ping.
+        """
         if not self._closed:
             self._part(conn_id)
 
     def statement(
         self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None
     ) -> None:
-        """*sql* is about to be sent. None: its text is not known.
+        """Report *sql*, which is about to be sent. None: its text is not known.
 
-        *autocommit*: True when it will commit by itself (no transaction is open, autocommit is on),
-        False when it runs inside a transaction, None when nobody knows.
+        *autocommit*: True if it will commit by itself (no transaction is open, autocommit is on),
+        False if it runs inside a transaction, None if that is not known.
         """
         if residue.followed:
             residue.note(conn_id, sql)
@@ -66,9 +70,9 @@ class Reports(Deeds):
             self._wrote(part, what, sql, autocommit)
 
     def _goes_out(self, part: Part, sql: str | bytes | None) -> None:
-        """What was lost before it is not lost by *sql*.
+        """Record losses from before *sql* is sent, so that they do not count as caused by it.
 
-        A look at the socket costs as much as a report, so only later attempts take one.
+        A check of the socket costs as much as a report, so only later attempts do it.
         """
         part.sent += 1
         part.last = sql
@@ -80,7 +84,7 @@ class Reports(Deeds):
             part.last = None
 
     def _look(self, part: Part, autocommit: bool | None) -> None:
-        """A SELECT goes out that may call something that writes."""
+        """Record a SELECT that is sent and may call a function that writes."""
         part.looked = True
         if part.origin is None:
             self._keeps = True
@@ -90,7 +94,7 @@ class Reports(Deeds):
             self._commit_goes_out(part)
 
     def _commit_goes_out(self, part: Part) -> None:
-        """What was looked at may be committed from now on."""
+        """Record that writes of such SELECTs may be committed from now on."""
         if part.looked:
             part.looked, part.unheard = False, True
             self._looks[id(part.origin)] = part.origin
@@ -124,7 +128,8 @@ class Reports(Deeds):
             part.open = True
 
     def committing(self, *, conn_id: int | None = None) -> None:
-        """A COMMIT is about to be sent. One of a transaction that only read never stops a replay.
+        """Report a COMMIT that is about to be sent. One of a transaction that only read never stops
+        a replay.
 
         An observing unit is never replayed, so it waits for the answer to that COMMIT as well: a
         function that a SELECT called may have written.
@@ -138,7 +143,7 @@ class Reports(Deeds):
         part.pending = part.open or self.observing
 
     def committed(self, *, conn_id: int | None = None) -> None:
-        """The COMMIT, sent by method or as a statement, was acknowledged."""
+        """Report that the COMMIT, sent by method or as a statement, was acknowledged."""
         if self._closed:
             return
         part = self._part(conn_id)
@@ -150,7 +155,8 @@ class Reports(Deeds):
         part.pending = part.unheard = False
 
     def acknowledged(self, *, conn_id: int | None = None, stored: bool = True) -> None:
-        """The server answered the last write in autocommit, or the last ``XA COMMIT`` and its like.
+        """Report that the server answered the last write in autocommit, or the last ``XA COMMIT``
+        or similar statement.
 
         *stored*: True for success, False for an error that undid all of the statement. A driver
         that is certain of neither does not call this; then the fate stays *unknown*.
@@ -169,8 +175,8 @@ class Reports(Deeds):
                 part.open = part.pending = part.settling = False
 
     def commit_failed(self, *, conn_id: int | None = None) -> None:
-        """The server ANSWERED the COMMIT, sent by method or as a statement, with an error that
-        proves that nothing was committed (:mod:`unbroken.backends.commits`).
+        """Report that the server ANSWERED the COMMIT, sent by method or as a statement, with an
+        error that proves that nothing was committed (:mod:`unbroken.backends.commits`).
         """
         if not self._closed:
             # still open: SQLite lets a COMMIT that met a lock be tried again
@@ -180,23 +186,24 @@ class Reports(Deeds):
                 part.open = part.settling = False
 
     def commit_doubted(self, *, conn_id: int | None = None) -> None:
-        """The server ANSWERED with an error that does not prove that nothing was stored.
+        """Report that the server ANSWERED with an error that does not prove that nothing was
+        stored.
 
-        Of a COMMIT, it stays unknown whether it was; of anything else this says nothing.
+        The result of a COMMIT stays unknown. For any other statement the report has no effect.
         """
         part = None if self._closed else self._parts.get(conn_id)
         if part is not None and part.pending:
             part.doubted = True
 
     def is_doubted(self, conn_id: int | None) -> bool:
-        """Whether a COMMIT on *conn_id* got such an answer in this attempt."""
+        """Return whether a COMMIT on *conn_id* got such an answer in this attempt."""
         part = self._parts.get(conn_id)
         return part is not None and part.doubted
 
     def rolled_back(self, *, conn_id: int | None = None) -> None:
-        """A ROLLBACK of the whole transaction was acknowledged.
+        """Report that a ROLLBACK of the whole transaction was acknowledged.
 
-        Where it is the answer to a COMMIT (PostgreSQL's, of a transaction that had failed), call
+        If it is the answer to a COMMIT (PostgreSQL's, of a transaction that had failed), call
         commit_failed() first.
         """
         if self._closed:
@@ -214,12 +221,11 @@ class Reports(Deeds):
         lost: bool = False,
         paused: bool = False,
     ) -> None:
-        """The connection left the unit. *clean*: with nothing open: rolled back, committed, or
-        closed for good.
+        """Report that the connection left the unit. *clean*: with nothing open: rolled back,
+        committed, or closed for good.
 
-        A COMMIT that went out on it without an answer stays unknown. *lost*: the other side ended
-        it, and nobody knows why. *paused*: the other side ended it because nothing was asked of it
-        for too long.
+        A COMMIT that was sent on it without an answer stays unknown. *lost*: the peer ended it, for
+        an unknown reason. *paused*: the peer ended it because it was idle for too long.
         """
         if conn_id is not None and joined.get(conn_id) is self:
             del joined[conn_id]
@@ -232,7 +238,7 @@ class Reports(Deeds):
             part.looked = False
             part.unheard = part.unheard and lost
         if paused and part.sent and (part.fresh or part.sent > 1):
-            # else it had been idle before it came here
+            # otherwise it had been idle before it came here
             self._pauses.setdefault(part.sent, set()).add(self.attempts)
         if lost:
             part.dead = True
@@ -241,7 +247,7 @@ class Reports(Deeds):
                 self._deaths.setdefault(shape(part.last), set()).add(self.attempts)
 
     def doubt(self, reason: str, *, conn_id: int | None = None) -> None:
-        """Something happened that cannot be followed: this attempt is never replayed, because of
+        """Report an action that cannot be followed: this attempt is never replayed, because of
         *reason*.
         """
         if residue.followed:
@@ -252,8 +258,9 @@ class Reports(Deeds):
             self._bar(reason)
 
     def sends(self, key: int, reason: str) -> None:
-        """A write outside of any connection that this unit has joined is being sent: this attempt
-        is never replayed, because of *reason*, and its fate is unknown until :meth:`answered`."""
+        """Report a write outside of any connection that this unit has joined: this attempt is never
+        replayed, because of *reason*, and its fate is unknown until :meth:`answered`.
+        """
         if not self._closed:
             self._part(None)
             self.wrote = True
@@ -261,17 +268,17 @@ class Reports(Deeds):
             self._bar(reason)
 
     def answered(self, key: int, *, stored: bool) -> None:
-        """The server's word on the write *key*: stored, or nothing stored."""
+        """Report the server's answer to the write *key*: stored, or nothing stored."""
         if not self._closed and key in self._unanswered:
             self._unanswered.discard(key)
             self._stored = self._stored or stored
 
     def forbid(self, reason: str, *, conn_id: int) -> None:
-        """The unit uses the connection *conn_id*, which was in use before: this attempt is never
-        replayed, because of *reason*.
+        """Report that the unit uses the connection *conn_id*, which was in use before: this attempt
+        is never replayed, because of *reason*.
 
-        The fate stays known where this unit, or an observing one above it, hears of everything
-        that is sent on the connection. Otherwise this is a :meth:`doubt`.
+        The fate stays known if this unit, or an observing one above it, gets a report of everything
+        sent on the connection. Otherwise this is a :meth:`doubt`.
         """
         if self._hears(conn_id):
             if not self._closed:
@@ -280,9 +287,10 @@ class Reports(Deeds):
             self.doubt(reason)
 
     def _answered(self, part: Part) -> None:
-        """A report follows on this connection, so the server answered what went out before.
+        """Note that a report follows on this connection, so the server answered the previous
+        statement.
 
-        The driver did not say how the server answered: the fate is unknown.
+        The driver did not report how the server answered: the fate is unknown.
         """
         part.unheard = False
         if part.direct:
@@ -298,5 +306,5 @@ class Reports(Deeds):
 
 
 def with_article(word: str) -> str:
-    """*word* with "a" or "an" before it."""
+    """Return *word* with "a" or "an" before it."""
     return f"an {word}" if word[0] in "AEIOUX" else f"a {word}"

@@ -1,11 +1,11 @@
-"""What a statement may leave on its session for the next user: a setting, a lock, a temporary
-table.
+"""The possible leftovers of a statement on its session for the next user: a setting, a lock, a
+temporary table.
 
-Judged from the text alone, in every reading that a server of that kind could make of it
-(:mod:`unbroken.ledger.tokens`); what is found in any of them counts. The careful answer is
-"something": it costs one round trip, a reset. So a statement is listed here when it is known to
-leave nothing, and is judged by what it may leave otherwise. A trigger, a view or an operator may
-call a function that leaves something: no text can tell.
+They are judged from the text alone, in every reading that a server of that kind could make of it
+(:mod:`unbroken.ledger.tokens`). A leftover in any of them counts. The careful answer is
+"something": it costs one round trip, a reset. So a statement is listed here if it is known to leave
+nothing, and is judged by its possible leftovers otherwise. A trigger, a view or an operator may
+call a function that leaves something; a text cannot show that.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from itertools import pairwise
 from unbroken.ledger.purity import PURE, RESERVED
 from unbroken.ledger.tokens import QUOTED, STRING, Refusal, readings, words
 
-#: Texts longer than this are not read: reading costs more than the round trip.
+#: Texts longer than this are not parsed: parsing costs more than the round trip.
 LONGEST_READ = 8_000
 
 
 class Left(StrEnum):
-    """What can be left on a session. The texts are for logs."""
+    """A kind of leftover on a session. The texts are for logs."""
 
     SETTING = "a setting"
     VARIABLE = "a user variable"
@@ -44,16 +44,15 @@ class Left(StrEnum):
 
 NOTHING: frozenset[Left] = frozenset()
 
-#: May be nothing at all: the holder does not count on it. The next user must not find it all the
-#: same.
+#: Possibly nothing: the holder does not rely on it. The next user must not find it all the same.
 DOUBTFUL = frozenset({Left.FUNCTION, Left.UNSEEN})
-#: What a reset must take for anything.
+#: Kinds for which a reset must assume any leftover.
 VAGUE = frozenset({Left.UNKNOWN, Left.UNSEEN})
 
 
 def left_by(sql: str | bytes, backend: str) -> frozenset[Left]:
-    """What *sql* may leave on a session of *backend* ("mysql", "mariadb" or "postgresql"); empty:
-    nothing.
+    """Return the possible leftovers of *sql* on a session of *backend* ("mysql", "mariadb" or
+    "postgresql"); empty: none.
 
     Placeholders of any style may be in it. 0.3 µs for a text seen before, some 50 µs for a new one
     of 100 characters. Never raises.
@@ -71,12 +70,12 @@ def left_by(sql: str | bytes, backend: str) -> frozenset[Left]:
 
 
 def may_stay(sql: str) -> bool:
-    """Whether *sql* may leave something on its PostgreSQL session."""
+    """Return whether *sql* may leave something on its PostgreSQL session."""
     return bool(left_by(sql, "postgresql"))
 
 
 class Trace:
-    """What was left on one session by the statements that its driver reported."""
+    """The leftovers on one session, from the statements that its driver reported."""
 
     __slots__ = ("backend", "left")
 
@@ -84,12 +83,12 @@ class Trace:
         self.backend, self.left = backend, NOTHING
 
 
-#: By the id of its connection, while somebody uses it. A ledger notes here what it hears.
+#: By the id of its connection, while it is in use. A ledger notes its reports here.
 followed: dict[int, Trace] = {}
 
 
 def note(conn_id: int | None, sql: str | bytes | None) -> None:
-    """*sql* is about to be sent on a connection. None: its text is not known."""
+    """Note *sql*, which is about to be sent on a connection. None: its text is not known."""
     trace = None if conn_id is None else followed.get(conn_id)
     if trace is not None:
         trace.left |= frozenset({Left.UNKNOWN}) if sql is None else left_by(sql, trace.backend)
@@ -111,7 +110,7 @@ _PG_FIRST = words(
 _MY_FIRST = words(
     _SELECT + _ENDS + _TABLES + "REPLACE DO SHOW EXPLAIN DESCRIBE DESC SET UNLOCK RENAME OPTIMIZE"
 )
-#: Statements that are always taken for what they are named after.
+#: Statements that, by their first word, always count as leaving this kind.
 _PG_ALWAYS = {
     "LISTEN": Left.LISTENER, "RESET": Left.SETTING, "DISCARD": Left.SETTING, "LOAD": Left.ENDLESS,
 }  # fmt: skip
@@ -121,11 +120,11 @@ _MY_ALWAYS = {
 
 #: PostgreSQL's SETs that end with the transaction.
 _UNTIL_THE_END = frozenset({"LOCAL", "TRANSACTION", "CONSTRAINTS"})
-#: MySQL's SETs that change the server alone, where they set one thing.
+#: MySQL's SETs that change only the server, if they set one value.
 _SERVERS = frozenset({"GLOBAL", "PERSIST", "PERSIST_ONLY"})
-#: What EXPLAIN may execute besides queries and changes of rows.
+#: Statements that EXPLAIN may execute besides queries and changes of rows.
 _EXECUTED = frozenset({"CREATE", "EXECUTE", "DECLARE", "CALL"})
-#: What CREATE, ALTER and DROP change without any effect on the session.
+#: Objects that CREATE, ALTER and DROP change without any effect on the session.
 _OBJECTS = words("TABLE INDEX VIEW SEQUENCE TYPE DOMAIN")
 _BEFORE_OBJECTS = words(
     "UNIQUE OR REPLACE MATERIALIZED UNLOGGED FOREIGN FULLTEXT SPATIAL RECURSIVE TEMPORARY"
@@ -162,12 +161,12 @@ _LEAVE_NOTHING = words(
     " WORD_SIMILARITY STRICT_WORD_SIMILARITY RELEASE_LOCK RELEASE_ALL_LOCKS IS_FREE_LOCK"
     " IS_USED_LOCK BENCHMARK"
 )
-#: Words that no function can be named after, so that a parenthesis behind them only groups.
+#: Words that cannot be the name of a function, so that a parenthesis behind them only groups.
 _GROUPS = RESERVED | words(
     "ANY SOME GROUP LATERAL RETURNING INTO WITH TO TABLE WHEN UNIQUE ONLY ARRAY ROW GROUPING CHECK"
     " PRIMARY FOREIGN CONSTRAINT IS ORDER"
 )
-#: As above, but only behind these words.
+#: The same, but only behind these words.
 _AFTER = {
     **dict.fromkeys(("OVER", "FILTER"), frozenset({")"})), "BY": words("ORDER GROUP PARTITION"),
     "CONFLICT": words("ON"), "SETS": words("GROUPING"), "MATERIALIZED": words("AS NOT"),
@@ -191,14 +190,14 @@ _PLAIN = re.compile(
 
 
 def _unread(text: str) -> frozenset[Left]:
-    """What a text may leave that is too long to be read."""
+    """Return the possible leftovers of a text that is too long to parse."""
     return _with_endless(
         {Left.FUNCTION if _PLAIN.match(text) and ";" not in text else Left.UNKNOWN}, text
     )
 
 
 def _with_endless(found: set[Left], text: str) -> frozenset[Left]:
-    """*found*, and the worst where *text* has a word for it and was not understood."""
+    """Return *found*, and the worst if *text* has a word for it and was not understood."""
     if (Left.UNKNOWN in found or Left.FUNCTION in found) and _ENDLESS_WORD.search(text):
         found.add(Left.ENDLESS)
     return frozenset(found)
@@ -222,9 +221,9 @@ _cached = lru_cache(maxsize=2000)(_judged)
 
 
 def _statements(tokens: list[str]) -> list[list[str]]:
-    """What stands between semicolons.
+    """Return the parts between semicolons.
 
-    A part of a compound statement is judged as if it were executed at once.
+    A part of a compound statement is judged as if it were executed immediately.
     """
     parts: list[list[str]] = [[]]
     for token in tokens:
@@ -270,7 +269,9 @@ class _Statement:
         return self._usual()
 
     def _makes_temporary(self) -> bool:
-        """CREATE [OR REPLACE] [LOCAL] TEMP, INTO TEMP; but INSERT INTO temp (…) names a table."""
+        """Return whether it is CREATE [OR REPLACE] [LOCAL] TEMP or INTO TEMP; but INSERT INTO temp
+        (…) names a table.
+        """
         tokens = self.tokens
         for at, token in enumerate(tokens[1:], 1):
             if token not in ("TEMP", "TEMPORARY"):
@@ -320,7 +321,7 @@ class _Statement:
     # -- both --------------------------------------------------------------------------------------
 
     def _usual(self) -> Left | None:
-        """A statement whose first word is no reason to think that it leaves anything."""
+        """Judge a statement whose first word is no reason to expect leftovers."""
         first, tokens = self.first, self.tokens
         if first in ("BEGIN", "START"):
             is_plain = first == "BEGIN" or tokens[1:2] == ["TRANSACTION"]
@@ -337,8 +338,8 @@ class _Statement:
         return None
 
     def _by_call(self, at: int) -> Left | None:
-        """What the parenthesis that opens at *at* does: it only groups, or calls a function that
-        leaves this.
+        """Judge the parenthesis that opens at *at*: it only groups, or it calls a function that
+        leaves the returned kind.
         """
         tokens = self.tokens
         if tokens[at] == "(":

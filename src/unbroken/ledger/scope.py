@@ -1,4 +1,4 @@
-"""In which unit of work does this code run?"""
+"""The unit of work in which the present code runs."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from unbroken.ledger.unit import Unit
 
 
 class Surroundings(Protocol):
-    """Threads, tasks and greenlets, which the core knows nothing of.
+    """An interface to threads, tasks and greenlets, which the core knows nothing of.
 
-    :mod:`unbroken.pool.contexts` does.
+    :mod:`unbroken.pool.contexts` implements it.
     """
 
     def place(self) -> object:
-        """Where this code runs.
+        """Return the place where this code runs.
 
         Two places are equal for code of the same thread, task or greenlet.
         """
 
     def is_running(self, frame: int) -> bool:
-        """Whether the frame with this ``id`` is among the callers of this code."""
+        """Return whether the frame with this ``id`` is among the callers of this code."""
 
     def entering(self) -> None:
-        """A unit is about to be entered."""
+        """Prepare for a unit that is about to be entered."""
 
     def find_out(self) -> Unit | None:
-        """The unit of a context that was never told one; None where it is in no unit.
+        """Return the unit of a context without a stored one; None if it is in no unit.
 
-        Units that might be meant, where nobody can say which, are never run again.
+        If several units are possible, none of them is ever run again.
         """
 
     def look(self) -> tuple[Unit | None, list[Unit]]:
-        """The same, without consequences: the unit, and those that might be meant."""
+        """Return the same without side effects: the unit, and the possible ones."""
 
 
 class _Alone:
-    """There is one thread, and nothing is handed over."""
+    """The default: there is one thread, and nothing is passed between threads."""
 
     def place(self) -> object:
         return None
@@ -67,23 +67,23 @@ class _Alone:
 
 around: Surroundings = _Alone()
 
-#: What a context holds that was never told its unit. A context inherits what the one has in which
-#: it was made; only the first of a thread and ``Context()`` begin with this.
+#: The value in a context whose unit was never stored. A context inherits the value of the one in
+#: which it was made; only the first of a thread and ``Context()`` begin with this.
 UNTOLD: Any = type("Untold", (), {"__slots__": ()})()
 
 _current: ContextVar[Unit | None] = ContextVar("unbroken_unit", default=UNTOLD)
 
 
-#: For hot paths, at 13 ns: None means that there is certainly no unit here; else ask
+#: For hot paths, at 13 ns: None means that there is certainly no unit here; otherwise call
 #: :func:`current`.
 current_token = _current.get
 
 
 class Token:
-    """What :func:`leave` needs. ``unit`` is the one that counts; ``outermost`` says whether it is
-    the one entered.
+    """The argument of :func:`leave`. ``unit`` is the one that counts; ``outermost`` tells whether
+    it is the one entered.
 
-    The unit ends with its token: a token that nobody holds any more cannot be given to
+    The unit ends with its token, because a token without references cannot be passed to
     :func:`leave`.
     """
 
@@ -100,17 +100,19 @@ _entered: dict[int, weakref.ref[Token]] = {}
 
 
 def entered() -> list[Token]:
-    """The tokens of all units of this process that were entered and not left, oldest first."""
+    """Return the tokens of all units of this process that were entered and not left, oldest
+    first.
+    """
     tokens = [ref() for ref in list(_entered.values())]
     return [token for token in tokens if token is not None and not token.unit.is_over]
 
 
 def current(conn_id: int | None = None) -> Unit | None:
-    """The unit of work that this thread, task or greenlet is in; None outside of one, or after it
-    was left.
+    """Return the unit of work that this thread, task or greenlet is in; None outside of one, or
+    after it was left.
 
     With *conn_id*: the unit that the connection joined, if any. A thread that was started with a
-    context of its own is in no unit, but what it does on a connection of one must be reported all
+    context of its own is in no unit, but its statements on a unit's connection must be reported all
     the same.
     """
     unit = _current.get()
@@ -127,15 +129,15 @@ def current(conn_id: int | None = None) -> Unit | None:
 
 
 def heard_by(conn_id: int) -> Unit | None:
-    """The unit that the connection has joined and not left."""
+    """Return the unit that the connection has joined and not left."""
     unit: Unit | None = joined.get(conn_id)
     return unit
 
 
 def _above(unit: Unit | None) -> Unit | None:
-    """The unit that counts where *unit*, which is over, was entered.
+    """Return the unit that counts where *unit*, which is over, was entered.
 
-    A unit that cannot come back is forgotten here.
+    A unit that cannot come back is dropped here.
     """
     is_gone = True
     while unit is not None and unit.is_over:
@@ -147,39 +149,39 @@ def _above(unit: Unit | None) -> Unit | None:
 
 
 def tell(unit: Unit | None, attempt: tuple[Unit, int] | None = None) -> None:
-    """From now on this context is in *unit*, or in none; *attempt* is what :func:`attempt` gave
-    where the unit is known.
+    """Store in this context that it is in *unit*, or in none. *attempt* is the result of
+    :func:`attempt` in the place where the unit is known.
     """
     _current.set(unit)
     attempt_here.set(attempt)
 
 
 def is_told(context: Context) -> bool:
-    """Whether *context* knows its unit, or that it is in none."""
+    """Return whether *context* stores its unit, or that it is in none."""
     return context.get(_current, UNTOLD) is not UNTOLD
 
 
 def told(context: Context) -> Unit | None:
-    """What *context* knows."""
+    """Return the unit that *context* stores."""
     unit = context.get(_current, None)
     return None if unit is None or unit.is_over else unit
 
 
 def apart() -> Context:
-    """A new context that is in no unit, for work that belongs to everybody."""
+    """Return a new context that is in no unit, for work that serves all callers."""
     context = Context()
     context.run(tell, None)
     return context
 
 
-#: Of which attempt this context is, for :func:`tell`.
+#: Returns the attempt of this context, for :func:`tell`.
 attempt = attempt_here.get
 
 
 @contextmanager
 def aside(unit: Unit) -> Iterator[None]:
-    """Make *unit* the current one for a while, inside another unit too, which hears nothing of
-    it.
+    """Make *unit* the current one for a while, also inside another unit, which gets no reports
+    then.
     """
     token = _current.set(unit)
     try:
@@ -190,7 +192,7 @@ def aside(unit: Unit) -> Iterator[None]:
 
 @contextmanager
 def outside() -> Iterator[None]:
-    """Be in no unit for a while: what is done inside is no unit's business."""
+    """Be in no unit for a while: work inside is not reported to any unit."""
     unit = _current.get()
     try:
         _current.set(None)
@@ -200,23 +202,23 @@ def outside() -> Iterator[None]:
 
 
 def is_left_over() -> bool:
-    """Whether who asks is a task (or thread) of an attempt that was given up: its work was, or will
-    be, done again.
+    """Return whether the caller is a task (or thread) of an attempt that was given up: its work
+    was, or will be, done again.
     """
     mine = attempt_here.get()
     return mine is not None and mine[1] < mine[0].attempts
 
 
 def enter(unit: Unit, frame: int | None = None) -> Token:
-    """Make *unit* the current one; inside another unit nothing changes: the outermost one counts,
-    and it replays.
+    """Make *unit* the current one. Inside another unit nothing changes: the outermost one counts,
+    and it is replayed.
 
-    A unit that is entered inside an observing one is an outermost one too; it stands below it.
-    *frame* is the ``id`` of the caller's frame, if that leaves the unit before it returns: a unit
-    whose frame is gone was never left, and is none.
+    A unit that is entered inside an observing one is an outermost one too; it is below that one.
+    *frame* is the ``id`` of the caller's frame, if that leaves the unit before it returns. A unit
+    whose frame is gone was never left, and does not count.
 
-    ``token = enter(Unit())`` inside ``try``, then call straight through unless ``token.outermost``;
-    :func:`leave` in any case, and hold the token until then.
+    Call ``token = enter(Unit())`` inside ``try``, then call straight through unless
+    ``token.outermost``; call :func:`leave` in any case, and hold the token until then.
     """
     around.entering()
     place = around.place()
@@ -233,13 +235,13 @@ def enter(unit: Unit, frame: int | None = None) -> Token:
         _entered[id(token)] = unit._token
         token._context = _current.set(unit)
         return token
-    except BaseException:  # a signal's: nobody will leave what was never entered
+    except BaseException:  # a signal's: a unit that was never entered is not left
         unit.close()
         raise
 
 
 def _not_stale(unit: Unit | None, place: object) -> Unit | None:
-    """*unit*, or the one above it, without those that an exception kept from being left."""
+    """Return *unit*, or the one above it, without those that an exception kept from being left."""
     while unit is not None:
         token = None if unit._token is None else unit._token()
         if (
@@ -280,14 +282,15 @@ def leave(token: Token) -> None:
             _current.set(above)
 
 
-_current.set(None)  # whoever imports this is in no unit, and so is what its context is copied to
+# the code that imports this is in no unit, and neither are copies of its context
+_current.set(None)
 
 
-# -- what goes wrong, told to whoever answers for it -----------------------------------------------
+# -- errors, reported to the responsible code ------------------------------------------------------
 
-#: Where errors are listed that the work of this context met, whether or not it lets them through: a
-#: framework may turn one into a page of its own before those around it can see it. None: nobody
-#: wants to know.
+#: The list of errors that the work of this context met, whether or not it lets them through. A
+#: framework may turn one into a page of its own before the code around it can see it. None: no code
+#: collects them.
 _witness: ContextVar[list[BaseException] | None] = ContextVar("unbroken_witness", default=None)
 
 witnesses = _witness.set
@@ -295,7 +298,7 @@ no_longer_witnesses = _witness.reset
 
 
 def testify(exc: BaseException) -> None:
-    """Tell whoever answers for the work of this context that it met *exc*."""
+    """Add *exc* to the errors of the code that is responsible for the work of this context."""
     heard = _witness.get()
     if heard is not None:
         heard.append(exc)

@@ -1,16 +1,16 @@
-"""What one statement can do to a transaction, judged from its text alone.
+"""The possible effects of one statement on a transaction, judged from its text alone.
 
-A unit of work is run again only when it is provable that nothing of it was committed, and this is
-where the proof begins: an error on the careful side costs a replay, an error on the other side
-applies something twice. So the text is read in every dialect it could be written in
-(:mod:`unbroken.ledger.tokens`), the most careful verdict of all counts, and what is not known is
+A unit of work is run again only if it is provable that nothing of it was committed. The proof
+begins here: an error on the careful side costs a replay, an error on the other side applies a
+change twice. So the text is read in every dialect it could be written in
+(:mod:`unbroken.ledger.tokens`). The most careful verdict of all counts, and an unknown statement is
 :attr:`Kind.ENDS`.
 
 Sources: MySQL and MariaDB manuals, "Statements That Cause an Implicit Commit"; PostgreSQL, "SQL
-Commands". Beyond a text's reach: tables without transactions (MyISAM, Aria, MEMORY), whose rows
-stay after a ROLLBACK, and a function with effects outside its transaction. A SELECT from a view may
-call a function that writes: :func:`may_hide_a_write` says where a text cannot rule that out, and
-the server is asked.
+Commands". Two things are beyond a text's reach: tables without transactions (MyISAM, Aria, MEMORY),
+whose rows stay after a ROLLBACK, and a function with effects outside its transaction. A SELECT from
+a view may call a function that writes. :func:`may_hide_a_write` tells when a text cannot rule that
+out, and the server is asked.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from unbroken.ledger.tokens import NUMBER, QUOTED, STRING, Refusal, readings, wo
 
 
 class Kind(StrEnum):
-    """What a statement can do to a transaction."""
+    """The possible effect of a statement on a transaction."""
 
     READ = "read"  #: changes nothing, even in autocommit
-    WRITE = "write"  #: may change something, but cannot commit by itself inside a transaction
+    WRITE = "write"  #: may change data, but cannot commit by itself inside a transaction
     BEGIN = "begin"  #: opens a transaction (and commits the one that is open, in MySQL)
-    COMMIT = "commit"  #: commits what is open, and does nothing else
-    ROLLBACK = "rollback"  #: undoes what is open, and does nothing else
-    SETTLES = "settles"  #: commits, but more or something else than what is open here: XA COMMIT
+    COMMIT = "commit"  #: commits the open transaction, and does nothing else
+    ROLLBACK = "rollback"  #: undoes the open transaction, and does nothing else
+    SETTLES = "settles"  #: commits, but something other than only the open transaction: XA COMMIT
     ENDS = "ends"  #: may commit by itself, may be several statements, or is not known
 
 
-#: Texts longer than this are only looked at as far as it takes no reading of all of it, and are
-#: never cached.
+#: Longer texts are only examined without parsing all of them, and are never cached.
 LONGEST_CACHED = 2_000
 LONGEST_READ = 64_000
 
@@ -50,9 +49,9 @@ _HIGH_THEN_BACKSLASH = re.compile(r"[\x80-\xff][\\`]")
 
 
 def kind(sql: str | bytes | None) -> Kind:
-    """What *sql* can do to a transaction; never raises.
+    """Return the possible effect of *sql* on a transaction; never raises.
 
-    None (a text that is not known), and whatever is neither text nor bytes, is :attr:`Kind.ENDS`.
+    None (an unknown text), and any value that is neither text nor bytes, is :attr:`Kind.ENDS`.
     Placeholders of any style may still be in it. 0.1 µs for a text seen before, some 20 µs for a
     new one of 100 characters.
     """
@@ -68,9 +67,10 @@ def kind(sql: str | bytes | None) -> Kind:
 
 
 def verb(sql: str | bytes | None) -> str:
-    """The statement's first word for people (``INSERT``); "statement" where it is not a usual one.
+    """Return the statement's first word for people (``INSERT``); "statement" if it is not a usual
+    one.
 
-    Never any data.
+    It never contains data.
     """
     head = sql[:200] if isinstance(sql, (str, bytes, bytearray)) else ""
     text = head if isinstance(head, str) else bytes(head).decode("latin-1")
@@ -80,8 +80,8 @@ def verb(sql: str | bytes | None) -> str:
 
 
 def shape(sql: str | bytes) -> str:
-    """*sql* without its literals, as far as 2,000 characters: the same for the same statement with
-    other values.
+    """Return *sql* without its literals, up to 2,000 characters: the same text for the same
+    statement with other values.
     """
     text = (
         sql[:LONGEST_CACHED]
@@ -112,7 +112,8 @@ def _decoded(sql: bytes) -> str | None:
 
 def _judged(text: str) -> Kind:
     if _PLAIN_DML.match(text) and ";" not in text.rstrip(_BLANK + ";"):
-        # one statement in every dialect, whatever its quotes and comments mean: large inserts, too
+        # one statement in every dialect, with any meaning of its quotes and comments: large
+        # inserts, too
         return Kind.WRITE
     if len(text) > LONGEST_READ:
         return Kind.ENDS
@@ -126,10 +127,10 @@ _cached = lru_cache(maxsize=2000)(_judged)
 
 
 def may_hide_a_write(sql: str | bytes | None) -> bool:
-    """Whether *sql*, of the kind READ, may run code of the application's own on the server.
+    """Return whether *sql*, of the kind READ, may run code of the application's own on the server.
 
     A table may be a view that calls a function which writes, and so may an operator, a cast or a
-    function with a usual name. False only where the text rules all of them out.
+    function with a usual name. False only if the text rules all of them out.
     """
     text = _decoded(bytes(sql)) if isinstance(sql, (bytes, bytearray)) else sql
     if not isinstance(text, str) or len(text) > LONGEST_CACHED:
@@ -145,7 +146,7 @@ _cached_hides = lru_cache(maxsize=2000)(_hides)
 
 
 def _is_plain(tokens: list[str]) -> bool:
-    """Whether this asks for literals, settings and the server's own facts, and for nothing else."""
+    """Return whether this asks only for literals, settings and the server's own facts."""
     first = tokens[0] if tokens else ";"
     if first in _OWN_FACTS:
         return True
@@ -155,7 +156,7 @@ def _is_plain(tokens: list[str]) -> bool:
         if word == "@":
             fits = after == "@" or after.isidentifier()
         elif word.endswith("("):
-            # every server has one of its own that has this name and no argument
+            # every server has a function of its own with this name and no argument
             fits = word in _EVERYWHERE and after == ")"
         elif word.isidentifier():
             # point '(1,2)' calls a type's function
@@ -177,7 +178,7 @@ _OPERATORS = words(
 
 
 def _one(tokens: list[str] | Refusal) -> Kind:
-    """The kind of one reading."""
+    """Return the kind of one reading."""
     if isinstance(tokens, Refusal):
         return Kind.ENDS
     while tokens and tokens[-1] == ";":
@@ -185,7 +186,7 @@ def _one(tokens: list[str] | Refusal) -> Kind:
     if ";" in tokens:
         return Kind.ENDS
     if not tokens:
-        return Kind.READ  # nothing but blanks and comments, as some pings send
+        return Kind.READ  # only blanks and comments, as some pings send
     first = next((t for t in tokens if t != "("), "(").rstrip("(")
     if first in _QUERIES:
         return _query(tokens)
@@ -210,7 +211,7 @@ def _show(tokens: list[str]) -> Kind:
 
 
 def _explain(tokens: list[str]) -> Kind:
-    """EXPLAIN and DESCRIBE: of a table, or of a statement (which ANALYZE executes)."""
+    """Judge EXPLAIN and DESCRIBE: of a table, or of a statement (which ANALYZE executes)."""
     at = next((i for i, t in enumerate(tokens) if t.rstrip("(") in _QUERIES | _DML), None)
     if at is None:
         return Kind.READ if _is_described(tokens[1:]) else Kind.ENDS
@@ -222,10 +223,10 @@ def _explain(tokens: list[str]) -> Kind:
 
 
 def _is_described(tokens: list[str]) -> bool:
-    """Whether this is all of ``DESCRIBE shop.orders 'total%'``: a table, perhaps its schema,
+    """Return whether this is all of ``DESCRIBE shop.orders 'total%'``: a table, perhaps its schema,
     perhaps a column.
     """
-    # a backtick quotes a name, or is an error where it does not
+    # a backtick quotes a name, or is an error if it does not
     names = [t for t in tokens if t not in (".", "`")]
     if (
         not names
@@ -257,8 +258,8 @@ _BEGIN_OPTIONS = words(
     " WITH CONSISTENT SNAPSHOT NOT DEFERRABLE DEFERRED IMMEDIATE EXCLUSIVE CONCURRENT ,"
 )
 
-# What may follow COMMIT or ROLLBACK when it does nothing else: CHAIN opens the next transaction at
-# once, RELEASE ends the session, PREPARED is a transaction of its own.
+# The words that may follow COMMIT or ROLLBACK without another effect. CHAIN opens the next
+# transaction immediately, RELEASE ends the session, PREPARED is a transaction of its own.
 _REST = frozenset(
     work + chain + release
     for work in ((), ("WORK",), ("TRANSACTION",))
@@ -267,8 +268,8 @@ _REST = frozenset(
 )
 
 
-#: What else may follow COMMIT. PREPARED names a transaction of another session; CHAIN and RELEASE
-#: do more than commit.
+#: Further words that may follow COMMIT. PREPARED names a transaction of another session; CHAIN and
+#: RELEASE do more than commit.
 _MORE = frozenset(
     work + chain + release
     for work in ((), ("WORK",), ("TRANSACTION",))
@@ -311,7 +312,7 @@ def _is_one_name(tokens: list[str]) -> bool:
 
 
 def _temporary_table(tokens: list[str]) -> Kind:
-    """CREATE and DROP of a temporary table: the only ones that MySQL does not commit."""
+    """Judge CREATE and DROP of a temporary table: the only ones that MySQL does not commit."""
     return (
         Kind.WRITE
         if tokens[1:2] in (["TEMPORARY"], ["TEMP"]) and tokens[2:3] == ["TABLE"]

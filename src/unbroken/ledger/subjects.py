@@ -1,4 +1,4 @@
-"""Of what a unit of work consists, in words: a function, or a request."""
+"""The subject of a unit of work, in words: a function, or a request."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ class Request(Protocol):
     """A request, as the subject of the unit that watches it."""
 
     def title(self) -> str:
-        """Its method and path, such as ``POST /orders``: no query, one line."""
+        """Return its method and path, such as ``POST /orders``: no query, one line."""
 
     def why_not(self) -> tuple[str, str]:
-        """Why it is not run again when nothing of it was committed, and what to write if it may
-        be.
-        """
+        """Return why it is not run again if nothing of it was committed, and the remedy."""
 
 
 def subjects(unit: Deeds | None) -> tuple[str | None, str | None]:
-    """The function and the request that *unit* works for, as far as they are known."""
+    """Return the function and the request that *unit* works for, as far as they are known."""
     function = request = None
     while unit is not None:
         subject = unit.subject
@@ -35,7 +33,7 @@ def subjects(unit: Deeds | None) -> tuple[str | None, str | None]:
 
 
 def name_of(function: Any) -> str:
-    """``shop.views.order`` for that function, also behind ``functools.partial``."""
+    """Return ``shop.views.order`` for that function, also behind ``functools.partial``."""
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
@@ -44,5 +42,5 @@ def name_of(function: Any) -> str:
 
 
 def in_words(function: str | None, request: str | None) -> str:
-    """``shop.views.order in POST /orders``; empty where neither is known."""
+    """Return ``shop.views.order in POST /orders``; empty if neither is known."""
     return " in ".join(each for each in (function, request) if each)

@@ -1,11 +1,11 @@
 """SQL text cut into tokens, once for each dialect that it could be written in.
 
-What a quote, a backslash, a ``#``, a ``$`` or a ``/*`` means differs between servers, and between
-settings of one server. Nothing here guesses: :func:`readings` gives every reading that some server
-could have made of a text. The reading of the server that did execute it is among them, so whoever
-takes the worst of all is never too optimistic.
+The meaning of a quote, a backslash, a ``#``, a ``$`` or a ``/*`` differs between servers, and
+between settings of one server. Nothing here guesses: :func:`readings` returns every reading that
+some server could have made of a text. The reading of the server that did execute it is among them,
+so code that takes the worst of all is never too optimistic.
 
-A reading is left out only when that server surely refuses the whole text before it executes any of
+A reading is left out only if that server surely refuses the whole text before it executes any of
 it.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 STRING = "'"  #: stands for any string literal
-QUOTED = '"'  #: stands for any quoted name ("x" is a string or a name; nobody may rely on which)
+QUOTED = '"'  #: stands for any quoted name ("x" is a string or a name; code must not rely on which)
 NUMBER = "0"  #: stands for any number and any numbered placeholder
 
 _PLAIN_STRING = r"'(?:[^']++|'')*+'"
@@ -37,22 +37,22 @@ _NUMBER = rf"(?>0[xX][0-9A-Fa-f]+|[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?){_ENDS
 
 _COMMENT = r"--[^\n]*+"
 _PG_COMMENT = r"--[^\n\r]*+"
-_MY_COMMENT = (  # "--" is two minus signs unless something blank follows
+_MY_COMMENT = (  # "--" is two minus signs unless a blank follows
     r"\#[^\n]*+|--(?=[\x00-\x20\x7f]|\Z)[^\n]*+"
 )
 _NEVER = r"(?!)"
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of *text*, for the tables of those who judge tokens."""
+    """Return the words of *text*, for the tables of modules that judge tokens."""
     return frozenset(text.split())
 
 
 class Refusal(Enum):
-    """Why a text has no tokens in a dialect."""
+    """The reason why a text has no tokens in a dialect."""
 
     REJECTED = "rejected"  #: that server refuses the text and executes nothing of it
-    UNCLEAR = "unclear"  #: nobody can say what that server makes of it
+    UNCLEAR = "unclear"  #: it is not known how that server reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _pattern(
         rf"|(?P<dollar>{dollar})"
         rf"|(?P<number>{_NUMBER})"
         rf"|(?P<word>[{first}][{_PART}]*+)"
-        # a number that runs into something else, or a control character
+        # a number that runs into another character, or a control character
         r"|(?P<junk>[0-9\x00-\x1f\x7f])"
         rf"|(?P<broken>[{broken}])"  # a quote that is never closed, a backslash in the open
         r"|(?P<char>.)",
@@ -129,19 +129,20 @@ _OF: dict[str, tuple[_Dialect, ...]] = {
     "postgresql": (_PG, _PG_OLD),
     "mysql": (_MY, _MY_ANSI, _MY_PLAIN),
 }
-_ODD = re.compile(r"[#$`\[]|--|/\*")  # what the dialects read differently, apart from the backslash
+# parts that the dialects read differently, apart from the backslash
+_ODD = re.compile(r"[#$`\[]|--|/\*")
 
 
 def readings(text: str, backend: str | None = None) -> list[list[str] | Refusal]:
-    """Every reading of *text*: its tokens, or why there are none in that dialect. Never empty,
-    never raises.
+    """Return every reading of *text*: its tokens, or the reason why there are none in that dialect.
+    Never empty, never raises.
 
-    *backend*: "postgresql" or "mysql", where it is known which server reads it; None: any.
+    *backend*: "postgresql" or "mysql", if it is known which server reads it; None: any.
 
-    Words come in upper case (ASCII letters only: no other letter may turn into one), with a ``(``
-    at their end when it follows at once: for MySQL ``now()`` is the server's function and ``now
-    ()`` may be one of the user's. Literals and quoted names come as :data:`STRING`, :data:`QUOTED`
-    and :data:`NUMBER`, anything else character by character.
+    Words are in upper case (ASCII letters only: no other letter may turn into one). A ``(`` that
+    follows immediately is at their end: for MySQL ``now()`` is the server's function and ``now ()``
+    may be one of the user's. Literals and quoted names are :data:`STRING`, :data:`QUOTED` and
+    :data:`NUMBER`. Anything else is returned character by character.
     """
     if backend is not None:
         of = _OF[backend]
@@ -191,12 +192,14 @@ _STANDS_FOR = {"string": STRING, "name": QUOTED, "number": NUMBER}
 
 
 def _rejected(tokens: list[str], dialect: _Dialect) -> Refusal:
-    """A syntax error; but MySQL and SQLite will have executed what stands before a semicolon."""
+    """Return the verdict on a syntax error. MySQL and SQLite will have executed the text before a
+    semicolon.
+    """
     return Refusal.REJECTED if dialect.whole or ";" not in tokens else Refusal.UNCLEAR
 
 
 def _skip(text: str, found: re.Match[str], dialect: _Dialect) -> int | Refusal:
-    """Where the block comment or dollar-quoted string that begins with *found* ends."""
+    """Return the end of the block comment or dollar-quoted string that begins with *found*."""
     at = found.end()
     if found.lastgroup == "dollar":
         end = text.find(found.group(), at)

@@ -1,26 +1,26 @@
 """The ledger of a unit of work: may it be run again from the start?
 
-Only when it is provable that nothing of it was committed. Whoever sends something reports it here
-first, so the ledger never knows less than the server; what it cannot follow counts against a
-replay. The rules, in the order in which :meth:`Unit.verdict` applies them when a connection was
-lost, or the server asked to try again:
+It may only if it is provable that nothing of it was committed. Code that sends something reports it
+here first, so the ledger never knows less than the server. Anything that it cannot follow counts
+against a replay. :meth:`Unit.verdict` applies these rules in this order when a connection was lost,
+or the server asked to try again:
 
-1. a COMMIT of writes was sent and its answer was lost, or does not prove that nothing was stored:
-   unknown, never guessed;
-2. something may have been committed (an acknowledged COMMIT of writes, a write in autocommit, a
-   statement that commits by itself, something that could not be followed), or another attempt would
-   end as this one did (the application closed the connection, a statement is too large or ends its
-   session): the error goes to the caller;
-3. another connection still holds writes of this attempt in an open transaction, or is in the hands
-   of a task or thread that the attempt left behind, or a thread or job that the attempt started has
-   not ended: likewise, more might still be committed;
-4. otherwise whatever was sent is rolled back by the server, and the unit may be run again. Where a
+1. A COMMIT of writes was sent and its answer was lost, or does not prove that nothing was stored:
+   the result is unknown, never guessed.
+2. Something may have been committed: an acknowledged COMMIT of writes, a write in autocommit, a
+   statement that commits by itself, or something that could not be followed. Or another attempt
+   would end as this one did: the application closed the connection, or a statement is too large or
+   ends its session. The error goes to the caller.
+3. More might still be committed. Another connection still holds writes of this attempt in an open
+   transaction, or a task or thread that the attempt left behind has it. Or a thread or job that the
+   attempt started has not ended. The error goes to the caller.
+4. Otherwise the server rolls back everything that was sent, and the unit may be run again. If a
    SELECT was committed that may have called a function that writes, the server is asked first.
 
 Reports come from any thread or task that runs in the unit's context. Each is a few plain attribute
-writes, and every one of them only ever makes the ledger more careful, except for those of a
-connection's own state, which belongs to the one who uses the connection. So there is no lock. A
-unit that was left takes no reports any more.
+writes, and every one of them only makes the ledger more careful. The exceptions are those of a
+connection's own state, which belongs to its user. So there is no lock. A unit that was left takes
+no reports any more.
 """
 
 from __future__ import annotations
@@ -38,34 +38,35 @@ from unbroken.ledger.verdicts import Action, Origin, Verdict
 
 _REPLAYABLE = frozenset({FaultKind.LOST, FaultKind.RETRY}) | CANNOT_SERVE
 
-#: Kinds about which the server is asked.
+#: Kinds of faults about which the server is asked.
 _TO_BE_RULED = frozenset({FaultKind.READ_ONLY, FaultKind.RETRY})
 
-#: A statement of more bytes may be larger than the server takes (the least value of
-#: max_allowed_packet is 1,024).
+#: A statement of more bytes may exceed the server's limit (the least value of max_allowed_packet is
+#: 1,024).
 _LARGE = 1_000
 
 
 class Unit(Reports):
     """One unit of work, over all its attempts. Reports cost about 0.3 µs each.
 
-    ``conn_id`` (any hashable, usually ``id(conn)``) tells the connections of a unit apart; reports
-    without it count as one connection. ``until`` is the moment, on the runner's clock, after which
-    it is not run again. ``fault`` and ``exc`` pairs are kept (:meth:`note`), so that the runner
-    knows what an exception meant to the driver it came from.
+    ``conn_id`` (any hashable, usually ``id(conn)``) distinguishes the connections of a unit;
+    reports without it count as one connection. ``until`` is the moment, on the runner's clock,
+    after which it is not run again. ``fault`` and ``exc`` pairs are kept (:meth:`note`), so that
+    the runner knows what an exception meant to the driver it came from.
 
     *observing*: the unit watches a whole request and is never replayed. Units that are entered
-    inside it replay as they would without it, and their reports count for its :meth:`fate`.
+    inside it are replayed as they would be without it, and their reports count for its
+    :meth:`fate`.
     """
 
     __slots__ = ()
 
     def verdict(self, fault: Fault, *, conn_id: int | None = None) -> Verdict:
-        """What to do now that the attempt failed with *fault*, on the connection *conn_id* where
+        """Return the action after the attempt failed with *fault*, on the connection *conn_id* if
         that is known.
 
-        Before a replay, roll back or throw away every connection of the attempt. Pure: asking
-        changes nothing.
+        Before a replay, roll back or discard every connection of the attempt. Pure: asking changes
+        nothing.
         """
         parts = dict(self._parts)
         if any(part.doubted for part in parts.values()):
@@ -100,7 +101,7 @@ class Unit(Reports):
     def _against(
         self, fault: Fault, conn_id: int | None, parts: dict[int | None, Part]
     ) -> str | None:
-        """What forbids a replay, if anything."""
+        """Return the objection to a replay, if there is one."""
         if self._barrier is not None:
             return self._barrier
         if fault.cause is Cause.CLOSED_BY_HOLDER:
@@ -160,7 +161,7 @@ class Unit(Reports):
         return None
 
     def _asks(self, parts: dict[int | None, Part]) -> tuple[tuple[Origin, Question], ...]:
-        """What the server has to be asked before the replay."""
+        """Return the questions for the server before the replay."""
         hidden = [
             (origin, Question.HIDDEN_WRITES)
             for origin in self._looks.values()
@@ -178,8 +179,8 @@ class Unit(Reports):
         return (*hidden, *large.values())
 
     def hear(self, origin: Origin, question: Question, answer: Any) -> None:
-        """The *answer* of :attr:`Verdict.asks` (see :class:`Question`); None: it could not be
-        had.
+        """Take the *answer* to one of :attr:`Verdict.asks` (see :class:`Question`); None: there was
+        none.
         """
         if question is Question.PACKET:
             self._limits[id(origin)] = answer
@@ -195,8 +196,8 @@ class Unit(Reports):
         self._bar(f"a SELECT was committed, and {why}")
 
     def rule(self, refusal: Fault, kind: FaultKind) -> None:
-        """What the server refused with *refusal* is of the kind *kind*, as it turned out when the
-        server was asked: WRONG_SERVER where it refuses everybody, RETRY where it did so then.
+        """Record that *refusal* of the server's is of the kind *kind*, as the server's answer
+        showed: WRONG_SERVER if it refuses all clients, RETRY if it only did so then.
         """
         self._notes = [
             (exc, replace(fault, kind=kind, cause=Cause.FAILOVER))
@@ -207,7 +208,7 @@ class Unit(Reports):
 
 
 def _size(sql: str | bytes | None) -> int:
-    """The bytes of *sql* and of the command that carries it."""
+    """Return the bytes of *sql* and of the command that carries it."""
     if sql is None:
         return 0
     return 1 + (

@@ -15,5 +15,5 @@ class UnbrokenConfig(AppConfig):  # type: ignore[misc] # Django has no types
     verbose_name = "unbroken"
 
     def ready(self) -> None:
-        """Django is set up."""
+        """Register the checks once Django is set up."""
         checks.register()

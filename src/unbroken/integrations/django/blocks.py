@@ -1,10 +1,10 @@
-"""Blocks of ``atomic`` that an exception broke off: a signal handler or a worker's time limit may
+"""Blocks of ``atomic`` that an exception interrupted: a signal handler or a worker's time limit may
 raise at any instruction.
 
 Django's ``Atomic`` keeps two stacks on its connection, and decides at its end by them whether to
-commit. Where a block's end was broken off, the stacks tell of a block that nobody is in any more,
-or its work was to be rolled back and was not. What is committed afterwards would be lost, or would
-commit that work too. So the stacks here watch who takes from them.
+commit. If a block's exit was interrupted, the stacks still contain a block that no code runs in. Or
+its work should have been rolled back and was not. Anything committed afterwards would be lost, or
+would commit that work too. So the stacks here watch their own ``pop``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unbroken.integrations._ended import is_left
 from unbroken.messages.integrations import BLOCK_BROKEN_OFF
 
 _EXIT = Atomic.__exit__.__code__
-#: what it calls the block, and the class of the exception that ends it
+#: its name for the block, and for the class of the exception that ends it
 _BLOCK, _ERROR = _EXIT.co_varnames[:2]
 
 
@@ -33,8 +33,8 @@ class Savepoints(list[Any]):
         self._wrapper = weakref.ref(wrapper)
 
     def pop(self, *at: Any) -> Any:
-        """The block of the last one ends: from here until it is told otherwise, its work is to be
-        undone if it failed.
+        """Remove the last one, whose block ends. From here until the result is known, its work must
+        be undone if it failed.
         """
         frame, wrapper = sys._getframe(1), self._wrapper()
         if (
@@ -54,9 +54,9 @@ class Blocks(list[Any]):
         self._wrapper = weakref.ref(wrapper)
 
     def append(self, block: Any) -> None:
-        """A block begins.
+        """Add a block that begins.
 
-        Raises TransactionManagementError within one that was broken off: it would never be
+        Raises TransactionManagementError within one that was interrupted: it would never be
         committed.
         """
         wrapper = self._wrapper()
@@ -71,9 +71,9 @@ class Blocks(list[Any]):
         super().append(block)
 
     def pop(self, *at: Any) -> Any:
-        """A block ends.
+        """Remove a block that ends.
 
-        Blocks inside it that were broken off end with it, and what they wrote is to be undone.
+        Blocks inside it that were interrupted end with it, and their writes must be undone.
         """
         frame, wrapper = sys._getframe(1), self._wrapper()
         if self and frame.f_code is _EXIT and wrapper is not None:
@@ -83,7 +83,7 @@ class Blocks(list[Any]):
     def _end_inner(self, block: Any, wrapper: Any) -> None:
         while len(self) > 1 and self[-1] is not block:
             super().pop()
-        # the outermost has a savepoint only where autocommit was off before
+        # the outermost has a savepoint only if autocommit was off before
         own = len(self) - bool(wrapper.commit_on_exit)
         if len(wrapper.savepoint_ids) > own:
             wrapper.unbroken_due(own)

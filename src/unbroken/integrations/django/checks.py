@@ -1,5 +1,5 @@
-"""System checks: what ``manage.py check`` (``--deploy``) can see of pools, before it goes wrong at
-night.
+"""System checks: everything that ``manage.py check`` (``--deploy``) can find about pools before it
+fails in production.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENGINES = ("unbroken.django.mysql", "unbroken.django.postgresql")
 
 
 def register() -> None:
-    """Once per process, by whichever of our modules Django loads first."""
+    """Register the checks once per process, from the first of our modules that Django loads."""
     checks.register(check_settings, "unbroken")
     checks.register(check_deployment, "unbroken", deploy=True)
 
@@ -32,7 +32,7 @@ def _ours() -> list[tuple[str, dict[str, Any]]]:
 
 
 def check_settings(**_kwargs: Any) -> list[Any]:
-    """The settings of our databases, without connecting."""
+    """Check the settings of our databases, without connecting."""
     found: list[Any] = []
     for alias, given in _ours():
         try:
@@ -72,7 +72,7 @@ def check_settings(**_kwargs: Any) -> list[Any]:
 
 
 def processes() -> tuple[int, str]:
-    """How many processes this site is said to run in, and who said so."""
+    """Return the configured number of processes of this site, and the source of that number."""
     given = getattr(settings, "UNBROKEN_PROCESSES", None)
     if given is not None:
         return int(given), "UNBROKEN_PROCESSES"
@@ -85,7 +85,7 @@ def processes() -> tuple[int, str]:
 
 
 def check_deployment(**_kwargs: Any) -> list[Any]:
-    """What needs the server's answer, or is only of interest where it runs."""
+    """Check everything that needs the server's answer, or matters only in production."""
     found: list[Any] = []
     for alias, _given in _ours():
         pool = pools.pools().get(alias)
@@ -119,7 +119,7 @@ def check_deployment(**_kwargs: Any) -> list[Any]:
 
 
 def _check_room(alias: str) -> list[Any]:
-    """Pool times processes against the server's max_connections."""
+    """Compare pool size times processes with the server's max_connections."""
     connection: Any = connections[alias]
     try:
         with connection.cursor() as cursor:

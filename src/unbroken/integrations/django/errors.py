@@ -1,4 +1,4 @@
-"""unbroken's errors as Django's users catch them."""
+"""unbroken's errors in the form that Django's users catch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from unbroken.errors import UnbrokenError, for_driver
 
 
 def translated(exc: UnbrokenError) -> BaseException:
-    """*exc* as Django's users catch it: OutageError and OperationalError in one."""
+    """Return *exc* in the form that Django's users catch: OutageError and OperationalError in
+    one.
+    """
     kind = next(
         cls
         for cls in type(exc).__mro__

@@ -1,7 +1,7 @@
-"""A statement whose connection was lost is sent again on another one, where that is safe.
+"""Sends a statement whose connection was lost again on another one, if that is safe.
 
-Whether it is, :mod:`unbroken.ledger.heal` decides. Here stand Django's sides of it: what is told of
-each statement, and how a wrapper gets another connection in the middle of a block of ``atomic``.
+:mod:`unbroken.ledger.heal` decides whether it is. This module holds Django's part: the report of
+    each statement, and how a wrapper gets another connection inside a block of ``atomic``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from unbroken.pool.heal import (
 from unbroken.pool.steps import run
 from unbroken.pool.undone import tell_on
 
-#: What Django's ``connect`` forgets of a block of ``atomic``, and ``set_autocommit`` of ours.
+#: The attributes of a block of ``atomic`` that Django's ``connect`` and our ``set_autocommit``
+#: reset.
 _BLOCK = (
     "in_atomic_block", "savepoint_ids", "atomic_blocks", "needs_rollback", "commit_on_exit",
     "closed_in_transaction", "run_on_commit", "run_commit_hooks_on_set_autocommit_on", "_outer",
@@ -50,7 +51,7 @@ _UNSEEN = "something was sent past Django's cursors, or a procedure was called"
 
 
 class _Refused(Exception):  # noqa: N818 - no error: it says why not
-    """Why a statement is not sent again."""
+    """The reason why a statement is not sent again."""
 
 
 class _OwnAffair(Exception):  # noqa: N818 - likewise
@@ -58,11 +59,12 @@ class _OwnAffair(Exception):  # noqa: N818 - likewise
 
 
 class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
-    """Mixed in before one of Django's DatabaseWrappers: it sends what goes through its cursors."""
+    """Mixed in before one of Django's DatabaseWrappers. It sends the statements of its cursors."""
 
     _held: Held | None
     _give_back: Callable[[], None]
-    _met: tuple[BaseException, Fault] | None = None  #: the driver's last error, and what it meant
+    #: the driver's last error, and the fault that it reports
+    _met: tuple[BaseException, Fault] | None = None
     autocommit: bool
     atomic_blocks: Any
     closed_in_transaction: bool
@@ -76,10 +78,10 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def unbroken_send(
         self, cursor: Any, sql: Any, send: Callable[[], Any], *, against: str = ""
     ) -> Any:
-        """What *send* gives, which sends *sql* on *cursor*.
+        """Return the result of *send*, which sends *sql* on *cursor*.
 
-        It is called again, with another cursor of the driver's in *cursor*, where the connection
-        was lost and that is safe. *against*: why it must not be called again, if so.
+        It is called again, with another cursor of the driver's in *cursor*, if the connection was
+        lost and that is safe. *against* is the reason, if any, why it must not be called again.
         """
         held = self._held
         if held is None or held.past is None or not has_cursor(cursor.__dict__["cursor"]):
@@ -125,7 +127,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
             return result
 
     def _fault_of(self, exc: Error, held: Held, was_dead: int) -> Fault | None:
-        """What *exc* means, if another connection might cure it."""
+        """Return the fault that *exc* reports, if another connection might cure it."""
         met = self._met
         if (
             met is None
@@ -145,12 +147,12 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     # -- another connection ------------------------------------------------------------------------
 
     def _move(self, cursor: Any, held: Held, losses: Losses, lost: Lost) -> None:
-        """Another connection, in the same block, and a cursor of it in *cursor*.
+        """Get another connection, in the same block, and put a cursor of it into *cursor*.
 
-        Raises what says why not. Then this block gets none any more.
+        Raises the exception that refused it. Then this block gets none any more.
         """
         past = held.past
-        assert past is not None  # it was told
+        assert past is not None  # it was reported
         ruling = may_run_again(past, lost)
         if not ruling.heals:
             raise _Refused(ruling.reason)
@@ -173,7 +175,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     def _moved(
         self, cursor: Any, held: Held, past: Past, ruling: Ruling, block: dict[str, Any]
     ) -> bool:
-        """One attempt. False: that connection was lost, too."""
+        """Make one attempt. False: that connection was lost, too."""
         was_autocommit, raw = self.autocommit, cursor.__dict__["cursor"]
         with suppress(Exception):
             raw.close()  # before its connection: Django closes it once more
@@ -214,7 +216,9 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         self.set_autocommit(False, force_begin_transaction_with_broken_autocommit=by_atomic)
 
     def _end_block(self, block: dict[str, Any]) -> None:
-        """There is no connection for this block any more: as Django's ``close`` leaves it."""
+        """Note that this block has no connection any more, in the state that Django's ``close``
+        leaves.
+        """
         if self._held is not None:
             self._give_back()
         self.connection = None
@@ -226,9 +230,9 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
     # -- BEGIN and COMMIT --------------------------------------------------------------------------
 
     def unbroken_lost_at_begin(self, exc: Error) -> bool:
-        """Whether BEGIN failed with *exc* only because its connection was lost.
+        """Return whether BEGIN failed with *exc* only because its connection was lost.
 
-        That connection goes back then.
+        In that case the connection is returned to the pool.
         """
         held = self._held
         if held is None or held.past is None or not self.autocommit or is_replayed():
@@ -251,7 +255,9 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         return True
 
     def unbroken_forgets_commit(self, held: Held, exc: Exception) -> bool:
-        """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
+        """Return whether the failure of COMMIT with *exc* loses nothing, because only reads went
+        before it.
+        """
         past, state = held.past, held.state
         if past is None or is_replayed() or not held.left_behind <= NOT_COUNTED_ON:
             return False
@@ -271,12 +277,14 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         return True
 
     def unbroken_is_serializable(self) -> bool:
-        """Whether transactions are, or may be, SERIALIZABLE as PostgreSQL means it."""
+        """Return whether transactions are, or may be, SERIALIZABLE in PostgreSQL's sense."""
         return False
 
 
 def _tell(db: Any, held: Held, past: Past, sql: str | bytes | None) -> None:
-    """*sql* is about to be sent. Raises ConnectionLostError for what only a lost session knew."""
+    """Report *sql*, which is about to be sent. Raises ConnectionLostError if it needs state of a
+    lost session.
+    """
     if not held.left_before.isdisjoint(VAGUE):
         past.unseen(_UNSEEN)
     if past.forgot and past.misses(sql):

@@ -1,5 +1,5 @@
-"""A connection in the hands of one of Django's wrappers: looked after between statements, given
-back clean.
+"""A connection that one of Django's wrappers holds. It is checked between statements, and returned
+clean.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from unbroken.pool.holder import outside
 from unbroken.pool.kept import Kept
 from unbroken.pool.steps import run
 
-#: A connection that is used for longer than this outside transactions stands at disposal again
-#: between two statements: to who waits in line, and to retirement.
+#: Seconds. A connection that is used for longer than this outside transactions is made available
+#: again between two statements: to waiting callers, and to retirement.
 TURN = 1.0
 
 
-#: A thread at rest for less than that, in seconds, is about to go on.
+#: Seconds. A thread that has been at rest for less than that is about to go on.
 REST = 0.005
-#: What may be left on a session that its holder does not count on. After a use past Django's
-#: cursors, nobody knows who else has the driver's connection.
+#: Leftovers on a session that its holder does not rely on. After a use past Django's cursors, other
+#: code may still have the driver's connection.
 NOT_COUNTED_ON = DOUBTFUL - {Left.UNSEEN}
 
-#: Frames of these packages did not take a connection for themselves.
+#: Frames of these packages did not take a connection for their own use.
 _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 
 
 class Held(Kept):
-    """One connection, from take-up to giving back."""
+    """One connection, from acquiring to returning it."""
 
     remedy = "mark its function @unbroken.django.replayable"
 
@@ -59,7 +59,7 @@ class Held(Kept):
     )  # fmt: skip
 
     def __init__(self, source: Source, wrapper: Any) -> None:
-        """Raises what an acquire raises."""
+        """Acquire a connection. Raises the errors of an acquire."""
         self.source = source
         self._wrapper = weakref.ref(wrapper)
         self._rested_at, self.is_resting = 0.0, False
@@ -69,14 +69,14 @@ class Held(Kept):
         self.state, self.entry, self.conn, self.begun = loan.state, loan.entry, conn, None
         self._mark_place()
         self.taken_at = self.used_at = self.entry.taken_at
-        self.left_behind = NOTHING  #: what the next user must not find
-        self.leaves = NOTHING  #: what the statement that is sent now may leave there
-        self.left_before = NOTHING  #: what was left before that
+        self.left_behind = NOTHING  #: leftovers that the next user must not find
+        self.leaves = NOTHING  #: possible leftovers of the statement that is sent now
+        self.left_before = NOTHING  #: leftovers from before that
         self.cursors: list[Any] = []  #: weak references to those that may be open
-        self.lost = False  #: an error said that it is lost
+        self.lost = False  #: an error reported that it is lost
         unit = current() if current_token() is not None else None
         self.seen_by = None if unit is None else (unit, unit.attempts)
-        #: what was sent on it; None: nothing is run again
+        #: the statements sent on it; None: nothing is run again
         heals = self.pool.settings.heal and self.state.knows_status
         self.past: Past | None = Past() if heals else None
         deadline = self.pool.settings.deadline
@@ -85,19 +85,19 @@ class Held(Kept):
         self.keep()
 
     def _mark_place(self) -> None:
-        """The line that is named if it leaks: the first outside Django and us."""
+        """Record the line that is named if it leaks: the first outside Django and this library."""
         frame = outside(_BETWEEN)
         self.entry.taken_at_call(frame.f_code, frame.f_lasti)
 
     def resume(self, other: Held) -> None:
-        """This one takes the place of *other*, whose holder and deadline stay."""
+        """Replace *other*, whose holder and deadline stay."""
         self.disarm()
         self.until = other.until
         self.arm(self.until)
         self.entry.code, self.entry.lasti = other.entry.code, other.entry.lasti
 
     def sends(self, leaves: frozenset[Left]) -> None:
-        """A statement is about to be sent that may leave so much behind."""
+        """Note a statement that is about to be sent, with its possible leftovers."""
         self.left_before, self.leaves = self.left_behind, leaves
         if leaves:
             self.left_behind |= leaves
@@ -105,29 +105,29 @@ class Held(Kept):
     # -- while it is held --------------------------------------------------------------------------
 
     def opened(self, cursor: Any) -> None:
-        """A cursor was made."""
+        """Note a new cursor."""
         self.cursors.append(weakref.ref(cursor))
         if len(self.cursors) > 16:
             self.cursors = [ref for ref in self.cursors if is_open(ref())]
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this process is a child of the one that took it."""
+        """Return whether this process is a child of the one that acquired it."""
         return not self.state.here[0]
 
     @property
     def is_tied(self) -> bool:
-        """Whether something of the session, or a cursor, is still needed: another connection would
-        not do.
+        """Return whether state of the session, or a cursor, is still needed, so that another
+        connection would not do.
         """
         return not self.left_behind <= DOUBTFUL or any(is_open(ref()) for ref in self.cursors)
 
     def must_go(self) -> bool:
-        """Between two statements, outside any transaction: whether another connection has to take
-        this one's place.
+        """Return, between two statements and outside any transaction, whether another connection
+        must replace this one.
         """
         if self.is_dead:
-            # a lock or a temporary table is gone with it: that is for an error to say
+            # a lock or a temporary table would be lost with it: an error must report that
             return self.left_behind <= DOUBTFUL or self.lost
         if (
             current_token() is not None
@@ -135,7 +135,7 @@ class Held(Kept):
             and self.seen_by != (unit, unit.attempts)
         ):
             if not self.is_tied:
-                return True  # so that the unit sees what is sent
+                return True  # so that the unit sees the statements
             unit.forbid(
                 "a connection was used that had been taken before the unit of work began",
                 conn_id=id(self.conn),
@@ -162,22 +162,22 @@ class Held(Kept):
     #
     # Between two uses the holder's thread is at rest. Then a thread that waits may take the
     # connection from it. The lock decides: the holder works again with the lock, and finds either
-    # its connection or none. Whoever begins the end of this use, holder or waiter, gives the
+    # its connection or none. A caller that begins the end of this use, holder or waiter, gives the
     # connection back; the other one leaves it alone.
 
     def rest(self) -> None:
-        """The holder's thread has done with the connection for now: a cursor was closed, a
-        transaction ended.
+        """Note that the holder's thread has finished with the connection for now: a cursor was
+        closed, a transaction ended.
         """
         self._rested_at, self.is_resting = monotonic(), True
 
     def work(self) -> None:
-        """The holder's thread is about to use the connection, if it still has it."""
+        """Note that the holder's thread is about to use the connection, if it still has it."""
         with self._lock:
             self.is_resting = False
 
     def give_back_from(self, wrapper: Any) -> None:
-        """*wrapper* has done with the connection, and knows of it until it is back."""
+        """Return the connection for *wrapper*, which keeps a reference until it is back."""
         if self.is_inherited:
             self.put_back()  # a lock that another thread held at the fork is held for ever
         else:
@@ -186,9 +186,9 @@ class Held(Kept):
             wrapper._leaving = None
 
     def yield_to_waiter(self) -> bool:
-        """Give the connection back in place of its holder, if the holder does not need this one.
+        """Return the connection in place of its holder, if the holder does not need this one.
 
-        From any thread.
+        Any thread may call it.
         """
         if super().yield_to_waiter():
             return True
@@ -197,7 +197,9 @@ class Held(Kept):
         return self.end_once(self.put_back, self._let_go)
 
     def _let_go(self) -> bool:
-        """With the lock: the holder's wrapper has no connection any more, if it can do without."""
+        """With the lock: detach the connection from the holder's wrapper, if the wrapper can do
+        without it.
+        """
         wrapper = self._wrapper()
         if self._giver is not None or wrapper is None or not self._is_spare(wrapper):
             return False
@@ -205,8 +207,8 @@ class Held(Kept):
         return True
 
     def _is_spare(self, wrapper: Any) -> bool:
-        """Whether the holder, at rest, would notice no difference between this connection and
-        another one.
+        """Return whether the holder, at rest, would notice no difference between this connection
+        and another one.
         """
         return bool(
             self.is_resting
@@ -226,7 +228,7 @@ class Held(Kept):
     # -- the end -----------------------------------------------------------------------------------
 
     def put_back(self) -> None:
-        """To the pool, as it was opened; or, where that cannot be, to its end."""
+        """Return it to the pool, as it was opened; or, if that is impossible, close it."""
         self.disarm()
         if self.is_inherited:
             self.state.sever()
@@ -254,15 +256,15 @@ class Held(Kept):
             self.give_back()
 
     def find_left(self) -> frozenset[Left]:
-        """What Django's cursors noted."""
+        """Return the leftovers that Django's cursors noted."""
         return self.left_behind
 
     def _close(self, cursor: Any) -> None:
-        """Whoever keeps a cursor for longer must not reach the connection's next user through
-        it.
+        """Close a cursor, because code that keeps it longer must not reach the connection's next
+        user through it.
         """
         try:
-            cursor.close()  # one round trip where it is on the server
+            cursor.close()  # one round trip if it is on the server
         except Exception:
             self.left_behind |= {Left.ENDLESS}
             return
@@ -271,24 +273,26 @@ class Held(Kept):
 
 
 def is_open(cursor: Any) -> bool:
-    """Whether *cursor* was not closed."""
+    """Return whether *cursor* was not closed."""
     if cursor is None:
         return False
     closed = getattr(cursor, "closed", None)
-    if closed is None:  # the MySQL drivers' cursors let go of their connection
+    if closed is None:  # the MySQL drivers' cursors drop their connection
         return getattr(cursor, "connection", None) is not None
     return not closed
 
 
 class _Thread:
-    """Lives as long as its thread or greenlet; then gives back what its wrappers still hold."""
+    """An object that lives as long as its thread or greenlet. Its end returns the connections that
+    its wrappers still hold.
+    """
 
     def __init__(self) -> None:
         self.wrappers: list[weakref.ref[Any]] = []
 
     def __del__(self) -> None:
         if is_finalizing():
-            return  # the thread stands still, perhaps inside a look at its connection
+            return  # the thread stands still, perhaps inside a check of its connection
         for ref in self.wrappers:
             wrapper = ref()
             if wrapper is not None and not wrapper.allow_thread_sharing:
@@ -299,7 +303,7 @@ _here = threading.local()
 
 
 def with_this_thread(wrapper: Any) -> None:
-    """When this thread ends, what *wrapper* holds goes back, though nobody closed it."""
+    """Return the connection of *wrapper* when this thread ends, even if it was not closed."""
     thread = getattr(_here, "thread", None)
     if thread is None:
         thread = _here.thread = _Thread()

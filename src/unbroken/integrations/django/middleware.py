@@ -1,5 +1,5 @@
-"""``unbroken.django.middleware.UnbrokenMiddleware``: requests are run again where that is provably
-safe, and outages are answered with 503.
+"""``unbroken.django.middleware.UnbrokenMiddleware`` runs requests again if that is provably safe,
+and answers outages with 503.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unbroken.integrations.web.settings import HttpSettings
 from unbroken.ledger.verdicts import Fate
 from unbroken.pool import running, running_async
 
-#: Where a request holds its :class:`_Exchange`.
+#: The key under which a request holds its :class:`_Exchange`.
 KEY = "_unbroken_exchange"
 _OURS = ("methods", "replay", "priority", "max_body", "max_replays", "deadline")
 
@@ -55,7 +55,7 @@ class UnbrokenMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> Any:
-        """The response; under ASGI, an awaitable of it."""
+        """Return the response; under ASGI, an awaitable of it."""
         exchange = _Exchange(self.settings, request)
         return self._run_async(exchange) if self.is_async else self._run(exchange)
 
@@ -105,8 +105,8 @@ class UnbrokenMiddleware:
             exchange.unwatch()
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> Any:
-        """A view raised: before Django makes a page of it and reports it, see whether another
-        attempt follows.
+        """Handle an exception of a view, before Django makes a page of it and reports it: check
+        whether another attempt follows.
         """
         exchange = request.__dict__.get(KEY)
         return None if exchange is None else exchange.raised(exception)
@@ -137,10 +137,12 @@ class _Exchange(Exchange):
             self.rank = settings.rank(request.path, request.META)
         self._before: dict[str, Any] = {}
         self._meta: dict[str, Any] = {}
-        self._body: Body | None = None  # where it may be read again
+        self._body: Body | None = None  # None: it cannot be read again
 
     def whole(self) -> Exchange | None:
-        """The exchange of a middleware of ours around all of Django, for the same request."""
+        """Return the exchange of a middleware of ours around all of Django, for the same
+        request.
+        """
         scope = getattr(self.request, "scope", None)
         whole: Exchange | None = (self.request.META if scope is None else scope).get(_http.KEY)
         return whole
@@ -148,7 +150,9 @@ class _Exchange(Exchange):
     # -- attempts ----------------------------------------------------------------------------------
 
     def prepare(self) -> bool:
-        """Whether this request may be run again; then what another attempt needs is kept."""
+        """Return whether this request may be run again. If so, everything that another attempt
+        needs is kept.
+        """
         request = self.request
         request.__dict__[KEY] = self
         follow_others()
@@ -178,7 +182,7 @@ class _Exchange(Exchange):
         return getattr(view, "unbroken_replayable", False) is True
 
     def begin(self) -> None:
-        """An attempt begins; from the second on, the request is as it was."""
+        """Begin an attempt. From the second on, the request is restored."""
         request = self.request
         if self.attempt():
             request.__dict__.clear()
@@ -189,10 +193,10 @@ class _Exchange(Exchange):
             self._body.rewind()
 
     def raised(self, exc: Exception) -> Any:
-        """A view raised *exc*: a response that stands for what comes of it, or None: let Django go
-        on.
+        """Handle *exc*, which a view raised. Returns a placeholder response for the final answer,
+        or None: Django then continues.
 
-        What is answered is decided when all middleware is done: until then something may be stored.
+        The answer is decided when all middleware is done, because until then data may be stored.
         """
         if self.limits is not None:
             give_back()
@@ -203,7 +207,7 @@ class _Exchange(Exchange):
         return stands_for
 
     def consider(self, response: Any) -> Any:
-        """The response of an attempt; raises when another attempt should follow."""
+        """Return the response of an attempt. Raises if another attempt should follow."""
         cause = getattr(response, "unbroken_cause", None)
         if cause is not None and self.would_replay(cause):
             raise cause
@@ -218,17 +222,17 @@ class _Exchange(Exchange):
     # -- the end -----------------------------------------------------------------------------------
 
     def finish(self, response: Any) -> Any:
-        """The response to send: for a page that Django made of an outage, ours.
+        """Return the response to send. It replaces a page that Django made of an outage by ours.
 
-        The connection goes back now: some servers (Tornado's WSGIContainer) end a response on
-        another thread than it was made.
+        The connection is returned now: some servers (Tornado's WSGIContainer) end a response on a
+        thread other than the one that made it.
         """
         if not response.streaming:
             give_back()
         return self._finished(response)
 
     async def finish_async(self, response: Any) -> Any:
-        """As :meth:`finish`."""
+        """Do the same as :meth:`finish`."""
         if response.status_code >= 500:
             await give_back_async()
         return self._finished(response)
@@ -244,18 +248,22 @@ class _Exchange(Exchange):
         return self._filled(response, cause)
 
     def failed(self, exc: Exception) -> Any:
-        """No attempt succeeded. Raises what Django should make a page of."""
+        """Handle the failure of all attempts. Raises the exception that Django should make a page
+        of.
+        """
         if not self._is_ours(exc):
             raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
         return self._filled(HttpResponse(), exc)
 
     def _filled(self, response: Any, exc: BaseException) -> Any:
-        """*response* as the answer to *exc*, with what middleware has added to its headers."""
+        """Return *response* filled with the answer to *exc*, and with the headers that middleware
+        has added.
+        """
         answer = self.answer(exc)
         assert answer is not None
         report(answer, self.method, self.request.path)
         headers, body = page(answer, self.request.META.get("HTTP_ACCEPT", ""))
-        for name in ("Content-Encoding", "ETag"):  # of the page that it stood for
+        for name in ("Content-Encoding", "ETag"):  # of the page that it replaced
             response.headers.pop(name, None)
         response.status_code, response.content = int(answer.status[:3]), body
         for name, value in headers:

@@ -1,4 +1,4 @@
-"""``ENGINE = "unbroken.django.mysql"``: Django's backend for MySQL and MariaDB over a pool.
+"""``ENGINE = "unbroken.django.mysql"``: Django's backend for MySQL and MariaDB over a pool. It uses
 mysqlclient, or PyMySQL in its place.
 """
 
@@ -15,7 +15,7 @@ from unbroken.integrations.django.wrapper import Pooled
 
 
 class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
-    """Django's; the pool's sessions end before their database does."""
+    """Django's class. The pool's sessions end before their database does."""
 
     def _clone_test_db(self, *args: Any, **kwargs: Any) -> Any:
         pools.close_database(self.connection.settings_dict["NAME"], self.connection)
@@ -28,17 +28,19 @@ class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
 
 
 class DatabaseWrapper(Pooled, MySQL):  # type: ignore[misc] # Django has no types
-    """Django's, with its connections from a pool."""
+    """Django's class, with its connections from a pool."""
 
     creation_class = DatabaseCreation
 
     def unbroken_driver(self) -> str:
-        """PyMySQL stands in for mysqlclient where it was asked to (``install_as_MySQLdb``)."""
+        """Return the driver's name. PyMySQL replaces mysqlclient if the site asks for it
+        (``install_as_MySQLdb``).
+        """
         return "pymysql" if self.Database.__name__ == "pymysql" else "mysqlclient"
 
     @cached_property  # type: ignore[untyped-decorator] # Django has no types
     def mysql_server_data(self) -> Any:
-        """Asked once per process and pool, not once per thread."""
+        """Return the data, asked once per process and pool, not once per thread."""
         ask = MySQL.__dict__["mysql_server_data"].func
         if not pools.is_pooled(self):
             return ask(self)

@@ -1,4 +1,4 @@
-"""The names in an alias of ``DATABASES``: settings that stand in the wrong place are told."""
+"""The names in an alias of ``DATABASES``. Settings in the wrong place are reported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
 from unbroken.messages.configuration import BAD_SETTING, SETTING_MISPLACED
 
-#: What Django's backends read in OPTIONS themselves, and we.
+#: The names in OPTIONS that Django's backends read themselves, and that this library reads.
 _READ = {
     "unbroken", "pool", "isolation_level", "assume_role", "server_side_binding", "client_encoding",
     "target_session_attrs",
 }  # fmt: skip
-#: The drivers behind each vendor's backend; PyMySQL where a site puts it in mysqlclient's place.
+#: The drivers behind each vendor's backend; PyMySQL if a site uses it in mysqlclient's place.
 _DRIVERS = {"mysql": ("mysqlclient", "pymysql"), "postgresql": ("psycopg", "psycopg2")}
-#: What Django takes for the parts of an address, which it hands on as they are.
+#: The types that Django accepts for the parts of an address, which it passes on unchanged.
 _TEXTS: Mapping[str, tuple[type, ...]] = {
     "NAME": (str, int, os.PathLike), "HOST": (str, os.PathLike), "USER": (str, int),
     "PORT": (str, int),
@@ -27,10 +27,10 @@ _HOW = 'Settings of unbroken\'s stand in OPTIONS["unbroken"], as {"max_size": 5}
 
 
 def check(alias: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError where a setting of ours stands beside ``OPTIONS`` or beside
+    """Raise ConfigurationError if a setting of ours is outside of ``OPTIONS`` or
     ``OPTIONS["unbroken"]``.
 
-    Other names that Django or the driver does not know are theirs to refuse.
+    Django or the driver must refuse other names that they do not know.
     """
     options = alias["OPTIONS"]
     if not isinstance(options, Mapping):

@@ -1,6 +1,4 @@
-"""Databases of a site whose ENGINE is not ours: their statements are followed by their texts
-alone.
-"""
+"""Databases of a site whose ENGINE is not ours. Only the texts of their statements are followed."""
 
 from __future__ import annotations
 
@@ -14,13 +12,15 @@ from unbroken.integrations.django.wrapper import Pooled
 
 
 def follow_others() -> None:
-    """From now on, know what this thread sends on connections that it has of other engines."""
+    """Follow, from now on, the statements that this thread sends on connections of other
+    engines.
+    """
     for connection in connections.all(initialized_only=True):
         follow(connection=connection)
 
 
 def follow(*, connection: Any, **_more: Any) -> None:
-    """Likewise on *connection*: a receiver of ``connection_created``."""
+    """Follow *connection* in the same way: a receiver of ``connection_created``."""
     if not isinstance(connection, Pooled) and _seen not in connection.execute_wrappers:
         connection.execute_wrappers.append(_seen)
 

@@ -24,7 +24,9 @@ from unbroken.sync import Pool
 
 
 class _Pool(Pool):
-    """Django's cursors tell what is left on a session, so its statements need not be followed."""
+    """A pool whose statements need not be followed, because Django's cursors report the leftovers
+    on a session.
+    """
 
     def _new_state(self) -> PoolState:
         state = super()._new_state()
@@ -33,23 +35,23 @@ class _Pool(Pool):
 
 
 class Source:
-    """A pool, and what is known of the server behind it."""
+    """A pool, and the facts known about the server behind it."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.facts: dict[
             str, Any
-        ] = {}  #: what Django asks a server once per wrapper, that is, per thread
+        ] = {}  #: the answers that Django asks a server for once per wrapper, that is, per thread
 
 
-#: What libpq calls the setting ``target``.
+#: libpq's name for the setting ``target``.
 _ROLE = "target_session_attrs"
 
 _sources: dict[tuple[Any, ...], Source] = {}
 
 
 def source_of(wrapper: Any) -> Source:
-    """The pool for *wrapper*'s alias and settings, made when it is first asked for.
+    """Return the pool for *wrapper*'s alias and settings. It is created at the first call.
 
     Raises ImproperlyConfigured.
     """
@@ -64,17 +66,19 @@ def source_of(wrapper: Any) -> Source:
 
 
 def is_pooled(wrapper: Any) -> bool:
-    """Whether *wrapper* takes its connections from a pool: all but those for creating databases."""
+    """Return whether *wrapper* takes its connections from a pool: all but those for creating
+    databases.
+    """
     return bool(wrapper.alias != NO_DB_ALIAS)
 
 
 def pools() -> dict[str, Pool]:
-    """The pools of this process by database alias, as far as they have been used."""
+    """Return the pools of this process by database alias, as far as they have been used."""
     return {key[0]: source.pool for key, source in list(_sources.items())}
 
 
 def close_pools(alias: str) -> None:
-    """Close the pools of *alias*: before its database is dropped or copied, or when its settings
+    """Close the pools of *alias*, before its database is dropped or copied, or when its settings
     changed.
     """
     for key in [key for key in list(_sources) if key[0] == alias]:
@@ -84,11 +88,11 @@ def close_pools(alias: str) -> None:
 
 
 def close_database(name: str, wrapper: Any) -> None:
-    """Close the pools of every alias that leads to a database *name* of *wrapper*'s vendor: it is
+    """Close the pools of every alias that leads to a database *name* of *wrapper*'s vendor. It is
     about to be dropped or copied.
 
-    Hosts and ports are not compared, since one server has several names. A pool of the same name
-    on another server only connects again. What other threads hold at rest is closed, too.
+    Hosts and ports are not compared, since one server has several names. A pool of the same name on
+    another server only connects again. Connections that other threads hold at rest are closed, too.
     """
     for key in [k for k in list(_sources) if k[2] == name and k[1].vendor == wrapper.vendor]:
         source = _sources.pop(key, None)
@@ -101,8 +105,8 @@ def close_database(name: str, wrapper: Any) -> None:
 
 
 def settings_of(settings_dict: dict[str, Any]) -> Settings:
-    """The pool's settings: those in ``OPTIONS["unbroken"]``; CONN_MAX_AGE gives the default of
-    ``max_age``, and libpq's ``target_session_attrs`` in ``OPTIONS`` is our ``target``.
+    """Return the pool's settings: those in ``OPTIONS["unbroken"]``. CONN_MAX_AGE gives the default
+    of ``max_age``, and libpq's ``target_session_attrs`` in ``OPTIONS`` is our ``target``.
 
     Raises ConfigurationError.
     """
@@ -155,8 +159,8 @@ def _make(wrapper: Any) -> Pool:
         given = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
         settings = settings_of(given)
         chosen = _chosen(given)
-        # What a user leaves is known from Django's cursors: the session is reset when it goes back,
-        # but only where it is due.
+        # Django's cursors note a user's leftovers, so the session is reset on its return only if a
+        # reset is due.
         reset = "session" if settings.reset == "rollback" else settings.reset
         pool = _Pool(
             where.target_of(given, wrapper.vendor),
@@ -183,15 +187,17 @@ def _make(wrapper: Any) -> Pool:
 
 
 def _sets_only(cls: type, options: dict[str, Any]) -> bool:
-    """Whether :func:`_open` changes nothing of a new session but its settings: no code but Django's
-    and ours takes part.
+    """Return whether :func:`_open` changes only a new session's settings: no code but Django's and
+    ours takes part.
     """
     foreign = any(not each.__module__.startswith(where.OWN) for each in cls.__mro__[:-1])
     return not foreign and sets_nothing_else(options)
 
 
 def _open(cls: Any, settings_dict: dict[str, Any], alias: str, login: Login | None) -> Any:
-    """A new session as *login*, set up as Django sets up its own. On a thread of the pool's."""
+    """Open a new session as *login*, set up as Django sets up its own. Runs on a thread of the
+    pool's.
+    """
     given = where.at_first(settings_dict, cls.vendor)
     wrapper = cls(where.turned(given, login), alias)
     wrapper.unbroken_bare = True
@@ -208,10 +214,11 @@ def _open(cls: Any, settings_dict: dict[str, Any], alias: str, login: Login | No
         if raw is not None:
             raw.close()
         if isinstance(exc, Error) and exc.__cause__ is not None:
-            raise exc.__cause__ from None  # the driver's own: it tells an outage from a refusal
+            # the driver's own: it distinguishes an outage from a refusal
+            raise exc.__cause__ from None
         raise
     finally:
         wrapper.connection = None
         if not seen:
-            RAN_DB_VERSION_CHECK.discard(alias)  # that is for the caller to hear, on its own thread
+            RAN_DB_VERSION_CHECK.discard(alias)  # the caller must see that error on its own thread
     return raw

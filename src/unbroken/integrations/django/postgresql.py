@@ -1,5 +1,5 @@
-"""``ENGINE = "unbroken.django.postgresql"``: Django's backend for PostgreSQL over a pool. psycopg 3
-or psycopg2.
+"""``ENGINE = "unbroken.django.postgresql"``: Django's backend for PostgreSQL over a pool. It uses
+psycopg 3 or psycopg2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from unbroken.pool.heal import is_serializable
 
 
 class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
-    """Django's; the sessions of all pools to a database end before it is dropped or copied."""
+    """Django's class. The sessions of all pools to a database end before it is dropped or
+    copied.
+    """
 
     def _clone_test_db(self, *args: Any, **kwargs: Any) -> Any:
         pools.close_database(self.connection.settings_dict["NAME"], self.connection)
@@ -28,21 +30,21 @@ class DatabaseCreation(Creation):  # type: ignore[misc] # Django has no types
 
 
 class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no types
-    """Django's, with its connections from a pool of ours."""
+    """Django's class, with its connections from a pool of ours."""
 
     creation_class = DatabaseCreation
 
     def unbroken_driver(self) -> str:
-        """Whichever of the two Django itself has chosen."""
+        """Return the driver that Django itself has chosen."""
         return "psycopg" if is_psycopg3 else "psycopg2"
 
     @property
     def pool(self) -> None:
-        """Django's own pool is not used here; ours is ``unbroken_pool``."""
+        """Return None: Django's own pool is not used here; ours is ``unbroken_pool``."""
         return
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """A connection of the pool's, which has the isolation level that the settings name."""
+        """Return a connection of the pool's, with the isolation level from the settings."""
         connection = super().get_new_connection(conn_params)
         if self._held is not None:
             self.isolation_level = IsolationLevel(
@@ -51,7 +53,9 @@ class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no
         return connection
 
     def unbroken_is_serializable(self) -> bool:
-        """By the settings, else by what the server's default is: asked once per pool."""
+        """Return the value from the settings, or else from the server's default, which is asked
+        once per pool.
+        """
         chosen = self.settings_dict["OPTIONS"].get("isolation_level")
         if chosen is not None:
             return bool(chosen == IsolationLevel.SERIALIZABLE)
@@ -63,7 +67,7 @@ class DatabaseWrapper(Pooled, PostgreSQL):  # type: ignore[misc] # Django has no
     def close_pool(self) -> None:
         """Close the pool of this alias in this process.
 
-        A new one is made when it is next needed.
+        A new one is created when it is next needed.
         """
         pools.close_pools(self.alias)
 

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.http.request import RawPostDataException, UnreadablePostError
 from django.utils.datastructures import MultiValueDict
 
-#: What Django has made of a body: another attempt makes it anew.
+#: The attributes that Django makes from a body. Another attempt makes them again.
 _PARSED = ("_post", "_files", "_upload_handlers")
 
 
@@ -24,7 +24,9 @@ class Body:
 
     @classmethod
     def of(cls, request: HttpRequest, max_body: int) -> Body | None:
-        """None: it is longer than *max_body* (bytes), was read in part, or cannot be read."""
+        """Keep the body of *request*. None: it is longer than *max_body* (bytes), was read in part,
+        or cannot be read.
+        """
         meta = request.META
         length = meta.get("CONTENT_LENGTH") or "0"
         if not meta.get("HTTP_TRANSFER_ENCODING") and length == "0":
@@ -34,10 +36,10 @@ class Body:
         try:
             return cls(request, request.body)
         except (RawPostDataException, UnreadablePostError, RequestDataTooBig):
-            return None  # the view meets the same
+            return None  # the view gets the same error
 
     def rewind(self) -> None:
-        """Have all of it to be read again, by whatever method, also below Django."""
+        """Make the whole body readable again, by any method, also below Django."""
         if self._content is None:
             return
         request = self._request
@@ -53,7 +55,7 @@ class Body:
 
 
 def request_in(given: tuple[Any, ...]) -> HttpRequest | None:
-    """The request among a view's arguments, also a method's, also in Django REST framework's
+    """Return the request among a view's arguments, also a method's, also in Django REST framework's
     wrapper.
     """
     for each in given[:2]:
@@ -66,6 +68,6 @@ def request_in(given: tuple[Any, ...]) -> HttpRequest | None:
 
 
 def longest() -> int:
-    """The setting ``max_body`` of UNBROKEN, in bytes."""
+    """Return the setting ``max_body`` of UNBROKEN, in bytes."""
     given: int = getattr(settings, "UNBROKEN", {}).get("max_body", 1 << 20)
     return given

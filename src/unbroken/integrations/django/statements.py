@@ -1,7 +1,7 @@
-"""What Django's users leave on a session: read from what goes through its cursors. What goes past
-them counts as anything.
+"""The leftovers of Django's users on a session, derived from the statements of its cursors. A use
+past the cursors counts as leaving anything.
 
-The judge is :mod:`unbroken.ledger.residue`.
+:mod:`unbroken.ledger.residue` judges the statements.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 from unbroken.ledger.residue import Left, left_by
 
-#: Code in these packages knows what it does with the driver's own connections and cursors.
+#: Code in these packages uses the driver's own connections and cursors knowingly.
 _OWN = ("django.", "unbroken.")
-#: Attributes of a driver's cursor by which nothing can be sent.
+#: Attributes of a driver's cursor that cannot send anything.
 _HARMLESS = frozenset(
     "arraysize close closed description fetchall fetchmany fetchone itersize lastrowid messages"
     " mogrify name nextset query results rowcount rownumber scroll scrollable setinputsizes"
@@ -22,12 +22,12 @@ _HARMLESS = frozenset(
 
 
 def is_foreign(depth: int) -> bool:
-    """Whether the code *depth* frames above the caller is neither Django's nor ours."""
+    """Return whether the code *depth* frames above the caller is neither Django's nor ours."""
     return not str(sys._getframe(depth + 1).f_globals.get("__name__")).startswith(_OWN)
 
 
 def left_on(connection: Any, sql: Any, vendor: str) -> frozenset[Left]:
-    """What the statement *sql* may leave on its session."""
+    """Return the possible leftovers of the statement *sql* on its session."""
     if isinstance(sql, (str, bytes, bytearray)):
         return left_by(bytes(sql) if isinstance(sql, bytearray) else sql, vendor)
     text = text_of(connection, sql)
@@ -35,7 +35,7 @@ def left_on(connection: Any, sql: Any, vendor: str) -> frozenset[Left]:
 
 
 def text_of(connection: Any, sql: Any) -> str | None:
-    """The text of *sql*, one of psycopg's composed statements, which *connection* puts into words.
+    """Return the text of *sql*, one of psycopg's composed statements, which *connection* renders.
     None: it has none.
     """
     compose = getattr(sql, "as_string", None)
@@ -45,13 +45,13 @@ def text_of(connection: Any, sql: Any) -> str | None:
         return None
 
 
-#: Why a statement is not sent again, wherever it was lost.
+#: The reason why a statement is never sent again.
 READ_ONCE = "its parameters can be read only once"
 
 
 class Noticing:
-    """Mixed in before one of Django's cursor wrappers: notes on the database wrapper what a
-    statement leaves behind.
+    """Mixed in before one of Django's cursor wrappers. It notes each statement's leftovers on the
+    database wrapper.
     """
 
     db: Any
@@ -74,14 +74,14 @@ class Noticing:
         )
 
     def close(self) -> None:
-        """The driver's. The connection is at rest then."""
+        """Close the driver's cursor. The connection is at rest then."""
         self.__dict__["cursor"].close()
         held = self.db._held
         if held is not None:
             held.rest()
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        """Django's. What a procedure leaves is not known."""
+        """Call Django's method. The leftovers of a procedure are not known."""
         held = self.db._held
         if held is not None:
             held.sends(frozenset({Left.UNKNOWN}))
@@ -91,7 +91,7 @@ class Noticing:
 
     @property
     def cursor(self) -> Any:
-        """The driver's own. Whoever takes it from here may send anything."""
+        """Return the driver's own cursor. Code that takes it from here may send anything."""
         if is_foreign(1):
             self._leave(frozenset({Left.UNSEEN}))
         return self.__dict__["cursor"]

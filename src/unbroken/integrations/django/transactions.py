@@ -18,19 +18,20 @@ from unbroken.pool.steps import run
 
 
 class Transactions(Healing):
-    """Django's own, which commit nothing in passing."""
+    """Django's own methods, changed so that they never commit as a side effect."""
 
     unbroken_bare: bool
     _connecting: bool
     _settled = False  #: nothing was sent since a COMMIT or ROLLBACK was answered
     _in_atomic = False  #: autocommit was switched off by ``atomic``, and is not on again
     _undoing = False  #: a ROLLBACK was begun, and not answered
-    _switching = False  #: autocommit is being switched: which way it is, is not known
-    _outer: BaseException | None = None  #: what was being handled when autocommit was switched off
-    _due: int | None = None  #: what was done within so many savepoints is to be undone, and is not
+    _switching = False  #: autocommit is being switched, and its present value is not known
+    #: the exception that was being handled when autocommit was switched off
+    _outer: BaseException | None = None
+    _due: int | None = None  #: the depth of savepoints whose work must still be undone
 
     def _begin_anew(self) -> None:
-        """Outside of ``atomic``, before a statement: a block whose end was broken off ends now."""
+        """Before a statement outside of ``atomic``: end a block whose exit was interrupted."""
         if (
             (self._in_atomic or self._undoing or self._switching)
             and not self.in_atomic_block
@@ -39,7 +40,7 @@ class Transactions(Healing):
             self._discard("a transaction on it was broken off")
 
     def get_autocommit(self) -> bool:
-        """Django's, which connects; ``atomic`` begins with it."""
+        """Return Django's value. This connects, and ``atomic`` begins with it."""
         self._begin_anew()
         self._look()
         return bool(super().get_autocommit())
@@ -47,12 +48,12 @@ class Transactions(Healing):
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
     ) -> None:
-        """Django's; what a connection that is not there will be anyway needs none: a COMMIT may be
-        its last word.
+        """Switch autocommit as Django does. Without a connection, the value that a new one has
+        anyway needs none: the last one may have ended after a COMMIT.
 
-        Where a transaction is open that was to be rolled back, autocommit is not switched on, since
-        MySQL would commit it: the connection is ended. Raises TransactionManagementError where the
-        application did so itself after an exception.
+        If a transaction is open that should have been rolled back, autocommit is not switched on,
+        since MySQL would commit it; the connection is closed. Raises TransactionManagementError if
+        the application itself switched it on after an exception.
         """
         if autocommit:
             self._commit_nothing()
@@ -93,13 +94,13 @@ class Transactions(Healing):
     def _begin_block(self, *, by_atomic: bool) -> None:
         if by_atomic and not self.in_atomic_block and not self.unbroken_bare:
             self.ensure_connection()
-            self.run_on_commit = []  # of a block that was broken off
+            self.run_on_commit = []  # of a block that was interrupted
             self._due, self._in_atomic = None, True
         self._outer = sys.exc_info()[1]
 
     def _commit_nothing(self) -> None:
-        """Autocommit is about to be switched on: end a connection with a transaction that was to be
-        rolled back.
+        """Before autocommit is switched on: close a connection with a transaction that should have
+        been rolled back.
         """
         held = self._held
         if (
@@ -127,7 +128,7 @@ class Transactions(Healing):
             )
 
     def _discard(self, why: str) -> None:
-        """The connection is ended, and its server rolls back what is open.
+        """Close the connection, so that its server rolls back the open transaction.
 
         The next statement gets another one.
         """
@@ -141,15 +142,15 @@ class Transactions(Healing):
         self._switched(self.settings_dict["AUTOCOMMIT"])
 
     def unbroken_due(self, depth: int) -> None:
-        """What was done in a block within *depth* others is to be undone.
+        """Note that the work in a block within *depth* others must be undone.
 
         Until it is, nothing is committed.
         """
         self._due = depth if self._due is None else min(depth, self._due)
 
     def unbroken_abandon_blocks(self) -> None:
-        """Nobody is in a block of ``atomic`` any more, though Django's stacks say so: begin
-        anew.
+        """Reset Django's stacks, because no code runs in a block of ``atomic`` any more although
+        they contain one.
         """
         self.in_atomic_block = self.closed_in_transaction = False
         self.commit_on_exit = True
@@ -157,22 +158,22 @@ class Transactions(Healing):
         self._discard("a block of atomic was broken off")
 
     def set_rollback(self, rollback: bool) -> None:
-        """Django's."""
+        """Do the same as Django."""
         super().set_rollback(rollback)
         if not rollback:
-            self._due = None  # the application knows better
+            self._due = None  # the application's decision takes precedence
 
     def savepoint_rollback(self, sid: str) -> None:
-        """Django's."""
+        """Do the same as Django."""
         super().savepoint_rollback(sid)
         if self._due is not None and self._due >= len(self.savepoint_ids):
             self._due = None
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        """Django's.
+        """Do the same as Django.
 
-        One that is lost just here is let go of if nothing is open on it: what was committed did not
-        fail.
+        A connection that is lost just here is dropped if nothing is open on it, because the
+        committed work did not fail.
         """
         self._switching = True
         held = self._held
@@ -202,7 +203,7 @@ class Transactions(Healing):
             return run(held.switch(on=bool(autocommit)), held.state.runtime.do)
 
     def rollback(self) -> None:
-        """Django's."""
+        """Do the same as Django."""
         self.validate_thread_sharing()
         self._undoing = not (self._settled or self.in_atomic_block)
         super().rollback()
@@ -239,7 +240,7 @@ class Transactions(Healing):
             self._held.rest()
 
     def _bounded(self, what: str) -> Any:
-        """The time that the pool's own call of that name has."""
+        """Return a context with the time limit of the pool's own call of that name."""
         held = self._held
         return (
             nullcontext()

@@ -21,8 +21,8 @@ _NAME = "@replayable"
 
 
 def give_back() -> None:
-    """End what this thread's wrappers hold outside ``atomic``: an attempt is over, or about to
-    begin.
+    """Return the connections that this thread's wrappers hold outside ``atomic``: an attempt is
+    over, or about to begin.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
@@ -30,12 +30,12 @@ def give_back() -> None:
 
 
 async def give_back_async() -> None:
-    """As :func:`give_back`, for the thread that sync code of this task runs on."""
+    """Do the same as :func:`give_back`, for the thread that sync code of this task runs on."""
     await sync_to_async(give_back, thread_sensitive=True)()
 
 
 def attempt(work: Callable[[], T]) -> T:
-    """One attempt: when it fails, nothing of it stays open."""
+    """Run one attempt. If it fails, nothing of it stays open."""
     try:
         return work()
     except Exception:
@@ -44,7 +44,7 @@ def attempt(work: Callable[[], T]) -> T:
 
 
 async def attempt_async(work: Callable[[], Awaitable[T]]) -> T:
-    """As :func:`attempt`."""
+    """Do the same as :func:`attempt`."""
     try:
         return await work()
     except Exception:
@@ -61,12 +61,12 @@ def replayable(*, deadline: float | None = None, max_replays: int = 10) -> Calla
 def replayable(
     function: Any = None, /, *, deadline: float | None = None, max_replays: int = 10
 ) -> Any:
-    """:func:`unbroken.replayable` for Django's connections: for any function, and for a view,
-    whatever its method.
+    """:func:`unbroken.replayable` for Django's connections: for any function, and for a view with
+    any method.
 
-    Under the middleware a view that is marked so is run again by it, with all that lies between;
-    elsewhere the function is a unit of work by itself. Within ``atomic`` it is part of that block,
-    and is not run again. Raises ConfigurationError as that does.
+    Under the middleware, a view that is marked so is run again by the middleware, including
+    everything between them. Elsewhere the function is a unit of work by itself. Within ``atomic``
+    it is part of that block, and is not run again. Raises ConfigurationError as that does.
     """
     if function is None:
         return functools.partial(replayable, deadline=deadline, max_replays=max_replays)
@@ -103,10 +103,10 @@ def replayable(
 
 
 def _again(args: tuple[Any, ...], max_replays: int) -> tuple[int, Callable[[], None]]:
-    """How often a call may be run again, and what to do before each attempt.
+    """Return how often a call may be run again, and a function to call before each attempt.
 
-    A view reads its request, so it runs again only where the body can be kept. Inside another unit
-    (the middleware's) the outermost one sees to that.
+    A view reads its request, so it runs again only if the body can be kept. Inside another unit
+    (the middleware's) the outermost one handles that.
     """
     request = request_in(args)
     unit = current()
@@ -117,4 +117,4 @@ def _again(args: tuple[Any, ...], max_replays: int) -> tuple[int, Callable[[], N
 
 
 def _nothing() -> None:
-    """Before an attempt that reads no request."""
+    """Do nothing before an attempt that reads no request."""

@@ -1,5 +1,5 @@
-"""Where an alias leads, and as whom: the hosts of ``HOST`` and ``PORT``, and callables as ``USER``
-and ``PASSWORD``.
+"""The address of an alias, and its login: the hosts of ``HOST`` and ``PORT``, and callables as
+``USER`` and ``PASSWORD``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unbroken.drivers._login import aimed
 from unbroken.drivers.url import at
 from unbroken.pool.secrets import LoginError, ask, checked
 
-#: What ``OPTIONS`` may call what Django calls otherwise.
+#: Names that ``OPTIONS`` may use for Django's own settings.
 _IN_OPTIONS = {
     "HOST": ("host", "hostaddr", "unix_socket"),
     "PORT": ("port",),
@@ -27,8 +27,8 @@ OWN = ("django.db.", "unbroken.")
 
 
 def said(given: dict[str, Any], name: str) -> Any:
-    """What the settings *given* say for *name*; None: nothing. ``OPTIONS`` win for the user and the
-    password, as with both of Django's backends; a driver refuses two hosts.
+    """Return the value of *name* in the settings *given*; None: there is none. ``OPTIONS`` win for
+    the user and the password, as in both of Django's backends; a driver refuses two hosts.
     """
     options = given["OPTIONS"]
     own = next((options[each] for each in _IN_OPTIONS[name] if options.get(each)), None)
@@ -36,10 +36,10 @@ def said(given: dict[str, Any], name: str) -> Any:
 
 
 def hosts_of(given: dict[str, Any], backend: str) -> tuple[Address, ...]:
-    """The hosts that the settings *given* name: ``HOST = "db1,db2"``, with ``PORT`` for all of them
-    or one for each, or with the ports behind the hosts.
+    """Return the hosts that the settings *given* name: ``HOST = "db1,db2"``, with ``PORT`` for all
+    of them or one for each, or with the ports behind the hosts.
 
-    Raises ConfigurationError for a list that cannot be read.
+    Raises ConfigurationError for a list that cannot be parsed.
     """
     hosts, ports = str(said(given, "HOST") or ""), str(said(given, "PORT") or "")
     return of_framework(
@@ -48,7 +48,9 @@ def hosts_of(given: dict[str, Any], backend: str) -> tuple[Address, ...]:
 
 
 def target_of(given: dict[str, Any], backend: str) -> Target:
-    """Where the settings *given* lead, for messages and for what the pools of one server share."""
+    """Return the target of the settings *given*, for messages and for state that the pools of one
+    server share.
+    """
     user, password = said(given, "USER"), said(given, "PASSWORD")
     target = Target(
         scheme=backend,
@@ -65,13 +67,13 @@ def target_of(given: dict[str, Any], backend: str) -> Target:
 
 
 def callable_of(given: dict[str, Any], name: str) -> Callable[[], Any] | None:
-    """The callable that gives the user or the password; None: there is none."""
+    """Return the callable that gives the user or the password; None: there is none."""
     found = said(given, name)
     return found if callable(found) else None
 
 
 def turned(given: dict[str, Any], login: Login | None) -> dict[str, Any]:
-    """The settings *given*, for one connect as *login*."""
+    """Return the settings *given*, for one connect as *login*."""
     if login is None:
         return given
     out = {**given, "OPTIONS": dict(given["OPTIONS"])}
@@ -87,7 +89,7 @@ def turned(given: dict[str, Any], login: Login | None) -> dict[str, Any]:
 
 
 def names_one_host(given: dict[str, Any], backend: str) -> bool:
-    """Whether Django understands ``HOST`` and ``PORT`` of the settings *given* by itself."""
+    """Return whether Django understands ``HOST`` and ``PORT`` of the settings *given* by itself."""
     text = str(said(given, "HOST") or "")
     if "," in text:
         return False
@@ -96,13 +98,13 @@ def names_one_host(given: dict[str, Any], backend: str) -> bool:
 
 
 def is_simple(given: dict[str, Any], backend: str) -> bool:
-    """Whether Django understands the settings *given* by itself."""
+    """Return whether Django understands the settings *given* by itself."""
     asked = callable_of(given, "USER") or callable_of(given, "PASSWORD")
     return asked is None and names_one_host(given, backend)
 
 
 def asks_anew(cls: Any) -> bool:
-    """Whether a backend *cls* of the application's own says at each connect how to log in."""
+    """Return whether a backend *cls* of the application's own gives the login at each connect."""
     names = ("get_connection_params", "get_new_connection")
     return any(not getattr(cls, name).__module__.startswith(OWN) for name in names)
 
@@ -111,12 +113,12 @@ def asks_anew(cls: Any) -> bool:
 
 
 def with_secrets(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings *given*, with the user and the password asked for now."""
+    """Return the settings *given*, with a fresh user and password."""
     return turned(given, Login(None, None, _text(given, "USER"), _text(given, "PASSWORD")))
 
 
 def at_first(given: dict[str, Any], backend: str) -> dict[str, Any]:
-    """The settings *given*, at the first of their hosts: Django reads one."""
+    """Return the settings *given*, at the first of their hosts: Django reads one."""
     if names_one_host(given, backend):
         return given
     return turned(given, Login(*next(iter(hosts_of(given, backend)), (None, None))))
@@ -135,12 +137,12 @@ def _text(given: dict[str, Any], name: str) -> str | None:
 def first_that_opens(
     given: dict[str, Any], backend: str, params: dict[str, Any], make: Callable[[Any], Any]
 ) -> Any:
-    """What *make* gives, called with *params* for one host of the settings *given* after the
-    other.
+    """Return the result of *make*, called with *params* for one host of the settings *given* after
+    the other.
     """
     socket = None if backend == "postgresql" else "unix_socket"
     *others, last = hosts_of(given, backend) or ((None, None),)
     for each in others:
-        with suppress(Exception):  # the last one says why
+        with suppress(Exception):  # the last one raises the reason
             return make(aimed(params, Login(*each), "password", socket))
     return make(aimed(params, Login(*last), "password", socket))

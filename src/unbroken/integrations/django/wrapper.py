@@ -1,4 +1,6 @@
-"""What our two DatabaseWrappers share: their connection comes from a pool, and goes back to it."""
+"""The common part of our two DatabaseWrappers: their connection comes from a pool, and is returned
+to it.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ from unbroken.messages.data import TRANSACTION_LOST
 
 
 class Cursor(Noticing, CursorWrapper):  # type: ignore[misc] # Django has no types
-    """Django's, which tells what a statement leaves behind."""
+    """Django's class, which reports a statement's leftovers."""
 
 
 class Errors(DatabaseErrorWrapper):  # type: ignore[misc] # Django has no types
-    """Django's translation of the driver's errors; ours stay recognisable as well."""
+    """Django's translation of the driver's errors. Ours stay recognizable as well."""
 
     def __exit__(self, kind: Any, exc: Any, trace: Any) -> None:
         if exc is None:
@@ -42,8 +44,8 @@ class Errors(DatabaseErrorWrapper):  # type: ignore[misc] # Django has no types
 class Pooled(Transactions):
     """Mixed in before one of Django's DatabaseWrappers.
 
-    ``connect`` takes a connection from the pool of this alias, ``close`` gives it back, and between
-    two statements outside ``atomic`` one that was lost is replaced.
+    ``connect`` acquires a connection from the pool of this alias, and ``close`` returns it. A
+    connection lost between two statements outside ``atomic`` is replaced.
     """
 
     unbroken_bare = False  #: opens sessions for the pool
@@ -56,7 +58,7 @@ class Pooled(Transactions):
 
     @property
     def connection(self) -> Any:
-        """The driver's own.
+        """Return the driver's own connection.
 
         Code that takes it from here, other than Django's, may send anything.
         """
@@ -91,18 +93,18 @@ class Pooled(Transactions):
         self.__dict__["atomic_blocks"] = Blocks(self, blocks)
 
     def unbroken_driver(self) -> str:
-        """The name of the driver that this wrapper uses, as ``unbroken.Pool`` takes it."""
+        """Return the name of the driver that this wrapper uses, as ``unbroken.Pool`` takes it."""
         raise NotImplementedError
 
     @property
     def unbroken_pool(self) -> Any:
-        """The pool of this alias, in this process: an :class:`unbroken.Pool`."""
+        """Return the pool of this alias, in this process: an :class:`unbroken.Pool`."""
         return pools.source_of(self).pool
 
     # -- connecting --------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Django's: take a connection, and tell the receivers of ``connection_created``."""
+        """Acquire a connection as Django does, and call the receivers of ``connection_created``."""
         self._connecting = True
         try:
             super().connect()
@@ -110,11 +112,11 @@ class Pooled(Transactions):
                 self._held.past.renew()  # receivers do the same to the next connection
         finally:
             if self._held is not None:
-                self._held.work()  # it was taken up for something
+                self._held.work()  # it was acquired for a use
             self._connecting = False
 
     def get_connection_params(self) -> dict[str, Any]:
-        """Django's, without our settings, bounded in time."""
+        """Return Django's parameters, without our settings, bounded in time."""
         given: dict[str, Any] = self.settings_dict
         if not self.unbroken_bare:
             self.settings_dict = self._as_django_reads_it(given)
@@ -124,14 +126,16 @@ class Pooled(Transactions):
             self.settings_dict = given
         params.pop("unbroken", None)
         if self.unbroken_bare:
-            params.pop("target_session_attrs", None)  # the pool asks
+            params.pop("target_session_attrs", None)  # the pool checks it
             params.setdefault(
                 "connect_timeout", math.ceil(pools.settings_of(self.settings_dict).connect_timeout)
             )
         return params
 
     def _as_django_reads_it(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The settings *given*, with one host, and for creating databases with a password."""
+        """Return the settings *given*, with one host, and for creating databases with a
+        password.
+        """
         try:
             if where.is_simple(given, self.vendor):
                 return given
@@ -141,7 +145,9 @@ class Pooled(Transactions):
             raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]: {exc}") from exc
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """A connection of the pool's; for the pool, and for creating databases, a new one."""
+        """Return a connection of the pool's; for the pool, and for creating databases, a new
+        one.
+        """
         if self.unbroken_bare:
             return super().get_new_connection(conn_params)
         if not pools.is_pooled(self):
@@ -161,25 +167,26 @@ class Pooled(Transactions):
         except ConnectRejectedError as exc:
             if exc.__cause__ is None or isinstance(exc.__cause__, self.Database.OperationalError):
                 raise
-            # not the server's no: of Django's own settings, or of what is run on a new session
+            # not the server's refusal, but an error of Django's own settings or of code run on a
+            # new session
             raise exc.__cause__ from None
         return self._held.conn
 
     def init_connection_state(self) -> None:
-        """A pool's connection was set up when it was opened."""
+        """Do nothing: a pool's connection was set up when it was opened."""
         if self._held is not None and self._connecting:
             BaseDatabaseWrapper.init_connection_state(self)
         else:
             super().init_connection_state()
 
     def check_database_version_supported(self) -> None:
-        """Told to the caller, not to a thread of the pool's."""
+        """Check on the caller's thread, not on one of the pool's."""
         if not self.unbroken_bare:
             super().check_database_version_supported()
 
     def _look(self) -> None:
-        """Outside a transaction: what was lost while idle is let go of, so that a new one takes its
-        place.
+        """Outside a transaction: drop a connection that was lost while idle, so that a new one
+        replaces it.
         """
         if self._leaving is not None:
             self._finish_leaving()
@@ -209,7 +216,7 @@ class Pooled(Transactions):
     # -- using -------------------------------------------------------------------------------------
 
     def create_cursor(self, name: str | None = None) -> Any:
-        """Django's; remembered until it is closed."""
+        """Return Django's cursor, which is remembered until it is closed."""
         self._settled = False
         cursor = super().create_cursor(name)
         if self._held is not None:
@@ -217,22 +224,22 @@ class Pooled(Transactions):
         return cursor
 
     def make_cursor(self, cursor: Any) -> Any:
-        """Django's, noticing."""
+        """Return Django's cursor, which notes leftovers."""
         return Cursor(cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> Any:
-        """Django's, noticing."""
+        """Return Django's cursor, which notes leftovers."""
         made = super().make_debug_cursor(cursor)
         made.__class__ = _noticing(type(made))
         return made
 
     @cached_property  # type: ignore[untyped-decorator] # Django has no types
     def wrap_database_errors(self) -> Any:
-        """Django's, ours kept."""
+        """Return Django's context, with our errors kept."""
         return Errors(self)
 
     def unbroken_met(self, exc: BaseException) -> BaseException:
-        """An error came up: what it says of the connection is noted. Gives the one to show."""
+        """Note the effect of an error on the connection. Returns the error to show."""
         held = self._held
         if held is None or held.is_inherited:
             return exc
@@ -249,7 +256,7 @@ class Pooled(Transactions):
             and not isinstance(exc, UnbrokenError)
         ):
             why = held.entry.words or (held.entry.cause or fault.kind).value
-            self.rollback_exc = exc  # what Django refuses from here on is refused because of that
+            self.rollback_exc = exc  # Django refuses later calls because of this error
             exc.add_note(
                 TRANSACTION_LOST(
                     f"unbroken: the connection was lost inside atomic ({why});"
@@ -258,7 +265,7 @@ class Pooled(Transactions):
             )
         return shown
 
-    # -- giving back -------------------------------------------------------------------------------
+    # -- returning ---------------------------------------------------------------------------------
 
     def _close(self) -> None:
         held = self._held
@@ -267,7 +274,7 @@ class Pooled(Transactions):
             return
         self._give_back()
         self.connection = (
-            None  # as with Django's own pool: in an atomic block, no other takes its place
+            None  # as with Django's own pool: in an atomic block, no other replaces it
         )
 
     def _give_back(self) -> None:
@@ -275,13 +282,13 @@ class Pooled(Transactions):
         if held is not None:
             self._finish_leaving()
             _call = None if held.is_inherited else held.begin_end()
-            self._leaving = held  # first: at no moment does nobody know of it
+            self._leaving = held  # first: at every moment some reference exists
         self.rollback_exc = self._due = self._outer = None
         self._in_atomic = self._undoing = self._switching = False
         self._finish_leaving()
 
     def _finish_leaving(self) -> None:
-        """What this thread gives back, or was struck while it did, goes back."""
+        """Return the connection whose return by this thread is pending or was interrupted."""
         leaving = self._leaving
         if leaving is not None:
             if self._held is leaving:
@@ -289,19 +296,21 @@ class Pooled(Transactions):
             leaving.give_back_from(self)
 
     def unbroken_let_go(self, held: Held) -> None:
-        """A waiter has claimed what this thread held at rest; with the lock of *held*."""
+        """Drop a connection that this thread held at rest and that a waiter has claimed. Runs with
+        the lock of *held*.
+        """
         if self._held is held:
             self._leaving = held
             self._held = self.__dict__["connection"] = None
 
     def unbroken_abandon(self) -> None:
-        """The thread that held a connection through this wrapper has ended."""
+        """Return the connection of a thread that held it through this wrapper and has ended."""
         if self._held is not None or self._leaving is not None:
             self._give_back()
             self.connection = None
 
     def close(self) -> None:
-        """Django's. Blocks of ``atomic`` that nobody is in any more end with it."""
+        """Close as Django does. Blocks of ``atomic`` that no code runs in end with it."""
         if self.in_atomic_block and (
             not self.atomic_blocks or is_left(self.atomic_blocks, thoroughly=True)
         ):
@@ -309,28 +318,26 @@ class Pooled(Transactions):
         super().close()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """Between requests the connection goes back, whatever CONN_MAX_AGE is: the next one is
-        taken up in microseconds.
+        """Return the connection between requests, for any CONN_MAX_AGE: acquiring the next one
+        takes microseconds.
         """
         self._finish_leaving()
         if self.connection is not None or self.in_atomic_block:
             self.close()
 
     def is_usable(self) -> bool:
-        """Whether the server answers: one round trip."""
+        """Return whether the server answers: one round trip."""
         return self.connection is not None and bool(super().is_usable())
 
     def close_if_health_check_failed(self) -> None:
-        """Not needed: the pool looks at each connection's socket when it is taken up, without a
-        round trip.
-        """
+        """Do nothing: the pool checks each connection's socket at acquire, without a round trip."""
         if self._held is None:
             super().close_if_health_check_failed()
 
     def close_pool(self) -> None:
         """Close the pool of this alias in this process.
 
-        A new one is made when it is next needed.
+        A new one is created when it is next needed.
         """
         pools.close_pools(self.alias)
 

@@ -1,5 +1,5 @@
-"""MongoDB: PyMongo's clients by name, created separately in each process, with every wait bounded
-(docs/mongodb.md).
+"""MongoDB: PyMongo's clients under their own names, created separately in each process, with every
+wait bounded (docs/mongodb.md).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from asyncio import _get_running_loop  # get_running_loop, without an exception where there is none
+from asyncio import _get_running_loop  # get_running_loop, without an exception if there is none
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ from unbroken.net.ending import no_executor
 
 _Plain = pymongo.AsyncMongoClient
 pymongo_internals.check(_Plain)
-# called at each operation: so it is quicker than by super()
+# called at each operation, and faster than super()
 _plain_retry_internal = _Plain._retry_internal
 
 
@@ -62,15 +62,15 @@ class ProcessClient(OneProcessMixin, _Plain[Any]):
         )
 
 
-ProcessClient.__name__ = "AsyncMongoClient"  # what its warnings and messages call it
+ProcessClient.__name__ = "AsyncMongoClient"  # the name in its warnings and messages
 
 
 class UnopenedClient(UnopenedMixin, _Plain[Any]):
-    """PyMongo's client as far as it can be made without making anything."""
+    """PyMongo's client with its options read, but without connections or threads."""
 
 
 class Guard:
-    """Does not end an inherited cursor on the server: it is the parent's, under the same number."""
+    """Leaves an inherited cursor open on the server: it is the parent's, under the same number."""
 
     def _cleanup_cursor_no_lock(
         self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
@@ -111,7 +111,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         election_wait: float = client_options.ELECTION_WAIT,
         **kwargs: Any,
     ) -> None:
-        # which a subclass may have set, or an app on this one
+        # a subclass, or the application on this class, may have set it
         host = self.HOST if host is None else host
         port = self.PORT if port is None else port
         given = {
@@ -146,15 +146,16 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         return self._found(_get_running_loop())
 
     def _found(self, loop: Any) -> Current | None:
-        """What this process has for *loop*; without a loop, what was used last."""
+        """Return this process's client for *loop*; without a loop, the last one used."""
         if self._now.here[0] and (loop is None or self._now.loop is loop):
             return self._now
         return next((one for one in self._elsewhere if one.here[0] and one.loop is loop), None)
 
     def _still_alive(self) -> list[Current]:
-        """The others of this process.
+        """Return the others of this process.
 
-        Those whose loop is closed are let go: nobody can await their end, so they end from outside.
+        Those whose loop is closed are dropped: their end cannot be awaited, so their sockets are
+        aborted.
         """
         alive = []
         for one in self._elsewhere:
@@ -185,7 +186,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         return now.topology if now.opened else self._is_open(now, await self._opened_topology(now))
 
     async def _opened_topology(self, now: Current) -> Any:
-        # In a context of its own: else the monitors' tasks, which live on, would inherit this
+        # In a context of its own. Otherwise the monitors' tasks, which live on, would inherit this
         # operation's deadline (PyMongo before 4.15).
         why = no_executor()
         if why is not None:
@@ -221,7 +222,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         ):
             if session is not None:
                 await session._transaction.reset()
-            # what PyMongo does here, but for some steps that lead to it
+            # PyMongo's code here, without some steps that lead to it
             try:
                 server = await topology.select_server(
                     server_selector,
@@ -256,7 +257,7 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         deprioritized_servers: Any,
         operation_id: Any,
     ) -> Any:
-        """PyMongo's ``_select_server``, which does not wait."""
+        """Do the same as PyMongo's ``_select_server``, but without waiting."""
         try:
             topology = await self._get_topology()
             if session and not session.in_transaction:
@@ -282,8 +283,8 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
     async def _wait_for_server(
         self, now: Current, choose: Callable[[], Any], selector: Any, address: Any, operation: Any
     ) -> Any:
-        """The server that PyMongo chooses, as soon as there is one; or an error that says why
-        there is none.
+        """Return the server that PyMongo chooses, as soon as there is one. Raises an error that
+        gives the reason why there is none.
         """
         gate, came = now.gate, time.monotonic()
         while True:
@@ -374,11 +375,11 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         return adopted(super().start_session(*args, **kwargs))
 
     async def _server_property(self, attr_name: str) -> Any:
-        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever
-        timeoutMS is.
+        """Return ``address``, ``is_primary`` or ``is_mongos``. PyMongo lets these wait for 30 s,
+        independent of timeoutMS.
 
-        A server that was lost just after it had been chosen says nothing: PyMongo would say that it
-        is no primary.
+        A server that was lost just after it had been chosen gives no answer; PyMongo would report
+        that it is no primary.
         """
         with pymongo.timeout(self._options.timeout):
             while True:
@@ -417,15 +418,15 @@ async def _closed(now: Current) -> None:
     body = now.body
     body._per_process.leaves()
     if now.gate.reads.active:
-        body._topology.pop_all_sessions()  # nobody is there who could be told of their end
+        body._topology.pop_all_sessions()  # no server is there to be told of their end
         body._kill_cursors_queue.clear()
     with pymongo.timeout(0.5):
         await body.close()
 
 
 async def _wait_for_news(topology: Any, seen: Any, pause: float) -> None:
-    """Wait until *topology* is no longer as *seen*, for so many seconds at most; have its monitors
-    look.
+    """Wait until *topology* differs from *seen*, for at most *pause* seconds; make its monitors
+    check.
     """
     async with topology._lock:
         if topology._description is seen:

@@ -1,5 +1,5 @@
-"""PyMongo's own client, in two forms: as it lives in one process (and loop), and as far as it can
-be without making anything.
+"""PyMongo's own client, in two forms: the one that runs in one process (and loop), and one with
+options only, without connections or threads.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from unbroken.abc import FaultKind
 from unbroken.integrations.mongo.faults import fault_of
 from unbroken.integrations.mongo.per_process import PerProcess, UnopenedTopology
 
-#: Seconds between two looks at least, while callers wait and nobody listens: a look costs nothing
-#: then, and the half second of PyMongo would be a good part of what they wait in all.
+#: The minimum interval, in seconds, between two checks while callers wait and no server listens. A
+#: check costs nothing then, and PyMongo's half second would be a large part of their whole wait.
 LOOK_AGAIN = 0.1
 
 
 class OneProcessMixin:
-    """Mixed into PyMongo's client: it belongs to one process. *pool*: the class of its pools;
-    *monitor*: that of its monitors.
+    """Mixed into PyMongo's client: it belongs to one process. *pool* is the class of its pools,
+    *monitor* that of its monitors.
     """
 
     _topology: Any
@@ -43,7 +43,7 @@ class OneProcessMixin:
         self._per_process.settle_sessions(self._topology)
 
     def _after_fork(self) -> None:
-        """PyMongo's fork hook, in the child: what was inherited is cut off, and never used
+        """PyMongo's fork hook, in the child: inherited sockets are cut off, and never used
         again.
         """
         self._per_process.sockets.sever()
@@ -55,19 +55,19 @@ class OneProcessMixin:
 
 
 class LookAgainMixin:
-    """Mixed into PyMongo's monitor: where nobody listens it looks again sooner, if asked to."""
+    """Mixed into PyMongo's monitor: if no server listens, it checks again sooner on request."""
 
     _executor: Any
 
     def _paced(self, seen: Any) -> Any:
-        """*seen* is what a look has shown."""
+        """Return *seen*, the result of a check."""
         is_refused = seen.error is not None and fault_of(seen.error).kind is FaultKind.REFUSED
         self._executor._min_interval = LOOK_AGAIN if is_refused else MIN_HEARTBEAT_INTERVAL
         return seen
 
 
 class UnopenedMixin:
-    """Mixed into PyMongo's client: the options are read and checked, and that is all."""
+    """Mixed into PyMongo's client: it only reads and checks the options."""
 
     _topology_settings: Any
 
@@ -79,14 +79,14 @@ class UnopenedMixin:
         )
 
     def _get_topology(self) -> Any:
-        """Nothing is connected to, whatever connect= says."""
+        """Connect to nothing, for any value of connect=."""
 
     def _after_fork(self) -> None:
-        """Nothing was made, so nothing was inherited."""
+        """Do nothing: nothing was created, so nothing was inherited."""
 
     def __del__(self) -> None:
-        """Nothing was opened, so nothing is left open."""
+        """Do nothing: nothing was opened, so nothing is left open."""
 
 
 def _never() -> Any:
-    raise NotImplementedError  # a unopened is only read
+    raise NotImplementedError  # an unopened client is only read

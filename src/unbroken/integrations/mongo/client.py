@@ -40,7 +40,7 @@ from unbroken.net.signals import refused, unsignalled
 
 _Plain = pymongo.MongoClient
 pymongo_internals.check(_Plain)
-# called at each operation: so it is quicker than by super()
+# called at each operation, and faster than super()
 _plain_retry_internal = _Plain._retry_internal
 
 
@@ -67,15 +67,15 @@ class ProcessClient(OneProcessMixin, _Plain[Any]):
         )
 
 
-ProcessClient.__name__ = "MongoClient"  # what its warnings and messages call it
+ProcessClient.__name__ = "MongoClient"  # the name in its warnings and messages
 
 
 class UnopenedClient(UnopenedMixin, _Plain[Any]):
-    """PyMongo's client as far as it can be made without making anything."""
+    """PyMongo's client with its options read, but without connections or threads."""
 
 
 class Guard:
-    """Does not end an inherited cursor on the server: it is the parent's, under the same number."""
+    """Leaves an inherited cursor open on the server: it is the parent's, under the same number."""
 
     def _cleanup_cursor_no_lock(
         self, cursor_id: Any, address: Any, conn_mgr: Any, session: Any, *more: Any
@@ -126,7 +126,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
         election_wait: float = client_options.ELECTION_WAIT,
         **kwargs: Any,
     ) -> None:
-        # which a subclass may have set, or an app on this one
+        # a subclass, or the application on this class, may have set it
         host = self.HOST if host is None else host
         port = self.PORT if port is None else port
         given = {
@@ -192,7 +192,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
         ):
             if session is not None:
                 session._transaction.reset()
-            # what PyMongo does here, but for some steps that lead to it
+            # PyMongo's code here, without some steps that lead to it
             try:
                 server = topology.select_server(
                     server_selector,
@@ -229,7 +229,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
         deprioritized_servers: Any,
         operation_id: Any,
     ) -> Any:
-        """PyMongo's ``_select_server``, which does not wait."""
+        """Do the same as PyMongo's ``_select_server``, but without waiting."""
         try:
             topology = self._get_topology()
             if session and not session.in_transaction:
@@ -255,8 +255,8 @@ class MongoClient(ProcessAware, _Plain[Any]):
     def _wait_for_server(
         self, now: Current, choose: Callable[[], Any], selector: Any, address: Any, operation: Any
     ) -> Any:
-        """The server that PyMongo chooses, as soon as there is one; or an error that says why
-        there is none.
+        """Return the server that PyMongo chooses, as soon as there is one. Raises an error that
+        gives the reason why there is none.
         """
         gate, came = now.gate, time.monotonic()
         while True:
@@ -347,11 +347,11 @@ class MongoClient(ProcessAware, _Plain[Any]):
         return adopted(super().start_session(*args, **kwargs))
 
     def _server_property(self, attr_name: str) -> Any:
-        """``address``, ``is_primary``, ``is_mongos``: PyMongo lets these wait for 30 s, whatever
-        timeoutMS is.
+        """Return ``address``, ``is_primary`` or ``is_mongos``. PyMongo lets these wait for 30 s,
+        independent of timeoutMS.
 
-        A server that was lost just after it had been chosen says nothing: PyMongo would say that it
-        is no primary.
+        A server that was lost just after it had been chosen gives no answer; PyMongo would report
+        that it is no primary.
         """
         with pymongo.timeout(self._options.timeout):
             while True:
@@ -378,7 +378,7 @@ class MongoClient(ProcessAware, _Plain[Any]):
         body = now.body
         body._per_process.leaves()
         if now.gate.reads.active:
-            body._topology.pop_all_sessions()  # nobody is there who could be told of their end
+            body._topology.pop_all_sessions()  # no server is there to be told of their end
             body._kill_cursors_queue.clear()
         with pymongo.timeout(0.5):
             body.close()
@@ -386,9 +386,9 @@ class MongoClient(ProcessAware, _Plain[Any]):
 
 @atexit.register
 def _look_before_each_operation() -> None:
-    """From the program's end on, each operation asks whether the interpreter is finalizing:
-    PyMongo's threads stand still then, with locks that an operation would wait for. Before, none
-    needs to ask.
+    """Make each operation, from the program's end on, check whether the interpreter is finalizing.
+    PyMongo's threads stand still then, with locks that an operation would wait for. Before that, no
+    check is needed.
     """
     select: Any = MongoClient._select_server
 
@@ -401,8 +401,8 @@ def _look_before_each_operation() -> None:
 
 
 def _wait_for_news(topology: Any, seen: Any, pause: float) -> None:
-    """Wait until *topology* is no longer as *seen*, for so many seconds at most; have its monitors
-    look.
+    """Wait until *topology* differs from *seen*, for at most *pause* seconds; make its monitors
+    check.
     """
     with topology._lock:
         if topology._description is seen:

@@ -1,5 +1,5 @@
-"""Which errors of PyMongo's leave a write in doubt, and what becomes of an operation that failed:
-its caller is told so, or it is sent again where nothing of it can have been stored.
+"""PyMongo's errors that leave a write in doubt, and the handling of a failed operation. Its caller
+gets an error about the doubt, or it is sent again if nothing of it can have been stored.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from unbroken.integrations.mongo.units import READS, Write
 
 #: The server refused the command before it did anything: it is not primary, or not readable.
 _REFUSED = {10058, 10107, 13435, 13436}
-#: What a server says of a COMMIT that it has not seen through: out of time, or not replicated.
+#: Error codes for a COMMIT that the server did not complete: out of time, or not replicated.
 _HALFWAY = {50, 64}
 AGGREGATE: Any = _Op.AGGREGATE
-#: What a stream says that begins where another ended.
+#: Options of a stream that begins where another ended.
 _RESUMES = {"resumeAfter", "startAfter", "startAtOperationTime"}
 _COMMIT = "commitTransaction"
 _OF_TRANSACTION = "TransientTransactionError"
 
 
 def leaves_doubt(error: BaseException | None) -> bool:
-    """Whether a write on whose way *error* was met, after it was sent, may be stored."""
+    """Return whether a write that met *error* after it was sent may be stored."""
     if isinstance(error, ClientBulkWriteException):
         error = error.error
     if isinstance(error, NotPrimaryError):
@@ -58,8 +58,8 @@ def leaves_doubt(error: BaseException | None) -> bool:
 
 
 class Sending:
-    """What PyMongo calls to send a write, each time that it does: remembers whether it was sent,
-    and whether it may be stored.
+    """A callable that PyMongo uses each time it sends a write. It records whether the write was
+    sent, and whether it may be stored.
     """
 
     __slots__ = ("doubtful", "func", "sent", "write")
@@ -71,7 +71,7 @@ class Sending:
         self.doubtful = False
 
     def begins(self) -> None:
-        """There is a connection, and the write is about to go out on it."""
+        """Note that there is a connection, and the write is about to be sent on it."""
         self.sent = True
         if self.write is not None:
             self.write.sent()
@@ -86,12 +86,12 @@ class Sending:
             raise
 
     def failed(self, error: PyMongoError) -> PyMongoError:
-        """What the caller is told whose write ended with *error*."""
+        """Return the error for the caller whose write ended with *error*."""
         return told(error) if self.doubtful else error
 
 
 class AwaitedSending(Sending):
-    """As :class:`Sending`, awaited."""
+    """The same as :class:`Sending`, awaited."""
 
     __slots__ = ()
 
@@ -139,23 +139,24 @@ class Checkout:
 
 
 def told(error: Any) -> Any:
-    """*error* as the error of a write in doubt that it is, once.
+    """Return *error* as the error of a write in doubt, converted once.
 
-    What a transaction that goes on has written is stored by its commit only.
+    Writes of a transaction that goes on are stored only by its commit.
     """
     is_told = isinstance(error, UnbrokenError) or error.has_error_label(_OF_TRANSACTION)
     return error if is_told else write_unknown(error)
 
 
 def after(error: Any, arguments: dict[str, Any]) -> Any:
-    """What a caller is told whose operation, other than a plain write, ended with *error*:
-    *arguments* are those of PyMongo's ``_retry_internal`` by name.
+    """Return the error for the caller whose operation, other than a plain write, ended with
+    *error*. *arguments* are those of PyMongo's ``_retry_internal`` by name.
     """
     operation = _name(arguments)
     if operation == _COMMIT:
         code = error.code if isinstance(error, OperationFailure) else None
         is_halfway = isinstance(error, WTimeoutError) or code in _HALFWAY
-        # where no server was found: one that was sent before, and asked after now, is in doubt too
+        # if no server was found: an operation that was sent before, and is retried now, is in doubt
+        # too
         is_lost = isinstance(error, ConnectionFailure) and _was_sent(arguments)
         if is_halfway or is_lost or leaves_doubt(error):
             error._remove_error_label(_OF_TRANSACTION)  # as PyMongo does next
@@ -170,10 +171,11 @@ def after(error: Any, arguments: dict[str, Any]) -> Any:
 
 
 class Again:
-    """Whether an operation that failed in an outage is begun again: for as long as callers wait.
+    """Decides whether an operation that failed in an outage is begun again, as long as callers
+    wait.
 
-    PyMongo tries again once. In a restart a server may be lost twice, and in an election the next
-    one may not be primary yet.
+    PyMongo tries again once. In a restart a server can be lost twice, and in an election the next
+    one is possibly not primary yet.
     """
 
     __slots__ = ("_now", "_until")
@@ -184,11 +186,11 @@ class Again:
         self._until = time.monotonic() + waits.outage if waits else 0.0
 
     def may(self, error: PyMongoError) -> bool:
-        """After *error*, where nothing is stored."""
+        """Return whether it may begin again after *error*, if nothing is stored."""
         return (
             isinstance(error, AutoReconnect)
             and not isinstance(error, (ServerSelectionTimeoutError, UnbrokenError))
-            and _csot.get_timeout() is None  # within a time of the caller's own PyMongo does
+            and _csot.get_timeout() is None  # PyMongo handles a time limit of the caller's own
             and not error.has_error_label(_OF_TRANSACTION)
             and time.monotonic() < self._until
             and bool(self._now.gate.is_troubled(self._now.topology.description))
@@ -196,15 +198,15 @@ class Again:
 
 
 def resumes_stream(func: Any) -> bool:
-    """Whether *func*, which sends an aggregation, goes on with a change stream."""
+    """Return whether *func*, which sends an aggregation, resumes a change stream."""
     stages: Any = getattr(getattr(func, "__self__", None), "_pipeline", None) or [{}]
     options = stages[0].get("$changeStream") if isinstance(stages[0], dict) else None
     return options is not None and not _RESUMES.isdisjoint(options)
 
 
 def only_reads(arguments: dict[str, Any]) -> bool:
-    """Whether an operation (by the *arguments* of ``_retry_internal``) may be begun again wherever
-    it got to.
+    """Return whether an operation (by the *arguments* of ``_retry_internal``) may be begun again at
+    any point.
     """
     return (
         bool(arguments.get("is_read"))
@@ -220,7 +222,7 @@ def _name(arguments: dict[str, Any]) -> str:
 
 
 def _was_sent(arguments: dict[str, Any]) -> bool:
-    """Whether a COMMIT has been sent for the transaction of that session."""
+    """Return whether a COMMIT has been sent for the transaction of that session."""
     transaction = getattr(arguments.get("session"), "_transaction", None)
     return bool(getattr(transaction, "attempt", 1))
 

@@ -1,9 +1,9 @@
-"""MongoEngine on clients that outlive forks: its own ``connect``, ``register_connection`` and
+"""MongoEngine on clients that survive forks: its own ``connect``, ``register_connection`` and
 ``disconnect`` by name and arguments.
 
 MongoEngine keeps a client for each alias, a database for each alias and a collection in each
-document class. All of them refer to our client, which asks at each call which process this is: so a
-document that was touched before a fork is right after it.
+document class. All of them refer to our client, which checks the process at each call. So a
+document that was used before a fork works after it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from unbroken.integrations.mongo import client_options
 from unbroken.integrations.mongo.client import MongoClient
 from unbroken.messages.configuration import NOT_INSTALLED
 
-#: MongoEngine's, and Flask-MongoEngine's.
+#: The default alias of MongoEngine and of Flask-MongoEngine.
 DEFAULT_ALIAS = "default"
 
 
 class EngineClient(MongoClient):
-    """The client that MongoEngine is given, so that an outage does not leave a document without its
+    """The client that MongoEngine gets, so that an outage does not leave a document without its
     indexes.
 
     MongoEngine keeps a document's collection, then asks ``is_primary``, then makes the indexes. If
@@ -52,11 +52,11 @@ class EngineClient(MongoClient):
             raise
 
 
-EngineClient.__name__ = EngineClient.__qualname__ = "MongoClient"  # what its messages call it
+EngineClient.__name__ = EngineClient.__qualname__ = "MongoClient"  # the name in its messages
 
 
 def detach(client: Any) -> None:
-    """Have the documents on *client* ask for their collections anew."""
+    """Make the documents on *client* ask for their collections again."""
     engine = _mongoengine()
     documents_by_db = engine.base.common._get_documents_by_db
     for alias in [
@@ -68,32 +68,32 @@ def detach(client: Any) -> None:
 
 
 def connect(db: str | None = None, alias: str = DEFAULT_ALIAS, **kwargs: Any) -> Any:
-    """``mongoengine.connect`` with a :class:`unbroken.mongo.MongoClient`: takes what it takes, and
-    ``outage_wait`` (seconds).
+    """Call ``mongoengine.connect`` with a :class:`unbroken.mongo.MongoClient`. Takes its arguments,
+    and ``outage_wait`` (seconds).
 
-    Gives the client. Nothing is made before the first use in a process: no thread, no socket. A
+    Returns the client. Before the first use in a process it creates no thread and no socket. A
     ``mongo_client_class`` of your own (mongomock's, say) stays. Raises MongoEngine's
-    ConnectionFailure, and ConfigurationError when MongoEngine is not installed.
+    ConnectionFailure, and ConfigurationError if MongoEngine is not installed.
     """
     with _told(kwargs):
         return _mongoengine().connect(db, alias=alias, **_with_client(kwargs))
 
 
 def register_connection(alias: str, db: str | None = None, **kwargs: Any) -> None:
-    """``mongoengine.register_connection`` with a :class:`unbroken.mongo.MongoClient`, which is made
-    when *alias* is first used.
+    """Call ``mongoengine.register_connection`` with a :class:`unbroken.mongo.MongoClient`, which is
+    created when *alias* is first used.
     """
     with _told(kwargs):
         _mongoengine().register_connection(alias, db=db, **_with_client(kwargs))
 
 
 def disconnect(alias: str = DEFAULT_ALIAS) -> None:
-    """``mongoengine.disconnect``: close the client of *alias* (unless another alias has it too) and
-    detach the documents.
+    """Call ``mongoengine.disconnect``: close the client of *alias* (unless another alias has it
+    too) and detach the documents.
 
-    Takes half a second at most, also with a server that is away or frozen, and also when the client
-    is PyMongo's own (in the process that opened it). In a forked process only what that process
-    opened is closed.
+    Takes at most half a second, also with a server that is down or frozen, and also if the client
+    is PyMongo's own (in the process that opened it). In a forked process only resources opened by
+    it are closed.
     """
     with pymongo.timeout(0.5):
         _mongoengine().disconnect(alias)
@@ -106,7 +106,7 @@ def disconnect_all() -> None:
 
 
 def adopt(alias: str) -> Any:
-    """Give *alias*, as it was registered, a client that outlives forks in place of PyMongo's own,
+    """Give *alias*, as it was registered, a client that survives forks in place of PyMongo's own,
     which is closed.
     """
     known = dict(_mongoengine().connection._connection_settings[alias])
@@ -115,8 +115,8 @@ def adopt(alias: str) -> Any:
 
 
 def check(alias: str) -> None:
-    """Make the client of *alias*, which is registered, and let it go again: it says now what is
-    wrong with its options.
+    """Create the client of *alias*, which is registered, and discard it. Raises an error for wrong
+    options.
     """
     with _told({}):
         _mongoengine().get_connection(alias)
@@ -124,17 +124,17 @@ def check(alias: str) -> None:
 
 
 def aliases() -> list[str]:
-    """Every alias that is registered or connected."""
+    """Return every alias that is registered or connected."""
     return list(_mongoengine().connection._connection_settings)
 
 
 def clients() -> dict[str, Any]:
-    """Every alias that has been used or connected, and its client."""
+    """Return every alias that has been used or connected, and its client."""
     return dict(_mongoengine().connection._connections)
 
 
 def plain_aliases() -> list[str]:
-    """The aliases that are registered with PyMongo's own client."""
+    """Return the aliases that are registered with PyMongo's own client."""
     settings = _mongoengine().connection._connection_settings
     return [
         alias
@@ -145,8 +145,8 @@ def plain_aliases() -> list[str]:
 
 @contextmanager
 def _told(kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """What is wrong with the arguments is said as such: MongoEngine reads them first, and calls
-    each error of its client a failure to connect.
+    """Raise errors about wrong arguments unchanged. MongoEngine reads the arguments first, and
+    reports each error of its client as a failure to connect.
     """
     client_options.check_uri(kwargs.get("host"))
     try:

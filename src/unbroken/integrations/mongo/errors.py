@@ -1,4 +1,4 @@
-"""unbroken's errors as PyMongo's callers catch them."""
+"""unbroken's errors in the form that PyMongo's callers catch."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ from unbroken.pool.ending import no_connection
 
 
 def outage_error(message: str, retry_after: float) -> OutageError:
-    """An OutageError that is a ServerSelectionTimeoutError too (and so an AutoReconnect and a
-    ConnectionFailure).
+    """Return an OutageError that is a ServerSelectionTimeoutError too (and so an AutoReconnect and
+    a ConnectionFailure).
 
-    Of all kinds of ConnectionFailure this is the one that says: nothing was sent. PyMongo does not
-    try again on it, and after a first attempt that may have reached the server it raises *that*
+    Of all kinds of ConnectionFailure, only this one guarantees that nothing was sent. PyMongo does
+    not try again on it, and after a first attempt that may have reached the server it raises *that*
     one's error instead.
     """
     error = for_driver(OutageError, ServerSelectionTimeoutError, message, retry_after=retry_after)
     plain = ServerSelectionTimeoutError(message)
-    error.__dict__.update(plain.__dict__)  # what its own __init__ would have set: labels, details
-    scope.testify(error)  # a framework that makes a page of it is asked to say 503
+    error.__dict__.update(plain.__dict__)  # set by its own __init__ otherwise: labels, details
+    scope.testify(error)  # a framework that makes a page of it must answer 503
     return error
 
 
 def own_time_is_up(error: Any, waited: float) -> ServerSelectionTimeoutError:
-    """PyMongo's *error* of a choice of server that did not wait, for a caller who has *waited*."""
+    """Return PyMongo's *error* of a choice of server that did not wait, for a caller that has
+    *waited*.
+    """
     words = str(error).replace("Timeout: 0.0s", f"Timeout: {waited:.2f}s")
     told = ServerSelectionTimeoutError(words)
     told.__dict__.update(error.__dict__, _message=words)
@@ -49,9 +51,9 @@ def own_time_is_up(error: Any, waited: float) -> ServerSelectionTimeoutError:
 
 
 def write_unknown(error: Any) -> WriteUnknownError:
-    """PyMongo's *error* of a write that was sent, as a WriteUnknownError too."""
+    """Return PyMongo's *error* of a write that was sent, as a WriteUnknownError too."""
     is_away = isinstance(error, ServerSelectionTimeoutError)
-    met = getattr(error, "error", error)  # of a bulk write of a client's
+    met = getattr(error, "error", error)  # of a client's bulk write
     has_answer = isinstance(met, (OperationFailure, NotPrimaryError))
     how = "its answer does not say whether it lasts" if has_answer else "its answer was lost"
     told = for_driver(
@@ -68,15 +70,15 @@ def write_unknown(error: Any) -> WriteUnknownError:
 
 
 def not_yours(message: str) -> NotYoursError:
-    """A NotYoursError that is PyMongo's InvalidOperation too."""
+    """Return a NotYoursError that is PyMongo's InvalidOperation too."""
     error = for_driver(NotYoursError, InvalidOperation, message)
     error.__dict__.update(InvalidOperation(message).__dict__)
     return error
 
 
 def too_late(where: str, why: object) -> PoolClosedError:
-    """A PoolClosedError that is PyMongo's InvalidOperation too: the interpreter is shutting down,
-    and PyMongo's monitors cannot be started any more.
+    """Return a PoolClosedError that is PyMongo's InvalidOperation too. The interpreter is shutting
+    down, and PyMongo's monitors cannot be started any more.
     """
     error = for_driver(PoolClosedError, InvalidOperation, AT_THE_END(no_connection(where, why)))
     error.__dict__.update(InvalidOperation(str(error)).__dict__)

@@ -1,4 +1,4 @@
-"""What an error that PyMongo notes of a server means, in the brain's words."""
+"""Translates an error that PyMongo notes of a server into a fault of the brain's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from unbroken.abc import Cause, Fault, FaultKind
 from unbroken.backends.masking import masked
 from unbroken.backends.system import flat
 
-#: The server says that it is stopping (SDAM specification, "node is shutting down").
+#: The server reports that it is stopping (SDAM specification, "node is shutting down").
 _SHUTDOWN = {91, 11600}
 
 #: ECONNREFUSED, on Linux and on macOS.
 _REFUSALS = (111, 61)
 
-#: By what the text says, since PyMongo keeps no cause with the error that it notes.
+#: By the error's text, since PyMongo keeps no cause with the error that it notes.
 _BY_TEXT = (
     ("refused", FaultKind.REFUSED, Cause.CRASHED),
     *((f"[errno {code}]", FaultKind.REFUSED, Cause.CRASHED) for code in _REFUSALS),  # asyncio's
@@ -26,9 +26,9 @@ _BY_TEXT = (
 
 
 def fault_of(error: BaseException | None) -> Fault:
-    """What *error*, as a server description or a heartbeat carries it, means.
+    """Return the fault that *error*, from a server description or a heartbeat, reports.
 
-    None: the server does not do what is asked for.
+    None: the server does not provide the requested role.
     """
     if error is None:
         return Fault(FaultKind.WRONG_SERVER, Cause.FAILOVER, None, "no primary")
@@ -50,8 +50,6 @@ def fault_of(error: BaseException | None) -> Fault:
 
 
 def said(error: BaseException) -> str:
-    """One line of what *error* says, without PyMongo's list of the timeouts that were
-    configured.
-    """
+    """Return *error* as one line, without PyMongo's list of the configured timeouts."""
     words = str(error).split(" (configured timeouts:")[0].split(", full error:")[0]
     return masked(flat(words)) or type(error).__name__

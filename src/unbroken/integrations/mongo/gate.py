@@ -1,10 +1,10 @@
-"""Is there a server for this call? While none can serve, callers wait for a while, and then fail at
-once instead of queueing up.
+"""Decides whether there is a server for a call. While none can serve, callers wait for a while, and
+then fail immediately instead of queueing up.
 
-What is known comes from PyMongo's own discovery, through its public API: the topology description
-and the heartbeats. The monitor is the prober; the gate sends nothing. Two of the brain's outages
-are kept, nobody takes writes (an election, say) and nobody serves at all, and one for each other
-choice of servers that nobody fits.
+Its knowledge comes from PyMongo's own discovery, through its public API: the topology description
+and the heartbeats. The monitor is the prober; the gate sends nothing. It keeps two of the brain's
+outages: no server takes writes (an election, say), and no server answers at all. It keeps one more
+for each other choice of servers that no server matches.
 """
 
 from __future__ import annotations
@@ -31,29 +31,30 @@ from unbroken.messages.server import OUTAGE, OUTAGE_ENDED
 
 log = Part("outage")
 
-#: Seconds after which a caller that waits looks at what is known again, whatever is heard.
+#: The interval, in seconds, at which a waiting caller checks the known state again, even without
+#: news.
 LOOK = 0.5
-#: So many kinds of choices are told apart at most.
+#: The maximum number of distinct kinds of choices.
 CHOICES = 100
 
 
 class Gate:
     """One client's gate in one process.
 
-    ``lock`` guards the outages; nothing is done under it but look and note.
+    ``lock`` guards the outages; code that holds it only reads and records.
     """
 
     def __init__(self, name: str, waits: Waits, fresh: float) -> None:
         self.name = name  #: the servers' addresses, for messages
         self.waits = waits
-        self.fresh = fresh  #: heartbeats that fail are at most so many seconds apart
+        self.fresh = fresh  #: the maximum interval, in seconds, between failing heartbeats
         self.missed: dict[Any, float] = {}  #: when a heartbeat to each server last failed
         self.troubled = -math.inf  #: when a heartbeat last failed, or another primary was found
         self.primary: Any = None  #: the last primary, by its address and election
         self.lock = threading.Lock()
         self.writes = Outage()
         self.reads = Outage()
-        self.choices: dict[str, Outage] = {}  #: of what else callers choose by
+        self.choices: dict[str, Outage] = {}  #: of the other criteria by which callers choose
         self.good: TopologyDescription | None = (
             None  #: the last description that was found to lack nothing
         )
@@ -62,12 +63,14 @@ class Gate:
         self.outages = 0
         self.outage_seconds = 0.0
         self.cause: Cause | None = (
-            None  #: of the last fault: why the connections of a pool ended that PyMongo cleared
+            #: of the last fault: the reason why the connections of a pool that PyMongo cleared
+            #: ended
+            None
         )
         self._random = Random()
 
     def look(self, description: TopologyDescription) -> None:
-        """Note what *description* says of who serves now."""
+        """Record which servers can serve by *description*."""
         now = time.monotonic()
         writes, reads = _serves(description)
         primary = _primary(description)
@@ -96,7 +99,7 @@ class Gate:
             self._remind(now)
 
     def _remind(self, now: float) -> None:
-        """Once a minute, say that the outage goes on."""
+        """Once a minute, log that the outage goes on."""
         with self.lock:
             if not self.writes.active or not self._toll.is_due(now):
                 return
@@ -121,9 +124,10 @@ class Gate:
         lacking: Fault | None,
         began: float | None = None,
     ) -> float | None:
-        """The caller holds the lock. How long the outage of writes was that has just ended.
+        """Record the state. The caller holds the lock. Returns how long the outage of writes that
+        has just ended lasted.
 
-        *began*: since when nobody served, where that is known better than by *now*.
+        *began*: since when no server served, if that is known better than by *now*.
         """
         if serves:
             ended = outage.succeeded(now) if outage.active else None
@@ -158,10 +162,11 @@ class Gate:
         came: float,
         least: float = 0.0,
     ) -> float:
-        """How many seconds a caller who *came* then should wait for news; 0: his own time is up.
+        """Return how many seconds a caller that *came* at that time should wait for news; 0: its
+        own time is up.
 
-        Raises OutageError where nobody has served his choice for longer than callers wait.
-        However long that is, he may wait for *least* seconds.
+        Raises OutageError if no server has matched its choice for longer than callers wait. In any
+        case the caller may wait for *least* seconds.
         """
         self.look(description)
         now = time.monotonic()
@@ -176,7 +181,7 @@ class Gate:
             over = since + self.waits.outage + self._election(outage, description)
             over = max(over, came + least)
             if not self._is_fresh(description, now):
-                over = max(over, came + self.fresh)  # he waits for the look that he asks for
+                over = max(over, came + self.fresh)  # it waits for the check that it asks for
             if now < min(ends, over):
                 return max(0.001, min(LOOK, ends - now, over - now))
             if now < over:
@@ -193,7 +198,7 @@ class Gate:
         if self.writes.active and is_write:
             return self.writes
         if self.good is not description and not description.known_servers:
-            return None  # nobody has been asked yet
+            return None  # no server has been asked yet
         name = _choice(selector, address)
         if len(self.choices) >= CHOICES:
             self.choices.clear()
@@ -205,20 +210,20 @@ class Gate:
         return outage
 
     def found(self, selector: Any, address: Any) -> None:
-        """A call that had to wait has found a server."""
+        """Note that a call that had to wait has found a server."""
         with self.lock:
             self.choices.pop(_choice(selector, address), None)
 
     def _election(self, outage: Outage, description: TopologyDescription) -> float:
-        """How much longer callers wait since an election is under way: most members are there, and
-        none is primary.
+        """Return how much longer callers wait because an election is under way: most members are
+        reachable, and none is primary.
         """
         electing = outage is self.writes and _is_electing(description)
         return self.waits.election if electing else 0.0
 
     def _is_fresh(self, description: TopologyDescription, now: float) -> bool:
-        """Whether each server has been looked at a moment ago. Not so where the process stood
-        still.
+        """Return whether each server has been checked a moment ago. That is false if the process
+        stood still.
         """
         looks = [
             one.last_update_time if one.is_server_type_known else self.missed.get(at, -math.inf)
@@ -227,15 +232,17 @@ class Gate:
         return all(now - look <= self.fresh for look in looks)
 
     def is_troubled(self, description: TopologyDescription) -> bool:
-        """Whether a heartbeat has failed a moment ago, or a set elects, or has just done so."""
+        """Return whether a heartbeat has failed a moment ago, or a set elects, or has just done
+        so.
+        """
         self.look(description)
         return time.monotonic() - self.troubled <= self.fresh or _is_electing(description)
 
     def own_time_is_up(
         self, error: Any, description: TopologyDescription, selector: Any, address: Any, came: float
     ) -> Any:
-        """What a caller is told whose own time ended with *error*: an OutageError, where there is
-        an outage.
+        """Return the error for a caller whose own time ended with *error*: an OutageError, if there
+        is an outage.
         """
         now = time.monotonic()
         with self.lock:
@@ -248,7 +255,7 @@ class Gate:
         return told
 
     def error(self, outage: Outage, now: float) -> OutageError:
-        """What a caller is told who is turned away now."""
+        """Return the error for a caller that is turned away now."""
         what = (
             "MongoDB server answers"
             if outage is self.reads
@@ -268,22 +275,22 @@ class Gate:
             retry_after=1.0,
         )
 
-    # -- what the monitors see
+    # -- the monitors' results
 
     def heartbeat_failed(
         self, description: TopologyDescription, address: Any, error: BaseException, took: float
     ) -> None:
-        """A heartbeat to *address* has failed, which *took* so many seconds; *description* does not
-        know of it yet.
+        """Record that a heartbeat to *address* has failed after *took* seconds. *description* does
+        not include it yet.
 
-        One that took longer than it may says nothing: the process stood still, not the server.
+        One that took longer than its limit proves nothing: the process stood still, not the server.
         """
         if took > self.fresh:
             return
         others = [one for at, one in description.server_descriptions().items() if at != address]
         self.missed[address] = self.troubled = now = time.monotonic()
         fault = fault_of(error)
-        # a frozen server has been silent since; any other has waited for news, as it was asked to
+        # a frozen server has been silent since; any other has waited for news, as requested
         began = now - took if fault.cause is Cause.SILENT_DROP else now
         with self.lock:
             if not any(one.is_server_type_known for one in others):
@@ -301,7 +308,7 @@ def _is_electing(description: TopologyDescription) -> bool:
 
 
 def _primary(description: TopologyDescription) -> Any:
-    """Who was elected and when; None: nobody, or it is no set."""
+    """Return the elected primary and its election; None: there is none, or it is no set."""
     for one in description.known_servers:
         if one.is_writable and one.election_id is not None:
             return one.address, one.election_id
@@ -309,22 +316,22 @@ def _primary(description: TopologyDescription) -> Any:
 
 
 def _choice(selector: Any, address: Any) -> str:
-    """What a caller chooses by, in words."""
+    """Describe the criterion by which a caller chooses, in words."""
     if address:
         return "{}:{}".format(*tuple(address)[:2])
     return repr(selector) if hasattr(selector, "mode") else getattr(selector, "__name__", "this")
 
 
 def _serves(description: TopologyDescription) -> tuple[bool, bool]:
-    """Whether somebody takes writes, and whether somebody answers reads."""
+    """Return whether some server takes writes, and whether some server answers reads."""
     known = description.known_servers
     if description.topology_type in (TOPOLOGY_TYPE.Single, TOPOLOGY_TYPE.LoadBalanced):
-        return bool(known), bool(known)  # PyMongo asks whoever is there, and lets it say no
+        return bool(known), bool(known)  # PyMongo asks any server, and lets it refuse
     return any(one.is_writable for one in known), any(one.is_readable for one in known)
 
 
 def _lacking(description: TopologyDescription) -> Fault | None:
-    """Why nobody serves; None while no server has been asked yet."""
+    """Return why no server serves; None while no server has been asked yet."""
     servers = list(description.server_descriptions().values())
     errors = [one.error for one in servers if one.error is not None]
     if errors:

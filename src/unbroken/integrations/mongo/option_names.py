@@ -1,4 +1,4 @@
-"""Options that a client of MongoDB does not have: what PyMongo calls what is meant."""
+"""Options that a client of MongoDB does not have, and the matching names of PyMongo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unbroken.settings import Settings
 #: The options of our own.
 OURS = ("outage_wait", "election_wait")
 _MS = "milliseconds"
-#: What PyMongo calls the settings of our pools, and the unit.
+#: PyMongo's names for the settings of our pools, and the unit.
 _PYMONGO = {
     "max_size": ("maxPoolSize", "connections to each server"),
     "min_size": ("minPoolSize", "connections to each server"),
@@ -36,7 +36,9 @@ _ARGUMENTS = ("host", "port", "document_class", "tz_aware", "connect", "type_reg
 
 
 def check_host(host: Any) -> None:
-    """Raise ConfigurationError for what PyMongo cannot take for a URI, a host or a list of them."""
+    """Raise ConfigurationError for a value that PyMongo cannot use as a URI, a host or a list of
+    them.
+    """
     several = host if isinstance(host, (list, tuple)) else [host]
     if host is not None and not all(isinstance(each, str) for each in several):
         text = f"host={shown(host)} must be a URI such as mongodb://host:27017/shop, or host names"
@@ -45,7 +47,8 @@ def check_host(host: Any) -> None:
 
 def check_names(in_uri: Iterable[str], keywords: Iterable[str]) -> None:
     """Raise ConfigurationError, which is PyMongo's too, for a name among the *keywords* that
-    PyMongo does not know, and for one *in_uri* that is meant for us; PyMongo warns of others there.
+    PyMongo does not know. Raise it also for a name *in_uri* that is meant for this library; PyMongo
+    warns of others there.
     """
     known = _known()
     for name in keywords:
@@ -54,7 +57,7 @@ def check_names(in_uri: Iterable[str], keywords: Iterable[str]) -> None:
     for name in in_uri:
         if _is_known(name, known):
             continue
-        if nearest(name, OURS) is not None:  # its name might be a piece of a password: not shown
+        if nearest(name, OURS) is not None:  # its name might be a part of a password: not shown
             how = "MongoClient(uri, outage_wait=5.0, election_wait=20.0)"
             raise _refused(f"outage_wait and election_wait are no options of a URI: write {how}")
         said = _word(name)
@@ -63,7 +66,7 @@ def check_names(in_uri: Iterable[str], keywords: Iterable[str]) -> None:
 
 
 def _known() -> set[str]:
-    """PyMongo's options, in small letters."""
+    """Return PyMongo's options, in lower case."""
     tables = ("VALIDATORS", "INTERNAL_URI_OPTION_NAME_MAP", "URI_OPTIONS_DEPRECATION_MAP")
     written = {*_ARGUMENTS, *(name for each in tables for name in getattr(common, each, ()))}
     for aliases in common.URI_OPTIONS_ALIAS_MAP.values():
@@ -84,7 +87,7 @@ def _hint(name: str, known: set[str]) -> str:
 
 
 def _word(name: str) -> str | None:
-    """What PyMongo calls a setting of ours, or another pool's word for one."""
+    """Return PyMongo's name for a setting of ours, or for another pool's name for one."""
     ours = name if name in Settings.__dataclass_fields__ else None
     if ours is None:
         said = word_of_others(name)
@@ -106,7 +109,7 @@ def _refused(text: str) -> ConfigurationError:
     return error
 
 
-#: The options that people misspell most, as they are written.
+#: The options that are misspelled most often, in their correct form.
 _CAMEL = (
     "maxPoolSize", "minPoolSize", "maxIdleTimeMS", "waitQueueTimeoutMS", "connectTimeoutMS",
     "socketTimeoutMS", "serverSelectionTimeoutMS", "heartbeatFrequencyMS", "replicaSet",

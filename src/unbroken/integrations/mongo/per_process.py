@@ -1,5 +1,5 @@
-"""What one process (and, for asyncio, one event loop) has of a client beside PyMongo's own part:
-whose it is, its sockets, its gate.
+"""The part of a client that one process (and, for asyncio, one event loop) has beside PyMongo's own
+part: its owner, its sockets, its gate.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _PID_BITS = 22
 
 
 class Heartbeats(monitoring.ServerHeartbeatListener):
-    """Tells the gate what the monitors see. (A Server- or TopologyListener would make PyMongo start
-    a thread.)
+    """Reports the monitors' results to the gate. (A Server- or TopologyListener would make PyMongo
+    start a thread.)
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -41,11 +41,11 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
         self.last_success: float | None = None
 
     def started(self, event: monitoring.ServerHeartbeatStartedEvent) -> None:
-        """Nothing to note."""
+        """Do nothing: there is nothing to note."""
 
     def succeeded(self, event: monitoring.ServerHeartbeatSucceededEvent) -> None:  # noqa: ARG002 - PyMongo's signature
-        """A server has answered; the description shows it in a moment, and until then what it
-        showed before is noted.
+        """Note that a server has answered. The description shows it in a moment; until then the
+        state before is noted.
         """
         self.successes += 1
         self.last_success = time.monotonic()
@@ -54,8 +54,8 @@ class Heartbeats(monitoring.ServerHeartbeatListener):
             self.gate.look(body.topology_description)
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
-        """A server has not answered. (Or its monitor was told to stop asking: that says nothing of
-        the server.)
+        """Note that a server has not answered. (Or its monitor was told to stop asking, which
+        proves nothing about the server.)
         """
         self.failures += 1
         body = self.body()
@@ -70,7 +70,7 @@ def _nobody() -> None:
 
 
 class PerProcess:
-    """Made with each body, and referred to by it; refers to it weakly."""
+    """Created with each body, which refers to it; it refers to the body weakly."""
 
     def __init__(self, name: str, waits: Waits, fresh: float) -> None:
         self.quiet = prefork.is_master()
@@ -79,41 +79,42 @@ class PerProcess:
         self.gate = Gate(name, waits, fresh)
         self.sockets = Sockets(self.gate)
         self.heartbeats = Heartbeats(self.gate)
-        #: What PyMongo's pool of server sessions calls its own: no other process or loop has this
-        #: number.
+        #: The number of this process's and loop's pool of server sessions in PyMongo: no other
+        #: process or loop has this number.
         self.generation = (time.time_ns() << _PID_BITS) + self.pid
 
     def receives(self, body: Any) -> None:
-        """From now on *body* lives here."""
+        """Note that *body* lives here from now on."""
         self.heartbeats.body = weakref.ref(body)
 
     def leaves(self) -> None:
-        """The body is about to be closed: what its monitors see from now on is our own doing."""
+        """Note that the body is about to be closed, so that its monitors' later results are our own
+        doing.
+        """
         self.heartbeats.body = _nobody
         self.gate.cause = Cause.POOL_CLOSED
 
     def settle_sessions(self, topology: Any) -> None:
-        """Sessions that another process or loop began are not taken into *topology*'s pool of
-        them.
-        """
+        """Keep sessions that another process or loop began out of *topology*'s pool of them."""
         topology._session_pool.generation = self.generation
 
 
 def origin_of(generation: int) -> int:
-    """The process whose pool of server sessions has that number."""
+    """Return the process whose pool of server sessions has that number."""
     return generation & ((1 << _PID_BITS) - 1)
 
 
 def is_inherited(session: Any) -> bool:
-    """Whether *session* (of PyMongo's) was begun by a parent of this process."""
+    """Return whether *session* (of PyMongo's) was begun by a parent of this process."""
     generation = getattr(getattr(session, "_server_session", None), "generation", None)
     return generation is not None and origin_of(generation) != os.getpid()
 
 
 class Current:
-    """What a client asks at each operation: is this still the process, and what is here.
+    """The state that a client checks at each operation: whether this is still the process, and its
+    parts here.
 
-    One object, so that it is all of one piece.
+    One object, so that its parts always match.
     """
 
     __slots__ = (
@@ -143,8 +144,8 @@ class Current:
 
 
 class UnopenedTopology:
-    """What stands for the topology of a client that nobody has used in this process: it knows no
-    server yet.
+    """Stands in for the topology of a client that was not used in this process: it knows no server
+    yet.
     """
 
     def __init__(self, settings: Any, settle: Callable[[], Current]) -> None:
@@ -154,7 +155,7 @@ class UnopenedTopology:
 
     @cached_property
     def description(self) -> TopologyDescription:
-        """What was configured, and nothing found out."""
+        """Return the configured servers, with nothing discovered."""
         settings = self._settings
         servers = {address: ServerDescription(address) for address in settings.seeds}
         return TopologyDescription(
@@ -170,7 +171,7 @@ class UnopenedTopology:
         self._settle().topology._description = description
 
     def return_server_session(self, *_: Any) -> None:
-        """It came from another process: it is not kept."""
+        """Drop the session: it came from another process."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,9 +1,8 @@
-"""A client that is used where a fork is still to come and nobody tells Python of it: in uWSGI's
-master.
+"""A client that is used before a fork of which Python is not told: in uWSGI's master.
 
-A thread that waits for the interpreter's lock at such a fork is waited for, in the child, for ever:
-the worker never runs. So in the master a client keeps no thread and no connection beyond the
-operation. What it does not keep, the workers do not inherit.
+If a thread waits for the interpreter's lock at such a fork, the child waits for that thread for
+ever: the worker never runs. So in the master a client keeps no thread and no connection beyond the
+operation. The workers inherit nothing that it does not keep.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from unbroken.messages.processes import MONGO_BEFORE_FORK
 
 
 def is_master() -> bool:
-    """Whether this is uWSGI's master (or an app that it loads before it has workers)."""
+    """Return whether this is uWSGI's master (or an app that it loads before it has workers)."""
     uwsgi = sys.modules.get("uwsgi")  # part of uWSGI's interpreter, and of no other
     try:
         return uwsgi is not None and uwsgi.worker_id() == 0 and uwsgi.mule_id() == 0
     except AttributeError:
-        return False  # a module of that name, and another one
+        return False  # another module of that name
 
 
 class WhileMaster:
-    """A mark as :func:`unbroken.net.fork_guard.fork_mark` gives, of the time that this process is
-    the master.
+    """A mark like that of :func:`unbroken.net.fork_guard.fork_mark`, for the time that this process
+    is the master.
     """
 
     __slots__ = ("_pid",)
@@ -53,7 +52,7 @@ def rest(body: Any) -> None:
     for executor in executors_of(body):
         executor.join(2)
         if not _is_alive(executor):
-            # a proxy of what is gone: gevent stumbles over such a thing when it patches a worker
+            # a proxy of a collected object: gevent fails on it when it patches a worker
             executor._thread = None
 
 
@@ -65,7 +64,7 @@ def _is_alive(executor: Any) -> bool:
 
 
 def executors_of(body: Any) -> list[Any]:
-    """PyMongo's threads of *body*: its monitors', and those that tidy up."""
+    """Return PyMongo's threads of *body*: its monitors', and those for housekeeping."""
     topology = body._topology
     owners = [
         topology,
@@ -81,17 +80,17 @@ def executors_of(body: Any) -> list[Any]:
 
 
 def forget_threads(body: Any) -> None:
-    """In a forked child: PyMongo must not wait, at exit, a second for each thread of *body* that
-    exists in the parent only.
+    """In a forked child: keep PyMongo from waiting, at exit, a second for each thread of *body*
+    that exists in the parent only.
 
-    Python believes that such a thread lives, when it was not told of the fork.
+    Python treats such a thread as alive if it was not told of the fork.
     """
     for executor in executors_of(body):
         executor._thread = None
 
 
 def warn_in_master() -> None:
-    """Say once, in uWSGI's master, what a call before the fork means, and what to do."""
+    """Warn once, in uWSGI's master, about the effect of a call before the fork, with the remedy."""
     warnings.warn(
         MONGO_BEFORE_FORK(
             "MongoDB was called in uWSGI's master, before it forks its workers. It works, and each"
@@ -105,7 +104,7 @@ def warn_in_master() -> None:
 
 
 def warn_of_fork(parent: int) -> None:
-    """Say once, in a forked child, what using a client before a fork means, and what to do."""
+    """Warn once, in a forked child, about using a client before a fork, with the remedy."""
     warnings.warn(
         MONGO_BEFORE_FORK(
             f"MongoClient opened before fork: it was used in process {parent} before process"

@@ -1,11 +1,11 @@
-"""What the clients for threads and for asyncio have in common: they outlive the processes and loops
-that PyMongo's own lives in.
+"""The common part of the clients for threads and for asyncio: they outlive the processes and loops
+in which PyMongo's own client lives.
 
-A client *is* PyMongo's (a subclass), and the one that databases, collections, cursors and sessions
-refer to. What must not cross a fork (topology, pools, monitors, locks, server sessions) is kept in
-a *body*, PyMongo's own client, one for each process (and loop), made at its first use there. So
-whatever was kept in a variable before a fork is right after it: a collection asks its client at
-each operation, and the client asks which process this is.
+A client *is* PyMongo's (a subclass), and databases, collections, cursors and sessions refer to it.
+The parts that must not cross a fork (topology, pools, monitors, locks, server sessions) are kept in
+a *body*. That is PyMongo's own client, one for each process (and loop), created at its first use
+there. So any object kept in a variable before a fork works after it: a collection asks its client
+at each operation, and the client checks the process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unbroken.messages.processes import NOT_FOR_ANOTHER_PROCESS
 if TYPE_CHECKING:
     from pymongo.driver_info import DriverInfo
 
-#: What lives in the body: inherited methods that ask for it are given the body's.
+#: The attributes that live in the body: inherited methods that read them get the body's.
 _LIVE = frozenset(
     {
         "_kill_cursors_executor",
@@ -61,9 +61,9 @@ class ProcessAware:
     """The common half of both clients. Its methods take no lock that another process may hold."""
 
     _body: ClassVar[type[Any]]  #: PyMongo's client, belonging to one process
-    #: PyMongo's client as far as it can be made without making anything
+    #: PyMongo's client with its options read, but without connections or threads
     _unopened_client: ClassVar[type[Any]]
-    _guard: ClassVar[type[Any]]  #: what it does besides in a process that has inherited cursors
+    _guard: ClassVar[type[Any]]  #: its additional work in a process that has inherited cursors
 
     def _begin(
         self,
@@ -73,7 +73,9 @@ class ProcessAware:
         election: float,
         given: set[str],
     ) -> None:
-        """Read and check the arguments; make nothing. *given*: the names of the caller's own."""
+        """Read and check the arguments; create nothing. *given*: the names of the caller's own
+        options.
+        """
         self._doors: dict[int, Any] = {}
         self._metadata: list[DriverInfo] = []
         self._shut = False
@@ -93,10 +95,10 @@ class ProcessAware:
         _topology_settings: Any
 
     def _adopt(self, made: Any) -> None:
-        """Take over what *made* knows and what does not change any more.
+        """Copy the values of *made* that do not change any more.
 
-        One by one: an object whose ``__dict__`` was never asked for keeps its attributes in a row,
-        and is read faster (CPython 3.11).
+        They are copied one by one: an object whose ``__dict__`` was never read keeps its attributes
+        in a row, and is read faster (CPython 3.11).
         """
         for name, value in vars(made).items():
             if name not in _NOT_ADOPTED:
@@ -105,13 +107,13 @@ class ProcessAware:
     # -- which process is this?
 
     def _door(self) -> Any:
-        """This process's own lock: one that was inherited may be held by a thread that does not
+        """Return this process's own lock. An inherited one may be held by a thread that does not
         exist here.
         """
         return self._doors.setdefault(os.getpid(), threading.RLock())
 
     def _settle(self) -> Current:
-        """Make PyMongo's client of this process, if there is none."""
+        """Create PyMongo's client of this process, if there is none."""
         with self._door():
             before = self._now
             if before.here[0]:
@@ -132,12 +134,12 @@ class ProcessAware:
         per_process.receives(body)
         for info in self._metadata:
             body.append_metadata(info)
-        self._topology_settings = body._topology_settings  # what log lines name this client by
+        self._topology_settings = body._topology_settings  # the name of this client in log lines
         return Current(body, per_process, body._topology, loop)
 
     def _leave(self, inherited: Current) -> None:
-        """Drop what was inherited: its sockets are cut off here, nothing of it is closed or locked,
-        and the parent keeps it.
+        """Drop the inherited parts: their sockets are cut off here, none of them is closed or
+        locked, and the parent keeps them.
         """
         per_process: PerProcess = inherited.body._per_process
         per_process.sockets.sever()
@@ -148,20 +150,22 @@ class ProcessAware:
             warn_of_fork(per_process.pid)
 
     def _is_open(self, now: Current, topology: Any) -> Any:
-        """*now*'s body has opened its *topology*."""
+        """Note that *now*'s body has opened its *topology*."""
         now.topology = topology
         if self._by_name_service:
-            self._adopt(now.body)  # only now is it known what the name service says of options
+            self._adopt(now.body)  # the name service's options are known only now
         now.opened = True
         if now.quiet:
             warn_in_master()
         return topology
 
     def _present(self) -> Current | None:
-        """What there is already in this process (and on this loop). Makes nothing."""
+        """Return the part that already exists in this process (and on this loop). Creates
+        nothing.
+        """
         return self._now if self._now.here[0] else None
 
-    # -- what inherited methods ask for
+    # -- attributes for inherited methods
 
     def __getattr__(self, name: str) -> Any:
         if name in _LIVE:
@@ -184,9 +188,10 @@ class ProcessAware:
         operation: Any,
         came: float,
     ) -> float:
-        """How long a caller waits for news whose choice among what is *seen* ended with *error*.
+        """Return how long a caller waits for news if its choice among the *seen* servers ended with
+        *error*.
 
-        Raises what he is told whose wait is over; the monitors look again soon.
+        Raises the error for a caller whose wait is over. The monitors check again soon.
         """
         gate = now.gate
         least = gate.waits.least(operation)
@@ -201,16 +206,16 @@ class ProcessAware:
         return pause
 
     def _where(self) -> str:
-        """The servers' addresses, for messages."""
+        """Return the servers' addresses, for messages."""
         seeds = self._topology_settings.seeds
         return ",".join(sorted(f"{host}:{port}" if port else str(host) for host, port in seeds))
 
     # -- sessions and cursors belong to the process that began them
 
     def _refuse(self, session: Any) -> None:
-        """*session* is known to the server by another process's (or loop's) number."""
+        """Raise if the server knows *session* by another process's (or loop's) number."""
         if session._client is not self:
-            return  # PyMongo says that it is another client's
+            return  # PyMongo raises that it is another client's
         origin = origin_of(session._server_session.generation)
         where = (
             f"process {origin}, before process {os.getpid()} was forked from it"
@@ -226,14 +231,14 @@ class ProcessAware:
 
     def _close_cursor_soon(self, *args: Any, **kwargs: Any) -> None:
         now = self._now
-        if now.here[0]:  # else it is the parent's
+        if now.here[0]:  # otherwise it is the parent's
             now.body._close_cursor_soon(*args, **kwargs)
 
-    # -- the rest of the public face
+    # -- the rest of the public API
 
     def append_metadata(self, driver_info: DriverInfo) -> None:
-        """As PyMongo's (4.14 and newer): for the connections of this process and of those that are
-        forked from it.
+        """Do the same as PyMongo (4.14 and newer), for the connections of this process and of those
+        that are forked from it.
         """
         super().append_metadata(driver_info)  # type: ignore[misc]
         self._metadata.append(driver_info)
@@ -249,7 +254,7 @@ class ProcessAware:
         return hash(_identity(self))
 
     def __del__(self) -> None:
-        """Its body says for itself that it was left open."""
+        """Do nothing: its body itself warns if it was left open."""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -266,9 +271,9 @@ if not hasattr(MongoClient, "append_metadata"):
 
 @functools.cache
 def _guarding(kind: type[Any]) -> type[Any]:
-    """*kind*, in a process that may have inherited cursors from its parent.
+    """Return *kind*, in a process that may have inherited cursors from its parent.
 
-    The others need not ask whose each cursor is.
+    Other processes need not check the owner of each cursor.
     """
     if issubclass(kind, kind._guard):
         return kind
@@ -280,6 +285,6 @@ def _guarding(kind: type[Any]) -> type[Any]:
 
 
 def _identity(client: Any) -> tuple[Any, ...]:
-    """What makes two clients equal to PyMongo."""
+    """Return the values by which PyMongo compares two clients."""
     known = client._topology_settings
     return tuple(sorted(known.seeds)), known.replica_set_name, known.fqdn, known.srv_service_name

@@ -1,5 +1,5 @@
-"""Where PyMongo's client is taken hold of. None of these names is public; all exist from PyMongo
-4.9 to 4.20, and are checked at import.
+"""The internals of PyMongo's client that are overridden. None of these names is public; all exist
+from PyMongo 4.9 to 4.20, and are checked at import.
 
 The gate needs none of them: it reads heartbeats and topology descriptions, which are public.
 """
@@ -13,7 +13,7 @@ import pymongo
 from unbroken.errors import ConfigurationError
 from unbroken.messages.integrations import PYMONGO_UNKNOWN
 
-#: Methods that are overridden, and what each is overridden for.
+#: Methods that are overridden, and the purpose of each override.
 SEAMS = {
     "_init_background": "makes topology and threads: not before the first use in a process",
     "_get_topology": "begins to connect: in the process that asks",
@@ -31,7 +31,7 @@ SEAMS = {
 
 
 def check(*kinds: type[Any]) -> None:
-    """Raise ConfigurationError when this PyMongo's client is not built as we know it."""
+    """Raise ConfigurationError if this PyMongo's client differs from the known ones."""
     for kind in kinds:
         missing = [name for name in SEAMS if not hasattr(kind, name)]
         if missing:

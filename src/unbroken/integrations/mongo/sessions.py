@@ -1,4 +1,6 @@
-"""PyMongo's sessions: a transaction whose commit is in doubt says so, however long it was tried."""
+"""PyMongo's sessions: a transaction whose commit is in doubt raises that, even after many
+attempts.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ class Session(ClientSession):
     """PyMongo's session for threads."""
 
     def with_transaction(self, *args: Any, **kwargs: Any) -> Any:
-        """As PyMongo's. Raises WriteUnknownError where the commit is in doubt.
+        """Do the same as PyMongo. Raises WriteUnknownError if the commit is in doubt.
 
-        When the time for it is up, PyMongo puts another error in the place of what it met.
+        When the time for it is up, PyMongo replaces the error that it met by another one.
         """
         try:
             return super().with_transaction(*args, **kwargs)
@@ -33,7 +35,7 @@ class AsyncSession(AsyncClientSession):
     """PyMongo's session for asyncio."""
 
     async def with_transaction(self, *args: Any, **kwargs: Any) -> Any:
-        """As :meth:`Session.with_transaction`, awaited."""
+        """Do the same as :meth:`Session.with_transaction`, awaited."""
         try:
             return await super().with_transaction(*args, **kwargs)
         except PyMongoError as error:
@@ -47,7 +49,7 @@ Session.__name__, AsyncSession.__name__ = "ClientSession", "AsyncClientSession"
 
 
 def adopted(session: Any) -> Any:
-    """*session*, which PyMongo has just begun, as one of these."""
+    """Return *session*, which PyMongo has just begun, as an instance of these classes."""
     ours = {ClientSession: Session, AsyncClientSession: AsyncSession}
     session.__class__ = ours.get(type(session), type(session))
     return session

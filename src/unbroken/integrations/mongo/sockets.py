@@ -1,9 +1,9 @@
 """The connections of one client in one process: counted, and known by number and identity, so that
-a child can cut off what it inherits.
+a child can cut off those it inherits.
 
-A connection that a thread was reading from at a fork (the monitors' always are) is reachable in the
-child by nobody: the thread is gone, its frame is not. Its descriptor would stay open there for
-good, and sit in CLOSE_WAIT once the server is gone.
+A connection that a thread was reading from at a fork (the monitors' always are) is unreachable in
+the child: the thread is gone, its frame is not. Its descriptor would stay open there for good, and
+stay in CLOSE_WAIT once the server is gone.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from unbroken.settings import Settings
 if TYPE_CHECKING:
     from unbroken.integrations.mongo.gate import Gate
 
-#: As for every other connection. PyMongo's own keepalive begins after two minutes, and it has no
-#: bound for what nobody acknowledges.
+#: The same bounds as for every other connection. PyMongo's own keepalive begins after two minutes,
+#: and it has no bound for data that is not acknowledged.
 _BOUNDS = Policy.decide(Settings(), Capabilities())
 
-#: What a round trip ends with whose server a heartbeat has found silent.
+#: The error of a round trip if a heartbeat has found its server silent.
 _SILENT = "timed out: the server has stopped answering its heartbeats"
 
-#: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: they end for the
-#: gate's cause.
+#: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: those
+#: connections end for the gate's cause.
 _CAUSES: Mapping[str | None, Cause] = {
     ConnectionClosedReason.IDLE: Cause.MAX_IDLE,
     ConnectionClosedReason.ERROR: Cause.LOST,
@@ -47,7 +47,7 @@ _CAUSES: Mapping[str | None, Cause] = {
 class Sockets:
     """Every connection that was opened, until it is closed.
 
-    Adding to and taking from a dictionary is atomic: no lock.
+    Adding to and removing from a dictionary is atomic: no lock.
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -59,18 +59,18 @@ class Sockets:
         self.closed: Counter[str] = Counter()  #: by cause
 
     def began(self) -> float:
-        """An attempt to connect begins."""
+        """Note that an attempt to connect begins."""
         return time.monotonic()
 
     def failed(self) -> None:
-        """It failed."""
+        """Note that it failed."""
         self.connect_failures += 1
 
     def note(self, conn: Any, began: float, closing: Any) -> None:
-        """Remember *conn*, a connection of PyMongo's that has just been opened, and hear of its
+        """Keep *conn*, a connection of PyMongo's that has just been opened, and get notified of its
         end.
 
-        One that is interrupted by PyMongo says why.
+        A connection that PyMongo interrupts reports the reason.
         """
         self.opened += 1
         self.connect_seconds += time.monotonic() - began
@@ -88,15 +88,15 @@ class Sockets:
         self._known.pop(key, None)
 
     def ended(self, key: int, reason: str | None) -> None:
-        """The connection known as *key* was closed, for PyMongo's *reason*."""
+        """Note that the connection known as *key* was closed, for PyMongo's *reason*."""
         self._forget(key)
         cause = _CAUSES.get(reason) or self._gate.cause or Cause.CLOSED_BY_PEER
         self.closed[cause.value] += 1
 
     def sever(self) -> None:
-        """In a forked child: put a dead socket in the place of each that was inherited.
+        """In a forked child: replace each inherited socket by a closed one.
 
-        Reaches nobody else's.
+        Other sockets are not affected.
         """
         for _, fd, who in list(self._known.values()):
             sever(fd, who)
@@ -105,7 +105,7 @@ class Sockets:
     def interrupt(self, pool: Any) -> None:
         """End the round trips on the connections of *pool* that PyMongo has interrupted.
 
-        It tells their readers to look up, which they do every half second.
+        PyMongo only signals their readers, which check every half second.
         """
         for ref, fd, who in list(self._known.values()):
             conn = ref()
@@ -113,7 +113,7 @@ class Sockets:
                 abort(fd, who)
 
     def abort(self) -> None:
-        """End them all, from outside, without closing them."""
+        """Abort them all, from outside, without closing them."""
         for _, fd, who in list(self._known.values()):
             abort(fd, who)
 
@@ -121,8 +121,8 @@ class Sockets:
 def _closing(
     conn_ref: weakref.ref[Any], sockets: Sockets, key: int
 ) -> Callable[[str | None], None]:
-    """What stands in for a connection's ``close_conn``, to hear the reason; without keeping the
-    connection alive.
+    """Return a replacement for a connection's ``close_conn`` that receives the reason. It does not
+    keep the connection alive.
     """
 
     def close_conn(reason: str | None) -> None:
@@ -137,7 +137,7 @@ def _closing(
 def _closing_async(
     conn_ref: weakref.ref[Any], sockets: Sockets, key: int
 ) -> Callable[[str | None], Awaitable[None]]:
-    """As :func:`_closing`, awaited."""
+    """Do the same as :func:`_closing`, awaited."""
 
     async def close_conn(reason: str | None) -> None:
         conn = conn_ref()
@@ -149,7 +149,9 @@ def _closing_async(
 
 
 def _is_monitors(of: Any) -> bool:
-    """Whether a connection or a pool is a monitor's, which takes PyMongo's errors as they are."""
+    """Return whether a connection or a pool is a monitor's, which takes PyMongo's errors
+    unchanged.
+    """
     if hasattr(of, "is_sdam"):
         return bool(of.is_sdam)
     pool = of.pool_ref() if hasattr(of, "pool_ref") else of  # PyMongo before 4.11
@@ -157,13 +159,15 @@ def _is_monitors(of: Any) -> bool:
 
 
 def _is_interrupted(conn: Any) -> bool:
-    """Whether a heartbeat has found that the server below *conn* does not answer any more."""
+    """Return whether a heartbeat has found that the server below *conn* does not answer any
+    more.
+    """
     return bool(conn.cancel_context.cancelled) and not conn.closed
 
 
 def _meaning(conn: Any, error: BaseException) -> BaseException:
-    """What *error* of *conn* means where it was interrupted: the server has been silent too
-    long.
+    """Return the meaning of *error* of *conn* if the connection was interrupted: the server has
+    been silent too long.
     """
     if _is_interrupted(conn) and isinstance(error, (OSError, _OperationCancelled)):
         return TimeoutError(_SILENT)
@@ -171,9 +175,9 @@ def _meaning(conn: Any, error: BaseException) -> BaseException:
 
 
 def _failing(conn_ref: weakref.ref[Any]) -> Callable[[BaseException], Any]:
-    """What stands in for a connection's ``_raise_connection_failure``, to name the reason.
+    """Return a replacement for a connection's ``_raise_connection_failure`` that names the reason.
 
-    PyMongo awaits what it gives where that is to be awaited.
+    PyMongo awaits its result if the original is awaited.
     """
 
     def fail(error: BaseException) -> Any:
@@ -186,7 +190,7 @@ def _failing(conn_ref: weakref.ref[Any]) -> Callable[[BaseException], Any]:
 
 
 def _descriptor(conn: Any) -> int | None:
-    """The number of the socket below *conn*, in the ways of PyMongo 4.9 to 4.20, or None."""
+    """Return the number of the socket below *conn*, in the ways of PyMongo 4.9 to 4.20, or None."""
     below = conn.conn
     try:
         sock = getattr(below, "sock", below)
@@ -197,10 +201,10 @@ def _descriptor(conn: Any) -> int | None:
 
 
 def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
-    """A class like PyMongo's *pool* that tells *sockets* of each connection it opens, and that need
-    not *keep* one after its use.
+    """Return a class like PyMongo's *pool* that tells *sockets* of each connection it opens, and
+    that need not *keep* one after its use.
 
-    What is no class is left as it is.
+    An object that is no class is returned unchanged.
     """
     if not isinstance(pool, type):
         return pool
@@ -224,7 +228,8 @@ def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
             sockets.interrupt(self)
 
     def checkin(self: Any, conn: Any) -> None:
-        conn.generation = -1  # of another age than the pool's: it closes such
+        # of an older generation than the pool's: the pool closes such connections
+        conn.generation = -1
         plain.checkin(self, conn)
 
     ours: dict[str, Any] = {"connect": connect, "reset": reset}
@@ -232,7 +237,7 @@ def recording(pool: Any, sockets: Sockets, *, keep: bool = True) -> Any:
 
 
 def recording_async(pool: Any, sockets: Sockets) -> Any:
-    """As :func:`recording`, for PyMongo's pool of asyncio connections."""
+    """Do the same as :func:`recording`, for PyMongo's pool of asyncio connections."""
     if not isinstance(pool, type):
         return pool
     plain: Any = pool
@@ -264,7 +269,7 @@ def _silent(pool: Any) -> NetworkTimeout:
 
 
 def _handshake_limit(options: Any) -> float | None:
-    """How long a connection over TLS may take to be opened, in seconds: asyncio's handshake has a
+    """Return how long opening a connection over TLS may take, in seconds. asyncio's handshake has a
     bound of its own, of a minute, and PyMongo sets none.
     """
     limit = options.connect_timeout

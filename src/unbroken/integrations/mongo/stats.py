@@ -1,4 +1,4 @@
-"""What a client has in this process, in the same numbers as every pool."""
+"""A client's numbers in this process, the same ones as for every pool."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from unbroken.messages.integrations import MONGO_CLIENT_NOT_OURS
 
 
 def stats(client: Any) -> Stats:
-    """*client*'s numbers in this process (and on this event loop): connections, causes of their
-    ends, outages, callers turned away.
+    """Return *client*'s numbers in this process (and on this event loop): connections, causes of
+    their ends, outages, callers turned away.
 
-    Takes no round trip and never blocks. ``pings`` are the monitors' heartbeats; ``size``, ``idle``
-    and ``used`` do not count the monitors' own connections, ``opened`` and ``closed`` do;
+    Takes no round trip and never blocks. ``pings`` are the monitors' heartbeats. ``size``, ``idle``
+    and ``used`` do not count the monitors' own connections; ``opened`` and ``closed`` do.
     ``acquired``, the operations, is exact with one thread.
 
     Raises ConfigurationError for anything but a client of ours.
@@ -33,7 +33,7 @@ def stats(client: Any) -> Stats:
         )
     now = client._present()
     options = client._options.pool_options
-    most = options.max_pool_size or sys.maxsize  # 0 and None: as many as it takes
+    most = options.max_pool_size or sys.maxsize  # 0 and None: no limit
     if now is None:
         where = client._where()
         return Stats(
@@ -76,6 +76,8 @@ def _counted(now: Current, most: int, least: int) -> Stats:
 
 
 def _waiting(pool: Any) -> int:
-    """How many stand in line for a connection of *pool*, in the ways of PyMongo 4.9 to 4.20."""
+    """Return how many callers wait for a connection of *pool*, in the ways of PyMongo 4.9 to
+    4.20.
+    """
     line = getattr(pool.size_cond, "_condition", pool.size_cond)
     return len(getattr(line, "_waiters", ()))

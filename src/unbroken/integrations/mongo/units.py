@@ -1,12 +1,12 @@
-"""What a client's operations mean to a unit of work (a web request, ``@unbroken.replayable``), and
-what PyMongo's errors do.
+"""The meaning of a client's operations for a unit of work (a web request,
+``@unbroken.replayable``), and the effect of PyMongo's errors.
 
-Each operation that writes is stored by itself, so a unit that has sent one is never run again;
-PyMongo tries again by itself where it is safe. What the server acknowledged (w >= 1) is stored.
-Where it said that no writes were performed, or where no connection was made for it, nothing is.
-Anything else is unknown: an unacknowledged write, a write in a transaction, a command of the
-application's own. A unit that has only read is run again: when a cursor was lost between two of its
-batches, say, which PyMongo does not mend.
+Each operation that writes is stored by itself, so a unit that has sent one is never run again.
+PyMongo tries again by itself if that is safe. A write that the server acknowledged (w >= 1) is
+stored. If the server reported that no writes were performed, or no connection was made for it,
+nothing is stored. Anything else is unknown: an unacknowledged write, a write in a transaction, a
+command of the application's own. A unit that has only read is run again, for example when a cursor
+was lost between two of its batches, which PyMongo does not recover from.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from unbroken.errors import OutageError
 from unbroken.integrations.mongo.faults import fault_of, said
 from unbroken.ledger import scope, unit
 
-#: Commands that can only read, whatever their arguments are. (An aggregation may store what it
-#: finds: $out, $merge.)
+#: Commands that can only read, with any arguments. (An aggregation may store its results: $out,
+#: $merge.)
 READS = frozenset(
     "find count distinct getMore killCursors endSessions listCollections listDatabases listIndexes"
     " listSearchIndex ping hello buildInfo collStats dbStats serverStatus testOperation".split()
 )
 
 
-#: The write that PyMongo is at: it tells the unit itself when it is sent, and what the server said.
+#: The write that PyMongo is sending. It reports to the unit itself when it is sent, and the
+#: server's answer.
 _followed: ContextVar[Write | None] = ContextVar("unbroken.mongo.write", default=None)
 
 
@@ -47,22 +48,24 @@ class Write:
         self._name = str(getattr(operation, "value", operation))
 
     def sent(self) -> None:
-        """There is a connection, and the write is about to go out on it."""
+        """Note that there is a connection, and the write is about to be sent on it."""
         self._unit.sends(
             self._key, f"MongoDB's {self._name!r} was sent, which may have stored something"
         )
 
     def returned(self, result: Any, *, is_acknowledged: bool) -> None:
-        """PyMongo returned *result*. Where the server acknowledged the write, it is stored."""
+        """Note that PyMongo returned *result*. If the server acknowledged the write, it is
+        stored.
+        """
         if is_acknowledged or (isinstance(result, dict) and "n" in result):
             self._unit.answered(self._key, stored=True)
 
     def failed(self, error: BaseException, *, is_single: bool) -> None:
-        """PyMongo raised *error*.
+        """Note that PyMongo raised *error*.
 
-        The server may have said that nothing is stored. *is_single*: it was one document's.
+        The server may have reported that nothing is stored. *is_single*: it was one document's.
         """
-        error.__dict__["unbroken_followed"] = True  # what it leaves in doubt is in the ledger
+        error.__dict__["unbroken_followed"] = True  # the doubt that it leaves is in the ledger
         if isinstance(error, BulkWriteError):
             details = error.details or {}
             if not details.get("writeConcernErrors"):
@@ -82,8 +85,7 @@ def _says_nothing_stored(error: PyMongoError) -> bool:
 
 @contextmanager
 def following(operation: Any) -> Iterator[Write | None]:
-    """Follow a write, which is none of a transaction's, to its answer, for the unit of work that is
-    now in.
+    """Follow a write outside of a transaction to its answer, for the current unit of work.
 
     None: there is none.
     """
@@ -100,7 +102,7 @@ def following(operation: Any) -> Iterator[Write | None]:
 
 
 def report(operation: Any) -> None:
-    """*operation* is about to be sent: there is a server for it."""
+    """Report *operation*, which is about to be sent: there is a server for it."""
     unit = scope.current()
     if unit is None:
         return
@@ -114,7 +116,7 @@ def report(operation: Any) -> None:
 
 def _meaning(exc: BaseException) -> Fault | None:
     if isinstance(exc, OutageError):
-        return None  # waiting again would take the request over its time
+        return None  # waiting again would exceed the request's time
     if isinstance(exc, CursorNotFound):
         return Fault(FaultKind.LOST, Cause.CRASHED, exc.code, said(exc))
     if isinstance(exc, AutoReconnect):

@@ -1,4 +1,4 @@
-"""As :mod:`unbroken.integrations.peewee.heal`, for asyncio: a task's connection in the middle of a
+""":mod:`unbroken.integrations.peewee.heal` for asyncio: a task's connection in the middle of a
 transaction.
 """
 
@@ -34,7 +34,7 @@ from unbroken.pool.undone import Ending
 
 
 class AsyncHealing:
-    """Mixed in before one of pwasyncio's databases: it sends what goes through ``execute``."""
+    """Mixed in before one of pwasyncio's databases: it sends the statements of ``execute``."""
 
     _state: Any
     pool: Any
@@ -43,9 +43,9 @@ class AsyncHealing:
     _pin: Callable[[Any], Awaitable[tuple[Any, Held]]]
 
     async def _send_safely(self, sql: Any, send: Callable[[], Awaitable[Any]]) -> Any:
-        """What *send* gives, which sends *sql*.
+        """Return the result of *send*, which sends *sql*.
 
-        It is called again where the connection was lost and that is safe.
+        It is called again if the connection was lost and that is safe.
         """
         losses, healed = Losses(), None
         while True:
@@ -67,8 +67,8 @@ class AsyncHealing:
             return result
 
     async def _pin_safely(self, sql: Any) -> tuple[Any, Held]:
-        """As ``_pin``. A connection that is found to be lost there was lost before *sql* was
-        sent.
+        """Do the same as ``_pin``. A connection that is found to be lost there was lost before
+        *sql* was sent.
         """
         losses = Losses()
         for _ in range(ATTEMPTS):
@@ -87,9 +87,9 @@ class AsyncHealing:
     async def _cure(
         self, state: Any, held: Held, exc: Exception, sql: Any, fault: Fault, losses: Losses
     ) -> None:
-        """Another connection for *sql*, which lost *held*; or raise *exc*."""
+        """Get another connection for *sql*, which lost *held*; or raise *exc*."""
         past = held.past
-        assert past is not None  # it was told
+        assert past is not None  # it was reported
         count = losses.add(held.loan, past, was_dead=held.was_dead)
         begun = held.is_begun and past.begun
         lost = lost_at(
@@ -113,12 +113,14 @@ class AsyncHealing:
         forget(exc)
 
     async def _move(self, state: Any, old: Held, ruling: Ruling) -> None:
-        """Another connection for this task, in the same transaction. Raises what says why not."""
+        """Get another connection for this task, in the same transaction. Raises the exception that
+        refused it.
+        """
         if not ruling.heals:
             raise Refused(ruling.reason)
         begin = self._begins_again(state, old)
         is_over, past = False, old.past
-        assert past is not None  # it was told
+        assert past is not None  # it was reported
         try:
             for _ in connections(old.owner):
                 if await self._moved(state, old, past, ruling, begin):
@@ -133,9 +135,9 @@ class AsyncHealing:
                 state.conn, state.closed = old, False
 
     async def _moved(self, state: Any, old: Held, past: Past, ruling: Ruling, begin: Any) -> bool:
-        """One attempt. False: that connection was lost, too."""
+        """Make one attempt. False: that connection was lost, too."""
         if state.conn is not None and state.conn.entry.ending is None:
-            # what it was lost under is told by us, if it is not healed
+            # if it is not replaced, we report where it was lost
             state.conn.entry.ending = Ending(None, None, None)
         await self._drop(state)
         try:
@@ -165,9 +167,10 @@ class AsyncHealing:
         return True
 
     def _begins_again(self, state: Any, old: Held) -> Callable[[Held], Awaitable[None]] | None:
-        """What begins the transaction of *state* on another connection; None: there is none.
+        """Return a function that begins the transaction of *state* on another connection; None:
+        there is none.
 
-        Raises Refused where nobody knows.
+        Raises Refused if that is not known.
         """
         if not (state.transactions or old.is_begun):
             return None
@@ -181,7 +184,9 @@ class AsyncHealing:
         raise NotImplementedError
 
     async def _forgets_commit(self, held: Held, exc: Exception) -> bool:
-        """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
+        """Return whether the failure of COMMIT with *exc* loses nothing, because only reads went
+        before it.
+        """
         past, owner = held.past, held.owner
         if past is None or is_replayed():
             return False
@@ -200,7 +205,7 @@ class AsyncHealing:
         return True
 
     async def _is_serializable(self) -> bool:
-        """Whether PostgreSQL's default for a session is, or may be, SERIALIZABLE."""
+        """Return whether PostgreSQL's default for a session is, or may be, SERIALIZABLE."""
         try:
             async with self.pool.connection() as conn:
                 level = await conn.fetchval("SHOW transaction_isolation")
@@ -210,7 +215,7 @@ class AsyncHealing:
 
 
 def _lost_by(held: Held | None, exc: Exception, sql: Any) -> Fault | None:
-    """What *exc* means, if another connection than *held* might cure it."""
+    """Return the fault that *exc* reports, if a connection other than *held* might cure it."""
     if held is not None and held.past is not None and exc is held.unsent and not is_replayed():
         held.unsent = None
         held.tell(sql)  # it was found to be lost before anything was sent
@@ -230,9 +235,10 @@ def _lost_by(held: Held | None, exc: Exception, sql: Any) -> Fault | None:
 
 
 def undone_by_closing(held: Any, error: Exception) -> None:
-    """ROLLBACK failed with *error*.
+    """Handle *error*, with which ROLLBACK failed.
 
-    The connection is closed instead, so nothing is stored: whoever rolled back need not hear of it.
+    The connection is closed instead, so nothing is stored, and the caller of the rollback needs no
+    error.
     """
     held.entry.condemn(Cause.RESET_FAILED, str(error))
     log.info(

@@ -1,5 +1,5 @@
-"""peewee for asyncio: ``playhouse.pwasyncio``'s databases by name, whose connections come from an
-:class:`unbroken.AsyncPool`.
+"""peewee for asyncio: ``playhouse.pwasyncio``'s databases under their own names, whose connections
+come from an :class:`unbroken.AsyncPool`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _last_scope: ContextVar[tuple[Where | None, Where | None]] = ContextVar(
 class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: ignore[misc] # peewee ships no types that we could use
     """Mixed in before one of pwasyncio's databases.
 
-    What ``aconnect()``, ``async with db`` or ``@db.unit`` took is kept by the task until
-    ``aclose()``, the end of the block, or its own end; what a statement or a transaction took by
-    itself goes back when that is over.
+    A task keeps a connection that ``aconnect()``, ``async with db`` or ``@db.unit`` acquired until
+    ``aclose()``, the end of the block, or its own end. A connection that a statement or a
+    transaction acquired by itself is returned when that is over.
 
     *pool_size* (or *max_connections*; 10), *pool_min_size* (0) and *acquire_timeout* (seconds; 10)
     are pwasyncio's; every setting of :class:`unbroken.Settings` may be given by its own name.
@@ -62,9 +62,9 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         super().__init__(database, **theirs)
 
     def init(self, database: Any, **kwargs: Any) -> None:
-        """As peewee's; takes the pool's settings too.
+        """Initialize as peewee does; takes the pool's settings too.
 
-        Whoever has a connection of the former pool keeps it until it comes back.
+        A task that has a connection of the former pool keeps it until it is returned.
         """
         self.strict = bool(kwargs.pop("strict", self.strict))
         ours, theirs = pool_options.async_settings(kwargs)
@@ -75,9 +75,9 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
 
     @property
     def pool(self) -> AsyncPool:
-        """The pool behind this database.
+        """Return the pool behind this database.
 
-        Made when it is asked for; connects to nothing by itself.
+        It is created at the first call and connects to nothing by itself.
         """
         if self._pool is None:
             if self.deferred:
@@ -98,7 +98,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
     stats = Poolish.stats
 
     async def aconnect(self) -> Any:
-        """This task's connection; one that ended between two statements is replaced, if no
+        """Return this task's connection. One that ended between two statements is replaced, if no
         transaction is open on it.
 
         Raises PoolTimeoutError, OutageError, ConnectRejectedError, ConnectionLostError: each a
@@ -129,10 +129,10 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         return held
 
     async def _pin(self, sql: Any = None) -> tuple[Any, Any]:
-        """This task's state and the connection in it, for *sql* (None: a transaction), until
+        """Return this task's state and the connection in it, for *sql* (None: a transaction), until
         :meth:`_unpin`.
 
-        If it had none, nobody keeps this one afterwards.
+        If it had none, this one is returned to the pool afterwards.
         """
         state = self._state._current()
         is_free = state.conn is None
@@ -150,7 +150,7 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         await self._settle(state)
 
     async def _settle(self, state: Any) -> None:
-        """Give back a connection that nobody keeps any more."""
+        """Return a connection that is not kept any more."""
         held = state.conn
         if (
             held is not None
@@ -160,28 +160,29 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
             await self._drop(state)
 
     async def _drop(self, state: Any) -> None:
-        """Give a task's connection back, its transactions aside."""
+        """Return a task's connection, apart from its transactions."""
         held, state.conn, state.closed = state.conn, None, True
         if held is not None:
             await held.close()
 
     async def aclose(self) -> None:
-        """As pwasyncio's."""
+        """Do the same as pwasyncio."""
         self._note_scope()
         await super().aclose()
 
     def _note_scope(self) -> None:
-        """For the words of a refusal: where what is about to be left was opened, and where it is
-        left.
+        """For the text of a refusal: record where the scope about to be left was opened, and where
+        it is left.
         """
         held = self._state.conn
         if self.strict and held is not None:
             _last_scope.set(((held.entry.code, held.entry.instruction), caller()))
 
     async def aexecute_sql(self, sql: Any, params: Any = None) -> Any:
-        """As pwasyncio's.
+        """Do the same as pwasyncio.
 
-        A connection that is taken for this alone goes back at once: its result is read.
+        A connection that is acquired for this alone is returned immediately, because its result is
+        read.
         """
         pinned = await self._pin_safely(sql)
         try:
@@ -191,9 +192,10 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
             await self._unpin(*pinned)
 
     async def iterate(self, query: Any, buffer_size: int | None = None) -> AsyncIterator[Any]:
-        """As pwasyncio's.
+        """Do the same as pwasyncio.
 
-        A connection that is taken for this alone goes back when it is read to the end or closed.
+        A connection that is acquired for this alone is returned when the iterator is read to the
+        end or closed.
         """
         query.bind(self)
         pinned = await self._pin(query.sql()[0])
@@ -210,13 +212,13 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         await held.close()
 
     async def _pool_close(self) -> None:
-        """Bounded by *acquire_timeout*, and 10 s; what is lent then is closed when it comes
-        back.
+        """Close the pool within *acquire_timeout* and 10 s. Connections in use then are closed on
+        their return.
         """
         await self.pool.close(timeout=min(10.0, self.pool.settings.acquire_timeout))
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
-        """As peewee's; a BEGIN that met a lost connection is sent on another."""
+        """Do the same as peewee. A BEGIN that met a lost connection is sent on another."""
         while True:
             state, held = pwasyncio.await_(self._pin())
             try:
@@ -234,14 +236,16 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
                 pwasyncio.await_(self._unpin(state, held))
 
     def commit(self) -> None:
-        """As peewee's. Raises CommitUnknownError or ConnectionLostError where it was lost."""
+        """Do the same as peewee. Raises CommitUnknownError or ConnectionLostError if it was
+        lost.
+        """
         try:
             pwasyncio.await_(self._commit(self._state.conn))
         finally:
             pwasyncio.await_(self._settle(self._state._current()))
 
     def rollback(self) -> None:
-        """As peewee's; what was lost is rolled back by the server."""
+        """Do the same as peewee. On a lost connection the server rolls back."""
         state = self._state._current()
         if state.conn is not None and state.conn.stale():
             pwasyncio.await_(self._drop(state))
@@ -265,10 +269,9 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
             pwasyncio.await_(self._settle(state))
 
     async def _commit(self, held: Any) -> None:
-        """COMMIT.
+        """Send COMMIT.
 
-        Raises CommitUnknownError where its answer was lost, ConnectionLostError where it was never
-        sent.
+        Raises CommitUnknownError if its answer was lost, ConnectionLostError if it was never sent.
         """
         if held is None:
             raise peewee.InterfaceError("Cannot commit, database connection not open.")
@@ -286,12 +289,12 @@ class AsyncPooledDatabase(AsyncHealing, pwasyncio.AsyncDatabaseMixin):  # type: 
         held.look()
 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
-        """``@db.unit`` on an ``async def``: see :func:`unbroken.peewee.unit`."""
+        """``@db.unit`` on an ``async def``; :func:`unbroken.peewee.unit` describes it."""
         return unit(self, function, **options)
 
 
 class AsyncMySQLConnection(Held, pwasyncio.AsyncMySQLConnection):  # type: ignore[misc]
-    """pwasyncio's, lent by a pool."""
+    """pwasyncio's connection, from a pool."""
 
 
 class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # type: ignore[misc]
@@ -329,14 +332,14 @@ class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # 
 
 
 class AsyncPostgresqlConnection(Held, pwasyncio.AsyncPostgresqlConnection):  # type: ignore[misc]
-    """pwasyncio's, lent by a pool."""
+    """pwasyncio's connection, from a pool."""
 
 
 class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
-    """pwasyncio's transaction or savepoint, which hears what became of its connection."""
+    """pwasyncio's transaction or savepoint, which tracks its connection."""
 
     def __exit__(self, *exc: Any) -> None:
-        """As pwasyncio's."""
+        """Do the same as pwasyncio."""
         state = self.db._state._current()
         try:
             super().__exit__(*exc)
@@ -359,7 +362,9 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
                 await self.db._unpin(state, held)
 
     async def acommit(self, begin: bool = True) -> None:
-        """Raises CommitUnknownError or ConnectionLostError where the outermost one was lost."""
+        """Commit. Raises CommitUnknownError or ConnectionLostError if the outermost one was
+        lost.
+        """
         if self._lent.conn is None:
             raise self._lent.loss()
         if self._lent.conn._top_xact is self._tx:
@@ -371,7 +376,7 @@ class AsyncPgAtomic(pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
             await self._abegin()
 
     async def arollback(self, begin: bool = True) -> None:
-        """What was lost is rolled back by the server."""
+        """Roll back. On a lost connection the server does so."""
         if not self._lent.stale():
             is_outermost = self._lent.conn._top_xact is self._tx
             try:
@@ -428,12 +433,12 @@ class AsyncPostgresqlDatabase(AsyncPooledDatabase, pwasyncio.AsyncPostgresqlData
         return conn
 
     def atomic(self, *args: Any, **kwargs: Any) -> AsyncPgAtomic:
-        """As pwasyncio's."""
+        """Do the same as pwasyncio."""
         return AsyncPgAtomic(self, *args, **kwargs)
 
     transaction = savepoint = atomic
 
 
-# unbroken.peewee.connect("postgresql+asyncpg://...") means these
+# unbroken.peewee.connect("postgresql+asyncpg://...") means these classes
 db_url.register_database(AsyncMySQLDatabase, "aiomysql+unbroken")
 db_url.register_database(AsyncPostgresqlDatabase, "asyncpg+unbroken")

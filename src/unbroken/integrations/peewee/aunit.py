@@ -1,5 +1,5 @@
 """``@db.unit`` for asyncio: coroutine functions as units of work, with the connection handled and
-lazy results made whole.
+lazy results read in full.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def awaited(
     deadline: float | None,
     max_replays: int | None,
 ) -> Any:
-    """*function* as a unit of work on an asyncio *database*: see :func:`unbroken.peewee.unit`."""
+    """Return *function* as a unit of work on an asyncio *database*; :func:`unbroken.peewee.unit`
+    describes it.
+    """
 
     @functools.wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
@@ -51,7 +53,9 @@ def awaited(
 
 
 class _Scope:
-    """Connected inside; afterwards as it was before. Whatever is left open is rolled back."""
+    """A scope that is connected inside, and afterwards as it was before. Transactions left open are
+    rolled back.
+    """
 
     __slots__ = ("db", "opened", "timer")
 
@@ -62,7 +66,7 @@ class _Scope:
         work = current()
         self.opened, self.timer = self.db._state.conn is None, None
         held = await self.db.aconnect()
-        if not self.opened:  # what is taken in a unit is ended in its time anyway
+        if not self.opened:  # a connection acquired in a unit ends with it anyway
             self.timer = held.loan.timer(math.inf if work is None else work.until)
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -76,7 +80,7 @@ class _Scope:
 
 
 async def _whole(value: Any, db: Any, function: Any, lazy: Lazy) -> Any:
-    """As :func:`whole`, which reads through pwasyncio's bridge."""
+    """Do the same as :func:`whole`, which reads through pwasyncio's bridge."""
     if inspect.isasyncgen(value) and lazy == "read":
         return _given([row async for row in value])
     return await db.run(whole, value, db, function, lazy)

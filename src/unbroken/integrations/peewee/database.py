@@ -1,8 +1,8 @@
-"""The body: a peewee database whose connections come from a pool of unbroken's.
+"""The base class: a peewee database whose connections come from a pool of unbroken's.
 
-Who keeps a connection, and until when, is said in ``slot.py``. Nothing here waits under a lock:
-peewee's own ``connect`` and ``close`` hold one for all threads, so that a caller who waits for a
-connection would keep others from giving theirs back.
+``slot.py`` describes how long a connection is kept. Nothing here waits under a lock. peewee's own
+``connect`` and ``close`` hold one for all threads, so a caller that waits for a connection would
+keep others from returning theirs.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ __all__ = ["MaxConnectionsExceeded", "PooledDatabase"]
 
 
 class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type: ignore[misc] # peewee ships no types that we could use
-    """Mixed in before one of peewee's MySQL or PostgreSQL databases, as playhouse's class of that
-    name is.
+    """Mixed in before one of peewee's MySQL or PostgreSQL databases, like playhouse's class of that
+    name.
 
-    *max_connections* (20; 0: no bound), *stale_timeout* (seconds that a connection may live; None:
-    3600) and *timeout* (seconds to wait for one; None: 10, 0: for ever) are playhouse's; every
-    setting of :class:`unbroken.Settings` may be given by its own name. *strict*: refuse statements
-    outside of a scope instead of connecting for them. *reconnect*: replace a connection that an
-    explicit ``connect()`` holds and that ended between two statements, with no transaction open
-    (its session state is lost).
+    These are playhouse's arguments: *max_connections* (20; 0: no bound), *stale_timeout* (seconds
+    that a connection may live; None: 3600) and *timeout* (seconds to wait for one; None: 10, 0: for
+    ever). Every setting of :class:`unbroken.Settings` may be given by its own name. *strict*:
+    refuse statements outside of a scope instead of connecting for them. *reconnect*: replace a
+    connection that an explicit ``connect()`` holds and that ended between two statements, with no
+    transaction open (its session state is lost).
     """
 
     is_async = False
@@ -79,8 +79,8 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         timeout: Any = None,
         **kwargs: Any,
     ) -> None:
-        """As playhouse's; takes unbroken's settings too. What was pooled before is closed, what is
-        lent when it comes back.
+        """Initialize as playhouse does; takes unbroken's settings too. Idle connections of the
+        former pool are closed now, those in use on their return.
 
         Raises ConfigurationError for settings that cannot work.
         """
@@ -99,9 +99,9 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
 
     @property
     def pool(self) -> Pool:
-        """The pool behind this database.
+        """Return the pool behind this database.
 
-        Made when it is asked for; connects to nothing by itself.
+        It is created at the first call and connects to nothing by itself.
         """
         made = self._made
         return made if made is not None else self._make()
@@ -136,7 +136,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             self._retired = [*(p for p in self._retired if p.stats().used), pool]
 
     def _dial(self) -> Any:
-        """A new connection, peewee's own way."""
+        """Open a new connection, peewee's own way."""
         return super()._connect()
 
     # -- which connection --------------------------------------------------------------------------
@@ -154,12 +154,12 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         self._threads: Any = PerThread() if self.thread_safe else Shared()
 
     def is_closed(self) -> bool:
-        """Whether this thread has no connection, nor a scope that has one."""
+        """Return whether this thread has no connection, nor a scope that has one."""
         slot = self._state
         return slot.closed and not slot.held
 
     def connect(self, reuse_if_open: bool = False) -> bool:
-        """Take a connection from the pool for this thread, until ``close()``. As peewee's.
+        """Acquire a connection from the pool for this thread, until ``close()``, as peewee does.
 
         Raises PoolTimeoutError (also a MaxConnectionsExceeded), OutageError or
         ConnectRejectedError, each also a ``peewee.OperationalError``.
@@ -175,7 +175,9 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         return True
 
     def close(self) -> bool:
-        """Give this thread's connection back. As peewee's: whether there was one."""
+        """Return this thread's connection to the pool. Like peewee's, it returns whether there was
+        one.
+        """
         if self.deferred:
             raise peewee.InterfaceError(
                 "Error, database must be initialized before opening a connection."
@@ -193,7 +195,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         return was_open
 
     def connection(self) -> Any:
-        """The driver's connection of this thread; opens one as ``connect()`` does, until
+        """Return the driver's connection of this thread. It opens one as ``connect()`` does, until
         ``close()``.
         """
         slot = self._state
@@ -237,13 +239,13 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         try:
             ctx.__exit__(kind, exc, trace)
         finally:
-            if getattr(ctx, "_helper", None) in slot.transactions:  # its end was broken off
+            if getattr(ctx, "_helper", None) in slot.transactions:  # its exit was interrupted
                 self._abandon(slot)
             if not slot.ctx:
                 self.close()
 
     def _abandon(self, slot: Slot) -> None:
-        """Nobody is in the transactions of *slot* any more: their connection is ended, and the
+        """End the connection of *slot*, because no code runs in its transactions any more. The
         server rolls back.
         """
         transactions = slot.transactions[:]
@@ -273,7 +275,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
                 return
 
     def _take(self, slot: Slot) -> None:
-        """Take a connection into *slot*; whoever asked sees to it that it is kept."""
+        """Acquire a connection into *slot*. The caller must ensure that it is kept."""
         if self.deferred:
             raise peewee.InterfaceError(
                 "Error, database must be initialized before opening a connection."
@@ -310,7 +312,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         return translated(state_of(self.pool).error(ConnectionLostError, TRANSACTION_LOST(what)))
 
     def _give_back(self, slot: Slot, where: Any = None) -> None:
-        """Take the connection out of *slot*, whose scope stays, and release it."""
+        """Remove the connection from *slot*, whose scope stays, and release it."""
         self._finish_leaving(slot)
         with slot.lock:
             conn, loan = slot.conn, slot.loan
@@ -319,7 +321,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             ]
             if loan is not None and loan.state.here[0]:
                 _call = loan.begin_end()
-                slot.leaving = loan  # first: at no moment does nobody know of it
+                slot.leaving = loan  # first: at every moment some reference exists
             slot.drop()
         slot.left = where
         if loan is not None:
@@ -332,7 +334,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             self._close(conn)
 
     def _finish_leaving(self, slot: Slot) -> None:
-        """What this thread gives back, or was struck while it did, goes back."""
+        """Return the connection whose return by this thread is pending or was interrupted."""
         leaving = slot.leaving
         if leaving is None:
             return
@@ -344,11 +346,11 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             slot.leaving = None
 
     def _settle(self, slot: Slot) -> None:
-        """Give back what nobody keeps any more."""
+        """Return a connection that is not kept any more."""
         with slot.lock:
             if not slot.is_free:
                 return
-            pin = Pin(self, slot)  # from here on it is ours to give back
+            pin = Pin(self, slot)  # from here on this call must return it
         try:
             self._give_back(slot)
         finally:
@@ -360,13 +362,15 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
             self._settle(slot)
 
     def _reader_ended(self, slot: Slot, key: int) -> None:
-        """A result was read to its end, or closed."""
+        """Note that a result was read to its end, or closed."""
         slot.readers.pop(key, None)
         if not slot.is_bound:
             self._settle(slot)
 
     def _reader_collected(self, slot: Slot, key: int, result: Result) -> None:
-        """A result is being collected, on any thread; a forked child's is the parent's business."""
+        """Note that a result is being collected, on any thread. A forked child's is the parent's
+        business.
+        """
         loan = slot.loan
         if (
             loan is None
@@ -386,13 +390,13 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
     # -- units of work -----------------------------------------------------------------------------
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
-        """As peewee's.
+        """Do the same as peewee.
 
-        As a decorator, the outermost one makes its function a unit of work: replayed when that is
+        As a decorator, the outermost one makes its function a unit of work: replayed if that is
         provably safe.
         """
         return Atomic(self, *args, **kwargs)
 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
-        """``@db.unit``: see :func:`unbroken.peewee.unit`."""
+        """``@db.unit``; :func:`unbroken.peewee.unit` describes it."""
         return unit(self, function, **options)

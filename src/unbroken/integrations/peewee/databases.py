@@ -1,6 +1,4 @@
-"""The databases by playhouse's names, one for each way that peewee has to connect, and their
-URLs.
-"""
+"""The databases by playhouse's names, one for each way that peewee connects, and their URLs."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from unbroken.messages.integrations import PEEWEE_DATABASE
 
 
 class PooledMySQLDatabase(PooledDatabase, peewee.MySQLDatabase):  # type: ignore[misc] # peewee ships no types that we could use
-    """playhouse's ``PooledMySQLDatabase``, unbroken: PyMySQL, or mysqlclient where peewee takes
+    """playhouse's ``PooledMySQLDatabase``, unbroken: PyMySQL, or mysqlclient if peewee uses
     that.
     """
 
@@ -81,14 +79,14 @@ for _name, _kind in _SCHEMES.items():
 
 
 def connect(url: str, **options: Any) -> Any:
-    """As ``playhouse.db_url.connect``, for any of its MySQL and PostgreSQL schemes (``mysql``,
-    ``mysql+pool``, ``psycopg3+pool`` …).
+    """Do the same as ``playhouse.db_url.connect``, for any of its MySQL and PostgreSQL schemes
+    (``mysql``, ``mysql+pool``, ``psycopg3+pool`` …).
 
     ``mysql+aiomysql`` and ``postgresql+asyncpg`` make the asyncio databases.
 
-    Settings may stand in the query: ``postgresql+pool://…/shop?max_connections=5&strict=true``.
-    User and password are unquoted. Raises ConfigurationError for a scheme that unbroken does not
-    serve.
+    Settings may be in the query: ``postgresql+pool://…/shop?max_connections=5&strict=true``. User
+    and password are unquoted. Raises ConfigurationError for a scheme that unbroken does not
+    support.
     """
     scheme = _scheme_of(url)
     if scheme in _ASYNC:
@@ -124,7 +122,9 @@ def connect(url: str, **options: Any) -> Any:
 
 
 def _scheme_of(url: object) -> str:
-    """The scheme of *url*. Raises ConfigurationError for what is no URL, without showing it."""
+    """Return the scheme of *url*. Raises ConfigurationError for a value that is no URL, without
+    showing it.
+    """
     if not isinstance(url, str):
         raise ConfigurationError(NOT_A_URL(no_text(url)))
     try:
@@ -133,7 +133,7 @@ def _scheme_of(url: object) -> str:
             _ = urlsplit(url).port
     except ValueError:
         scheme, _, rest = url.partition("://")
-        parse(f"mysql://{rest}")  # says what is wrong, if it sees that
+        parse(f"mysql://{rest}")  # raises for the flaw, if it finds one
         raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be read; {ENCODE}")) from None
     if not scheme or "://" not in url:
         raise ConfigurationError(NOT_A_URL(no_url(url.strip())))

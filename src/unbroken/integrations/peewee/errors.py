@@ -1,4 +1,4 @@
-"""unbroken's errors as peewee's callers catch them."""
+"""unbroken's errors in the form that peewee's callers catch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from unbroken.errors import (
 
 
 class LazyQueryError(UnbrokenError, peewee.InterfaceError):  # type: ignore[misc] # peewee ships no types that we could use
-    """A lazy query ran outside of the scope that opened its connection, or was about to be returned
+    """A lazy query ran outside of the scope that opened its connection, or would have been returned
     out of it.
     """
 
 
 class _Full(peewee.OperationalError, MaxConnectionsExceeded):  # type: ignore[misc]
-    """What callers of playhouse's pool catch when no connection is free."""
+    """The error that callers of playhouse's pool catch if no connection is free."""
 
 
 _KINDS: tuple[type[UnbrokenError], ...] = (
@@ -44,8 +44,8 @@ _KINDS: tuple[type[UnbrokenError], ...] = (
 
 
 def translated(error: Any) -> UnbrokenError:
-    """*error* as one that ``except peewee.OperationalError`` catches too (and
-    ``MaxConnectionsExceeded``, where the pool is full).
+    """Return *error* as one that ``except peewee.OperationalError`` catches too (and
+    ``MaxConnectionsExceeded``, if the pool is full).
     """
     kinds = () if isinstance(error, peewee.PeeweeException) else _KINDS
     for kind in kinds:
@@ -58,7 +58,7 @@ def translated(error: Any) -> UnbrokenError:
 
 
 def origin(error: BaseException) -> BaseException:
-    """The driver's exception behind *error*, which peewee may have made its own of."""
+    """Return the driver's exception behind *error*, which peewee may have converted to its own."""
     if isinstance(error, peewee.PeeweeException) and not isinstance(error, UnbrokenError):
         wrapped = getattr(error, "orig", None)
         if isinstance(wrapped, BaseException):

@@ -1,4 +1,4 @@
-"""How a database sends statements, and what it does when one is lost."""
+"""How a database sends statements, and how it reacts when one is lost."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Executing(peewee.Database):  # type: ignore[misc] # peewee ships no types 
     """The part of a database that makes cursors and executes."""
 
     def cursor(self, named_cursor: Any = None) -> Any:
-        """As peewee's.
+        """Do the same as peewee.
 
-        A cursor on a connection that was opened for it keeps that until it is closed or collected.
+        A cursor on a connection that was opened for it keeps that connection until it is closed or
+        collected.
         """
         slot, pin = self._ready()
         try:
@@ -81,8 +82,8 @@ class Executing(peewee.Database):  # type: ignore[misc] # peewee ships no types 
         return cast("Result", result)
 
     def _blame(self, slot: Slot, exc: BaseException, sql: Any) -> None:
-        """Raise what the caller is told instead of *exc*, if so. (A variable for it beside its own
-        traceback would be a cycle that keeps results, and so connections.)
+        """Raise the error for the caller in place of *exc*, if there is one. (A variable for it
+        beside its own traceback would be a cycle that keeps results, and so connections.)
         """
         error = upkeep.failed(self, slot, exc, sql, may_heal=True)
         if error is not exc:
@@ -94,14 +95,14 @@ class Executing(peewee.Database):  # type: ignore[misc] # peewee ships no types 
             status = loan.state.driver.is_in_transaction(slot.conn)
             slot.open, slot.clean, slot.last_used = status is True, status is False, loan.state.now
         if result._cursor.description is None and not is_streaming(result._cursor):
-            # nothing to be read
+            # nothing to read
             slot.readers.pop(id(result), None)
             if not slot.is_bound:
                 result.let_go()
 
     def _ready(self) -> tuple[Slot, Pin]:
-        """This thread's slot with a connection in it that is fit for a statement, pinned until
-        :meth:`_unpin`.
+        """Return this thread's slot with a connection in it that is fit for a statement, pinned
+        until :meth:`_unpin`.
         """
         slot = self._state
         self._begin_anew(slot)
@@ -120,7 +121,9 @@ class Executing(peewee.Database):  # type: ignore[misc] # peewee ships no types 
         return slot, pin
 
     def _allow(self, slot: Slot) -> None:
-        """May a connection be opened for what is about to run? Raises what says no."""
+        """Check whether a connection may be opened for the next statement. Raises the exception
+        that refuses it.
+        """
         if slot.orphan and slot.transactions:
             raise peewee.OperationalError(
                 PARENTS_CONNECTION(

@@ -1,7 +1,7 @@
-"""A statement whose connection was lost is sent again on another one, where that is safe.
+"""Sends a statement whose connection was lost again on another one, if that is safe.
 
-Whether it is, :mod:`unbroken.ledger.heal` decides. Here stand peewee's sides of it: what is told of
-each statement, and how a slot gets another connection in the middle of a transaction.
+:mod:`unbroken.ledger.heal` decides whether it is. This module holds peewee's part: the report of
+    each statement, and how a slot gets another connection in the middle of a transaction.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from unbroken.pool.steps import run
 
 
 class Refused(Exception):  # noqa: N818 - no error: it says why not
-    """Why a statement is not sent again."""
+    """The reason why a statement is not sent again."""
 
 
 class OwnAffair(Exception):  # noqa: N818 - likewise
@@ -45,13 +45,17 @@ class OwnAffair(Exception):  # noqa: N818 - likewise
 
 
 def past_for(pool: Any) -> Past | None:
-    """What a use of one of *pool*'s connections keeps. None: nothing is run again."""
+    """Return the record that a use of one of *pool*'s connections keeps. None: nothing is run
+    again.
+    """
     state = state_of(pool)
     return Past() if pool.settings.heal and state.knows_status else None
 
 
 def tell(slot: Slot, sql: Any) -> None:
-    """*sql* is about to be sent. Raises ConnectionLostError for what only a lost session knew."""
+    """Report *sql*, which is about to be sent. Raises ConnectionLostError if it needs state of a
+    lost session.
+    """
     loan = slot.loan
     if loan is None or loan.past is None:
         return
@@ -65,7 +69,7 @@ def tell(slot: Slot, sql: Any) -> None:
 
 
 def missed(state: Any) -> UnbrokenError:
-    """The error of what only the session knew that was lost."""
+    """Return the error for state that only the lost session had."""
     error: UnbrokenError = state.error(
         ConnectionLostError,
         SESSION_LOST(
@@ -76,7 +80,7 @@ def missed(state: Any) -> UnbrokenError:
 
 
 class Healing:
-    """Mixed in before a peewee database: it sends what goes through ``execute_sql``."""
+    """Mixed in before a peewee database: it sends the statements of ``execute_sql``."""
 
     _take: Callable[[Slot], None]
     _give_back: Callable[[Slot], None]
@@ -84,9 +88,9 @@ class Healing:
     reconnect: bool
 
     def _send_safely(self, slot: Slot, sql: Any, send: Callable[[], Any]) -> Any:
-        """What *send* gives, which sends *sql*.
+        """Return the result of *send*, which sends *sql*.
 
-        It is called again where the connection was lost and that is safe.
+        It is called again if the connection was lost and that is safe.
         """
         losses, healed = Losses(), None
         while True:
@@ -100,7 +104,7 @@ class Healing:
                         slot.undone[0].tell_lost(*slot.undone[1:])
                     raise
                 loan, past = slot.told, slot.told.past
-                assert past is not None  # it was told
+                assert past is not None  # it was reported
                 if slot.undone is not None:
                     _, loan.entry.ending = slot.undone[1:]
                 count = losses.add(loan, past, was_dead=slot.was_dead)
@@ -131,7 +135,7 @@ class Healing:
             return result
 
     def _lost_by(self, slot: Slot, exc: Exception, sql: Any) -> Fault | None:
-        """What *exc* means, if another connection might cure it."""
+        """Return the fault that *exc* reports, if another connection might cure it."""
         if slot.told is None and slot.begun and slot.loan is not None and slot.loan.is_dead:
             tell(slot, sql)  # the driver gave no cursor, so nothing was sent
             slot.was_dead = Before.GONE
@@ -147,7 +151,9 @@ class Healing:
         return curable(loan, met[1], was_dead=slot.was_dead)
 
     def _move(self, slot: Slot, loan: Taken, past: Past, ruling: Ruling) -> None:
-        """Another connection in *slot*, in the same transaction. Raises what says why not."""
+        """Put another connection into *slot*, in the same transaction. Raises the exception that
+        refused it.
+        """
         if not ruling.heals:
             raise Refused(ruling.reason)
         if slot.held and not self.reconnect:
@@ -167,7 +173,7 @@ class Healing:
                     self._give_back(slot)
 
     def _moved(self, slot: Slot, old: Taken, past: Past, ruling: Ruling, begun: bool) -> bool:
-        """One attempt. False: that connection was lost, too."""
+        """Make one attempt. False: that connection was lost, too."""
         if not slot.closed:
             self._give_back(slot)
         try:
@@ -194,7 +200,9 @@ class Healing:
         return True
 
     def _forgets_commit(self, slot: Slot, exc: Exception) -> bool:
-        """Whether COMMIT, which failed with *exc*, is no loss: nothing but reads went before it."""
+        """Return whether the failure of COMMIT with *exc* loses nothing, because only reads went
+        before it.
+        """
         loan = slot.loan
         past = None if loan is None else loan.past
         if loan is None or past is None or slot.raw or is_replayed():

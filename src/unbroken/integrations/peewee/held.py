@@ -1,4 +1,4 @@
-"""A connection of a pool's in a task's hands: pwasyncio's wrapper with an ear for what is lost."""
+"""A pool's connection that a task holds: pwasyncio's wrapper, which notices a lost connection."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from unbroken.messages.data import TRANSACTION_LOST
 from unbroken.pool.heal import Before, before, is_open
 from unbroken.pool.steps import run_async
 
-#: Code in these packages knows what it does with the driver's own connection.
+#: Code in these packages uses the driver's own connection knowingly.
 _OWN = ("playhouse.", "peewee", "unbroken.")
 
 
 class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee ships no types that we could use
-    """A connection in a task's hands; mixed in before pwasyncio's wrapper, whose ``conn`` is the
+    """A connection that a task holds; mixed in before pwasyncio's wrapper, whose ``conn`` is the
     driver's own.
     """
 
@@ -41,19 +41,20 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         loan.begun = (unit := current(), None)  # acquire() has enlisted it
         self.last_used = self.entry.taken_at
         self.is_open = False  #: whether a statement left a transaction open
-        self.pins = 0  #: statements that are at work on it
-        #: taken by a statement or a transaction, not by connect(): nobody keeps it afterwards
+        self.pins = 0  #: statements that are using it
+        #: taken by a statement or a transaction, not by connect(): it is not kept afterwards
         self.by_itself = False
         self.past = past_for(pool)
         self.told: Any = None  #: the statement under way
         #: whether the connection was known to be lost before it was sent
         self.was_dead = Before.WELL
-        self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning
+        #: the driver's last error, and its fault
+        self.met: tuple[BaseException, Fault] | None = None
         self.is_beginning = False  #: a BEGIN of the body's own is being sent
         self.is_begun = False  #: a transaction was begun in a way that can be repeated
         self.begin_with: Any = None  #: … with these arguments
-        self.unsent: UnbrokenError | None = None  #: the error that says so before sending
-        self.successor: Held | None = None  #: what took its place in the middle of a statement
+        self.unsent: UnbrokenError | None = None  #: the error that reports so before sending
+        self.successor: Held | None = None  #: its replacement in the middle of a statement
         limit = self.owner.settings.deadline
         self.until = min(
             math.inf if limit is None else self.last_used + limit,
@@ -62,22 +63,22 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         loan.arm(self.until)
 
     def resume(self, other: Held) -> None:
-        """This one takes the place of *other*, whose holder and deadline stay."""
+        """Replace *other*, whose holder and deadline stay."""
         self.by_itself, self.pins, other.successor = other.by_itself, other.pins, self
         self.until = min(self.until, other.until)
         self.loan.disarm()
         self.loan.arm(self.until)
 
     def begins(self, given: Any = None) -> None:
-        """A transaction was begun, *given* these arguments."""
+        """Note that a transaction was begun, *given* these arguments."""
         self.is_open = self.is_begun = True
         self.begin_with = given or self.begin_with
         if self.past is not None:
             self.past.begins()
 
     def tell(self, sql: Any) -> None:
-        """*sql* is about to be sent. Raises ConnectionLostError for what only a lost session
-        knew.
+        """Report *sql*, which is about to be sent. Raises ConnectionLostError if it needs state of
+        a lost session.
         """
         past = self.past
         if past is None or self.is_beginning:
@@ -88,13 +89,13 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         past.sent(sql, is_open(self.loan, past, lambda: not self.is_begun))
 
     def stale(self) -> bool:
-        """Whether this connection is known to be lost. No round trip."""
+        """Return whether this connection is known to be lost. No round trip."""
         known = self.conn is None or self.entry.cause is not None or super().stale()
         return known or (not self._streaming and self.loan.is_dead)
 
     async def answers(self) -> bool:
-        """After long silence one ping tells whether the connection was dropped silently, as the
-        pool does before it lends one.
+        """Return whether the server answers. After long silence one ping finds out whether the
+        connection was dropped silently, as the pool does before it hands one out.
         """
         if monotonic() - self.last_used >= self.owner.fresh_for and not (
             self.is_open or self._streaming
@@ -103,7 +104,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         return self.entry.cause is None
 
     def join(self) -> None:
-        """A statement is about to run within a unit of work: it must hear of it, also where the
+        """Join the current unit of work before a statement. The unit must see it, also if the
         connection is older.
         """
         unit = current()
@@ -112,14 +113,14 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             self.loan.join(unit, older if self.is_open else None)
 
     def look(self) -> None:
-        """The server has answered: what is open now."""
+        """Record the open transaction after the server's answer."""
         self.is_open = self.owner.driver.is_in_transaction(self.conn) is not False
         self.is_begun = self.is_begun and self.is_open
         self.last_used = monotonic()
 
     @contextmanager
     def listening(self, sql: Any = "") -> Iterator[None]:
-        """The pool and the unit of work are told what it means that *sql*, sent inside, raises."""
+        """Report an error of *sql*, sent inside, to the pool and the unit of work."""
         try:
             yield
         except BaseException as exc:
@@ -138,7 +139,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
             raise
 
     def loss(self) -> UnbrokenError:
-        """The error that says so."""
+        """Return the error that reports so."""
         taken, why = self.entry.place, self.owner.explain(self.entry, in_use=True)[0].value
         what = (
             f"connection of pool {self.owner.name}, taken at {taken}, was lost ({why}) in a"
@@ -148,12 +149,12 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         return self.unsent
 
     async def send(self, sql: str) -> Any:
-        """Send a statement of the body's own."""
+        """Send a statement of this library's own."""
         return await super().execute(sql)
 
     @property
     def conn(self) -> Any:
-        """The driver's own. Code that takes it from here may send anything."""
+        """Return the driver's own connection. Code that takes it from here may send anything."""
         past = self.__dict__.get("past")
         if past is not None and not str(sys._getframe(1).f_globals["__name__"]).startswith(_OWN):
             past.unseen("the application has the driver's connection")
@@ -164,7 +165,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         self.__dict__["conn"] = conn
 
     async def execute(self, sql: str, params: Any = None) -> Any:
-        """As pwasyncio's."""
+        """Do the same as pwasyncio."""
         self.tell(sql)
         with self.listening(sql):
             result = await super().execute(sql, params)
@@ -172,13 +173,13 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         return result
 
     async def execute_iter(self, sql: str, params: Any = None) -> Any:
-        """As pwasyncio's."""
+        """Do the same as pwasyncio."""
         self.tell(sql)
         with self.listening():
             return await super().execute_iter(sql, params)
 
     async def close(self) -> None:
-        """Give it back to the pool that lent it; what is lost is closed."""
+        """Return the connection to its pool; a lost one is closed."""
         conn: Any = self.conn
         self.conn = None
         self.loan.disarm()

@@ -1,4 +1,4 @@
-"""What is lazy in a function's result, and reading it to the end while there is a connection."""
+"""The lazy parts of a function's result, read to the end while there is a connection."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Lazy = Literal["read", "refuse"]
 
 
 def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any:
-    """*value* with all that is lazy in it read to the end (the query itself keeps its rows), or a
-    LazyQueryError.
+    """Return *value* with all its lazy parts read to the end (the query itself keeps its rows).
+    Raises LazyQueryError if that is impossible.
     """
     if isinstance(value, dict | list | tuple | set | frozenset):
         if depth:
@@ -44,7 +44,7 @@ def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any
 
 
 def _unread(value: Any) -> str | None:
-    """What a lazy *value* is, in words; None where nothing is left to be read."""
+    """Describe a lazy *value* in words; None if nothing is left to read."""
     if isinstance(value, peewee.SelectQuery | peewee.RawQuery):
         read = value._cursor_wrapper is not None and value._cursor_wrapper.populated
         return None if read or not value._database else f"the query {value.sql()[0][:300]}"

@@ -1,5 +1,5 @@
-"""Of what a peewee database was given: which driver it uses, where it leads, how to connect, and
-the pool's settings.
+"""A peewee database's arguments: its driver, its address, how to connect, and the pool's
+settings.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from unbroken.messages.integrations import PEEWEE_DATABASE
 from unbroken.pool.arguments import by_our_names
 from unbroken.settings import MOST, Settings
 
-#: playhouse's "as many as you like".
+#: playhouse's value for no limit.
 _UNBOUNDED = 1_000_000
-#: What each driver calls the time that connecting may take, and its least whole number (libpq: 2;
-#: see each driver's file).
+#: Each driver's name for its connect timeout, and its minimum in whole seconds (libpq: 2; see each
+#: driver's file).
 _CONNECT_TIMEOUT = {
     "psycopg": 2,
     "psycopg2": 2,
@@ -37,7 +37,7 @@ _CONNECT_TIMEOUT = {
     "pymysql": 1,
 }
 
-#: What aiomysql's and asyncpg's own pools call two of the settings.
+#: Two settings under the names of aiomysql's and asyncpg's own pools.
 _RENAMED = {"pool_recycle": "max_age", "max_inactive_connection_lifetime": "max_idle"}
 
 
@@ -56,8 +56,8 @@ _HOW = "Settings of unbroken's are keywords of the database, as max_size=5."
 def settings_of(
     max_connections: Any, stale_timeout: Any, timeout: Any, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Settings for the pool from playhouse's arguments (None: not given) and unbroken's own, which
-    win.
+    """Return settings for the pool from playhouse's arguments (None: not given) and unbroken's own,
+    which take precedence.
     """
     out: dict[str, Any] = {}
     if max_connections is not None:
@@ -70,7 +70,7 @@ def settings_of(
 
 
 def _number(name: str, value: Any, kind: type[Any]) -> Any:
-    """*value* of playhouse's argument *name*, which may be a text, as from a URL."""
+    """Return *value* of playhouse's argument *name*, which may be a text, as from a URL."""
     try:
         found = kind(value)
     except (TypeError, ValueError, OverflowError):
@@ -84,8 +84,8 @@ def _number(name: str, value: Any, kind: type[Any]) -> Any:
 
 
 def check_names(database: Any, options: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError for a setting of ours, misspelled, or another pool's word for one,
-    among the *options* that *database* gives to its driver, and for a port that cannot be.
+    """Raise ConfigurationError for a setting of ours, misspelled, or another pool's name for one,
+    among the *options* that *database* gives to its driver. Raise it for an invalid port, too.
     """
     kinds = {kind.__name__ for kind in type(database).__mro__}
     drivers = next((all_ for kind, all_ in _DRIVERS.items() if kind in kinds), ())
@@ -101,8 +101,8 @@ def check_names(database: Any, options: Mapping[str, Any]) -> None:
 
 
 def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part *kwargs* in the pool's settings (pwasyncio's names, the blocking databases', unbroken's
-    own, which win) and the driver's.
+    """Split *kwargs* into the pool's settings and the driver's. The pool's come from pwasyncio's
+    names, the blocking databases', and unbroken's own, which take precedence.
     """
     ours, theirs = Settings.split(by_our_names(kwargs))
     sizes = [theirs.pop(name, None) for name in ("max_connections", "pool_size")]
@@ -123,7 +123,7 @@ def async_settings(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 
 def driver_of(database: Any) -> str:
-    """The name of the library that *database* connects with."""
+    """Return the name of the library that *database* connects with."""
     kinds = {kind.__name__ for kind in type(database).__mro__}
     if "MySQLConnectorDatabase" in kinds:
         return "mysqlconnector"
@@ -149,8 +149,8 @@ def driver_of(database: Any) -> str:
 
 
 def _pymysql_opener(database: Any, settings: Settings) -> Opener:
-    """PyMySQL's own timeout ends before the handshake, and it reads the CA store at each connect
-    (19 of 20 ms): not so here.
+    """Return an opener for PyMySQL. Its own timeout ends before the handshake, and it reads the CA
+    store at each connect (19 of 20 ms); this opener avoids both.
     """
     helper: Any = open_driver(driver="pymysql", connect=_never)
 
@@ -166,12 +166,12 @@ def _pymysql_opener(database: Any, settings: Settings) -> Opener:
 
 
 def _never() -> Any:
-    raise NotImplementedError  # open() is all that is asked of that helper
+    raise NotImplementedError  # only open() of that helper is used
 
 
 def opener(database: Any, connect: Callable[[Any], Any], driver: str, settings: Settings) -> Opener:
-    """How the pool opens a connection: *connect* is peewee's own, called with a copy of *database*
-    that says how long it may take.
+    """Return how the pool opens a connection. *connect* is peewee's own, called with a copy of
+    *database* that holds the time limit.
     """
     if driver == "pymysql":
         return _pymysql_opener(database, settings)
@@ -189,7 +189,7 @@ def opener(database: Any, connect: Callable[[Any], Any], driver: str, settings: 
         if least is not None and "connection_timeout" not in one.connect_params:
             one.connect_params["connect_timeout"] = max(least, math.ceil(limit))
         if driver == "psycopg2":
-            # written in C: only a class that is there from the start can report to a unit of work
+            # written in C: only a class that is used from the start can report to a unit of work
             from unbroken.drivers._psycopg2_connection import reporting
 
             plain = peewee.psycopg2.extensions.connection

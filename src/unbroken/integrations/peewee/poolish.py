@@ -1,4 +1,4 @@
-"""playhouse's ways to look after its pool by hand, and the pool's own numbers."""
+"""playhouse's methods to manage its pool by hand, and the pool's own numbers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from unbroken.pool.state import state_of
 
 
 class Poolish:
-    """What playhouse's pooled databases can be asked for beside peewee's own."""
+    """The methods of playhouse's pooled databases beside peewee's own."""
 
     def stats(self) -> Stats:
-        """The pool's numbers in this process at this moment."""
+        """Return the pool's numbers in this process at this moment."""
         return self.pool.stats()  # type: ignore[attr-defined, no-any-return] # the database's
 
     def _count_replay(self: Any, _why: str) -> None:
@@ -25,7 +25,7 @@ class Poolish:
             state.counters.replays += 1
 
     def manual_close(self: Any) -> bool:
-        """Close this thread's connection for good instead of giving it back.
+        """Close this thread's connection for good instead of returning it.
 
         False: there was none.
         """
@@ -38,7 +38,7 @@ class Poolish:
         return True
 
     def close_idle(self: Any) -> None:
-        """Close the connections that nobody uses."""
+        """Close the idle connections."""
         if self._made is not None:
             state = state_of(self._made)
             for entry in state.kernel.all_idle():
@@ -49,11 +49,11 @@ class Poolish:
                     state.close_entry(each)
 
     def close_stale(self: Any, age: float = 600) -> int:
-        """End the connections that were taken more than *age* seconds ago, whoever uses them: how
-        many.
+        """End the connections that were acquired more than *age* seconds ago, with any holder.
+        Returns how many.
 
-        Their sockets are shut down; what their users do next raises. The setting ``reclaim`` does
-        this by itself.
+        Their sockets are shut down, and their holders' next calls raise. The setting ``reclaim``
+        does this by itself.
         """
         if self._made is None:
             return 0
@@ -69,16 +69,16 @@ class Poolish:
         return len(state.kernel.reclaimed) - before
 
     def close_all(self: Any) -> None:
-        """Close all connections: this thread's and the idle ones now, others' when they come back.
+        """Close all connections: this thread's and the idle ones now, others' on their return.
 
-        The next use opens anew.
+        The next use opens a new one.
         """
         if not self.is_closed():
             self.close()
         self._retire()
 
     def dispose(self: Any) -> None:
-        """Forget this thread's connection, and close the others.
+        """Drop this thread's connection, and close the others.
 
         A forked child need not call it.
         """
@@ -92,10 +92,10 @@ class Poolish:
 
     @property
     def _in_use(self: Any) -> Mapping[int, Any]:
-        """playhouse's, for those who count it."""
+        """playhouse's attribute, for code that counts it."""
         return {} if self._made is None else dict(state_of(self._made).kernel.in_use)
 
     @property
     def _connections(self: Any) -> list[Any]:
-        """playhouse's, for those who count it."""
+        """playhouse's attribute, for code that counts it."""
         return [] if self._made is None else state_of(self._made).kernel.all_idle()

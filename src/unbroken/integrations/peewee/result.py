@@ -1,4 +1,4 @@
-"""A statement's result as peewee reads it: the driver's cursor, and word of when it has been read,
+"""A statement's result as peewee reads it: the driver's cursor, and a notice when it has been read,
 closed or collected.
 """
 
@@ -16,17 +16,17 @@ import peewee
 from unbroken.integrations.peewee.slot import Slot
 from unbroken.messages.integrations import RESULT_LEFT
 
-#: What stays known of a cursor that was let go.
+#: The attributes of a cursor that stay available after it was dropped.
 _KEPT = ("description", "rowcount", "lastrowid", "statusmessage", "query", "arraysize", "rownumber")
 
 
 class Result:
-    """Stands for the driver's *cursor* (``isinstance`` agrees; ``raw_cursor`` is the cursor
+    """A stand-in for the driver's *cursor* (``isinstance`` agrees; ``raw_cursor`` is the cursor
     itself).
 
-    When it has been read to the end, closed or collected, the database is told, and what nobody
-    keeps goes back to the pool. When its connection is given back first, a client-side result keeps
-    its rows; a server-side one is over.
+    When it has been read to the end, closed or collected, the database is notified, and a
+    connection that is not kept otherwise returns to the pool. If its connection is returned first,
+    a client-side result keeps its rows; a server-side one is over.
     """
 
     _cursor: Any
@@ -45,7 +45,7 @@ class Result:
     # -- reading -----------------------------------------------------------------------------------
 
     def fetchone(self) -> Any:
-        """The next row, or None."""
+        """Return the next row, or None."""
         if self._cursor is None:
             return self._kept_row()
         row = self._cursor.fetchone()
@@ -54,7 +54,7 @@ class Result:
         return row
 
     def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
-        """The next rows; none are left when the list is empty."""
+        """Return the next rows; none are left when the list is empty."""
         if self._cursor is None:
             if self._cut:
                 self._kept_row()
@@ -66,7 +66,7 @@ class Result:
         return rows
 
     def fetchall(self) -> Any:
-        """The rest."""
+        """Return the remaining rows."""
         if self._cursor is None:
             rows = list(self._rows)
             self._rows.clear()
@@ -97,11 +97,11 @@ class Result:
     # -- running (a cursor from db.cursor()) -------------------------------------------------------
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
-        """As the driver's."""
+        """Do the same as the driver."""
         return self._run("execute", args, kwargs)
 
     def executemany(self, *args: Any, **kwargs: Any) -> Any:
-        """As the driver's."""
+        """Do the same as the driver."""
         return self._run("executemany", args, kwargs)
 
     def _run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -118,7 +118,7 @@ class Result:
     # -- the end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the cursor; read rows stay the caller's."""
+        """Close the cursor; rows already read stay available."""
         if self._cursor is not None:
             self._reusable = False
             self._ended()
@@ -135,8 +135,8 @@ class Result:
             self._database._reader_ended(self._slot, id(self))
 
     def let_go(self, *, rows: bool = False) -> None:
-        """Close the driver's cursor; what is known of it stays known, and with *rows* what was not
-        read yet.
+        """Close the driver's cursor. Its attributes stay available, and with *rows* its unread
+        rows, too.
         """
         cursor, self._cursor = self._cursor, None
         if cursor is None:
@@ -167,7 +167,7 @@ class Result:
 
     @property
     def raw_cursor(self) -> Any:
-        """The driver's own cursor; None once it was let go."""
+        """Return the driver's own cursor; None once it was dropped."""
         return self._cursor
 
     @property  # type: ignore[misc]
@@ -191,8 +191,8 @@ class Result:
 
 
 def is_streaming(cursor: Any) -> bool:
-    """Whether the rows are still on the server: a named cursor (psycopg2's has no description yet),
-    or MySQL's unbuffered kinds.
+    """Return whether the rows are still on the server: a named cursor (psycopg2's has no
+    description yet), or MySQL's unbuffered kinds.
     """
     kinds = {kind.__name__ for kind in type(cursor).__mro__}
     return bool(getattr(cursor, "name", None)) or bool(

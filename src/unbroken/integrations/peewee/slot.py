@@ -1,10 +1,10 @@
-"""What one thread (or greenlet) has of a database: peewee's connection state, and who keeps the
-connection.
+"""One thread's (or greenlet's) part of a database: peewee's connection state, and the reasons to
+keep the connection.
 
 A connection is kept by an explicit ``connect()`` (``held``), by a transaction (``begun``,
-``transactions``, ``open``), by results that are not read to the end (``readers``) and by a call
-that is at work (``pins``). When none of them is left, it goes back. A result may be collected on
-any thread: so the last two are changed under ``lock``, inside which nothing waits.
+``transactions``, ``open``), by results that are not read to the end (``readers``) and by a running
+call (``pins``). When none of them is left, it is returned. A result may be collected on any thread.
+So the last two are changed under ``lock``, inside which nothing waits.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from unbroken.sync import Pool
 
 Where: TypeAlias = tuple[CodeType, int]
 
-#: Frames of these packages did not take a connection for themselves.
+#: Frames of these packages did not take a connection for their own use.
 _BETWEEN = frozenset({"peewee", "playhouse", "unbroken"})
 
 
 class Taken(Kept):
-    """What a slot has of a pool."""
+    """A slot's connection and other state from a pool."""
 
     remedy = "mark its function @db.unit, or @db.atomic()"
 
     __slots__ = ("past", "pool", "until")
 
     pool: Pool
-    past: Past | None  #: what was sent on it; None: nothing is run again
+    past: Past | None  #: the statements sent on it; None: nothing is run again
     until: float  #: when this use is ended
 
     def resume(self, other: Taken) -> None:
-        """This one takes the place of *other*, whose deadline stays."""
+        """Replace *other*, whose deadline stays."""
         self.disarm()
         self.until = min(self.until, other.until)
         self.arm(self.until)
 
     def put_back(self) -> None:
-        """To the pool; or, where that cannot be, to its end."""
+        """Return it to the pool; or, if that is impossible, close it."""
         self.disarm()
         entry, state = self.entry, self.state
         if state.in_use.get(entry.key) is entry or state.kernel.reclaimed.get(entry.key) is entry:
@@ -66,8 +66,8 @@ class Taken(Kept):
 
 
 class Slot:
-    """peewee's ``_ConnectionState`` (its names are peewee's: closed, conn, ctx, transactions,
-    commit_callbacks) and more.
+    """peewee's ``_ConnectionState`` (with peewee's names: closed, conn, ctx, transactions,
+    commit_callbacks) with additions.
     """
 
     def __init__(self) -> None:
@@ -77,29 +77,32 @@ class Slot:
         self.opening = (
             False  #: a BEGIN is about to be sent: opening a connection for it is no accident
         )
-        self.sql: str | None = None  #: what is about to run, for error messages
-        self.opened: Where | None = None  #: where the last connection was taken …
-        self.left: Where | None = None  #: … and given back (strict mode)
+        self.sql: str | None = None  #: the next statement, for error messages
+        self.opened: Where | None = None  #: where the last connection was acquired …
+        self.left: Where | None = None  #: … and returned (strict mode)
         self.leaving: Taken | None = None  #: on its way back to the pool
-        #: what is known of the open transaction, which gets no connection any more
+        #: the known state of the open transaction, which gets no connection any more
         self.lost: str | None = None
-        self.told: Taken | None = None  #: where the statement under way was told of …
-        self.was_dead = Before.WELL  #: … and whether that connection was known to be lost
-        self.met: tuple[BaseException, Fault] | None = None  #: the driver's last error, its meaning
-        #: the pool, the entry and what the log is told of work that was lost, if it is not healed
+        #: the connection on which the statement under way was reported …
+        self.told: Taken | None = None
+        self.was_dead = Before.WELL  #: … and whether it was known to be lost
+        #: the driver's last error, and its fault
+        self.met: tuple[BaseException, Fault] | None = None
+        #: the pool, the entry and the log's fields for lost work, if the statement is not sent
+        #: again
         self.undone: tuple[Any, Any, Any] | None = None
         self.begin_with: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.until = math.inf  #: when the unit of work that this thread is in must be over
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Clear all state."""
         self.ctx: list[Any] = []
         self.transactions: list[Any] = []
         self.commit_callbacks: list[Any] = []
         self.by_hand: list[
             Any
-        ] = []  #: transactions that no ``with`` ends: kept, so that they are not taken for left
+        ] = []  #: transactions that no ``with`` ends: kept, so that they do not count as left
         self.entered: dict[
             int, int
         ] = {}  #: by the id of a context of ``with db:``, the id of the frame that runs the block
@@ -109,33 +112,35 @@ class Slot:
         self.drop()
 
     def drop(self) -> None:
-        """Forget the connection; the scope stays."""
+        """Drop the connection; the scope stays."""
         self.closed = True
         self.conn: Any = None
-        self.loan: Taken | None = None  #: what the pool knows of it
+        self.loan: Taken | None = None  #: the pool's record of it
         self.begun = False  #: db.begin() was called, and neither commit nor rollback since
-        #: a BEGIN, COMMIT or ROLLBACK is under way, or was broken off: what is open is not known
+        #: a BEGIN, COMMIT or ROLLBACK is under way, or was interrupted: the transaction's state is
+        #: not known
         self.ending = False
-        self.open = False  #: the driver said after the last statement that a transaction is open
-        self.clean = True  #: … for certain that none is
+        #: the driver reported after the last statement that a transaction is open
+        self.open = False
+        self.clean = True  #: … or that certainly none is
         self.raw = False  #: the caller has the connection itself, or a cursor of it
         self.last_used = 0.0
         self.readers.clear()
 
     def set_connection(self, conn: Any) -> None:
-        """As peewee's."""
+        """Do the same as peewee."""
         self.reset()
         self.conn = conn
         self.closed = False
 
     @property
     def is_bound(self) -> bool:
-        """Whether a transaction or an explicit connect holds the connection."""
+        """Return whether a transaction or an explicit connect holds the connection."""
         return self.held or self.begun or self.open or bool(self.transactions)
 
     def is_left(self) -> bool:
-        """Whether nobody is in the outermost transaction any more: an exception broke its end
-        off.
+        """Return whether no code runs in the outermost transaction any more, because an exception
+        interrupted its exit.
         """
         transactions = self.transactions
         if not transactions:
@@ -150,13 +155,13 @@ class Slot:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody keeps the connection any more."""
+        """Return whether there is no reason left to keep the connection."""
         return not (self.closed or self.pins or self.readers or self.is_bound)
 
     def inherited(self) -> None:
-        """This is a forked child: the connection is the parent's.
+        """Mark the connection as the parent's, in a forked child.
 
-        An open transaction's scope stays, to be refused.
+        An open transaction's scope stays, so that it is refused.
         """
         transactions, ctx = self.transactions, self.ctx
         self.lock = threading.RLock()
@@ -167,7 +172,7 @@ class Slot:
 
 
 def _runs(number: int) -> bool:
-    """Whether the frame with that id is on this thread's stack."""
+    """Return whether the frame with that id is on this thread's stack."""
     frame: Any = sys._getframe()
     while frame is not None:
         if id(frame) == number:
@@ -177,11 +182,11 @@ def _runs(number: int) -> bool:
 
 
 class Pin:
-    """Keeps a slot's connection there while a call is at work, however the call ends.
+    """Keeps a slot's connection there while a call runs, in any way that the call ends.
 
-    The slot refers to it weakly: where an exception (of a signal handler, say) strikes before the
-    call can take its pin out, the pin goes with the call's frame, and the connection that nobody
-    keeps any more is given back.
+    The slot refers to it weakly. If an exception (of a signal handler, say) strikes before the call
+    can take its pin out, the pin goes with the call's frame. The connection is then returned if
+    nothing else keeps it.
     """
 
     __slots__ = ("__weakref__", "_database", "_slot")
@@ -192,7 +197,7 @@ class Pin:
             slot.pins.add(self)
 
     def take_out(self) -> None:
-        """The call does not need the connection any more."""
+        """Note that the call does not need the connection any more."""
         slot, self._slot = self._slot, None  # type: ignore[assignment] # it is over
         with slot.lock:
             slot.pins.discard(self)
@@ -219,19 +224,19 @@ class Shared:
 
 
 def caller() -> Where:
-    """The nearest place outside of peewee, playhouse and this package: 0.1 µs a frame."""
+    """Return the nearest place outside of peewee, playhouse and this package: 0.1 µs a frame."""
     frame = outside(_BETWEEN)
     return frame.f_code, frame.f_lasti
 
 
 def place(where: Where) -> Place:
-    """A place that can be read."""
+    """Return a place in readable form."""
     return Place.of(*where)
 
 
 def refusal(sql: Any, opened: Where | None, left: Where | None) -> str:
-    """The words of strict mode: what ran (None: a cursor), here and now, and where the last scope
-    was *opened* and *left*.
+    """Return the text of strict mode's refusal: the statement (None: a cursor), its place, and
+    where the last scope was *opened* and *left*.
     """
     what = "a cursor" if sql is None else " ".join(str(sql).split())[:300]
     text = f"strict: {what} ran outside of a scope, at {place(caller())}"

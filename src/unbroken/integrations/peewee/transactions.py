@@ -1,5 +1,5 @@
-"""BEGIN, COMMIT and ROLLBACK of a peewee database: what holds a connection, and what a lost one
-means to each.
+"""BEGIN, COMMIT and ROLLBACK of a peewee database: how each holds a connection, and how a lost one
+affects it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from unbroken.pool.steps import Call, run
 
 
 class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee ships no types
-    """peewee's own, with an ear for what is lost."""
+    """peewee's own methods, which notice a lost connection."""
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
-        """As peewee's.
+        """Do the same as peewee.
 
         A BEGIN whose connection is lost is sent again on another: nothing was done yet.
         """
         slot = self._state
         slot.begin_with = args, kwargs
         tries = 0
-        slot.opening = False  # a BEGIN that was broken off may have left it
+        slot.opening = False  # a BEGIN that was interrupted may have left it
         self._begin_anew(slot)
         while True:
             pin = Pin(self, slot)
@@ -61,10 +61,10 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             tries += 1
 
     def commit(self) -> None:
-        """As peewee's.
+        """Do the same as peewee.
 
-        Raises CommitUnknownError when the answer to the COMMIT was lost, ConnectionLostError when
-        it was not sent.
+        Raises CommitUnknownError if the answer to the COMMIT was lost, ConnectionLostError if it
+        was not sent.
         """
         slot = self._state
         if slot.lost is not None:
@@ -93,9 +93,9 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             self._unpin(slot, pin)
 
     def _begins_later(self, args: Any, kwargs: Any) -> bool:
-        """Whether BEGIN goes out with the first statement.
+        """Return whether BEGIN is sent with the first statement.
 
-        Not where it says more, or the application's own class sends it.
+        It is not if it has options, or the application's own class sends it.
         """
         slot, pin = self._ready()
         try:
@@ -111,7 +111,7 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             send().execute("COMMIT")
             return
         state = loan.state
-        commit = Call("commit", loan.conn, loan.entry)  # peewee has a way of its own to send it
+        commit = Call("commit", loan.conn, loan.entry)  # peewee has its own way to send it
 
         def do(step: Any) -> Any:
             if step is not commit:
@@ -123,7 +123,7 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             run(loan.commit_and_go_on(commit), do)
 
     def rollback(self) -> None:
-        """As peewee's. A lost connection needs no ROLLBACK: the server has done it."""
+        """Do the same as peewee. A lost connection needs no ROLLBACK: the server has done it."""
         slot = self._state
         if slot.lost is not None:  # the server has rolled back
             slot.lost = None
@@ -158,33 +158,33 @@ class Transactions(Healing, peewee.Database):  # type: ignore[misc] # peewee shi
             self._unpin(slot, pin)
 
     def _begin_anew(self, slot: Slot) -> None:
-        """Before something is sent: a transaction whose end was broken off ends now, or the next
-        BEGIN would commit it in MySQL.
+        """Before a statement: end a transaction whose end was interrupted, or the next BEGIN would
+        commit it in MySQL.
         """
         if slot.is_left() or (slot.ending and not slot.opening):
             self._abandon(slot)
 
     def session_start(self) -> Any:
-        """As peewee's: a transaction that no ``with`` ends."""
+        """Do the same as peewee: begin a transaction that no ``with`` ends."""
         result = super().session_start()
         slot = self._state
         slot.by_hand = slot.transactions[:]
         return result
 
     def transaction_depth(self) -> int:
-        """As peewee's, which decides by it whether a block is the outermost.
+        """Return peewee's value, by which it decides whether a block is the outermost.
 
-        One that was broken off is not counted.
+        A block that was interrupted is not counted.
         """
         slot = self._state
         self._begin_anew(slot)
         return len(slot.transactions)
 
     def pop_transaction(self) -> Any:
-        """As peewee's."""
+        """Do the same as peewee."""
         slot = self._state
         if len(slot.transactions) == 1 and isinstance(slot.transactions[0], peewee._transaction):
-            # its COMMIT or ROLLBACK is next: from here on it counts as broken off until it is
+            # its COMMIT or ROLLBACK is next: from here on it counts as interrupted until it is
             # answered
             slot.ending = slot.begun
         top = slot.transactions.pop()

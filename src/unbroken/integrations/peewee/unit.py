@@ -1,5 +1,5 @@
 """``@db.unit`` and ``@db.atomic()``: functions as units of work, with the connection handled and
-lazy results made whole.
+lazy results read in full.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def unit(
     """Make *function* a unit of work on *database* (or a proxy of one): ``@db.unit`` or
     ``@db.unit(lazy="refuse")``.
 
-    A call connects, runs, gives the connection back, and lets every error through. When the
-    connection was lost (or the server asked to try again) and it is provable that nothing was
-    committed, the call is run again from the start. A lazy result that it returns (a query, an
-    unread cursor, a generator; also inside lists, tuples, sets and dicts) is read to the end first;
-    with ``lazy="refuse"`` it is a LazyQueryError. *atomic*: all of it in one transaction.
+    A call connects, runs, returns the connection, and lets every error through. If the connection
+    was lost (or the server asked to try again) and it is provable that nothing was committed, the
+    call is run again from the start. A lazy result that it returns (a query, an unread cursor, a
+    generator; also inside lists, tuples, sets and dicts) is read to the end first; with
+    ``lazy="refuse"`` it raises a LazyQueryError. *atomic*: all of it runs in one transaction.
     *deadline*: seconds for all attempts together; *max_replays*: None, the database's setting.
     Inside another unit the outermost one replays.
 
-    On an asyncio database *function* is an ``async def``, and so is what this gives. Raises
-    ConfigurationError where they do not fit.
+    On an asyncio database *function* is an ``async def``, and so is the result. Raises
+    ConfigurationError if they do not match.
     """
     if function is None:
         return functools.partial(
@@ -85,7 +85,7 @@ def unit(
 
 
 def resolved(database: Any, function: Any) -> Any:
-    """The database behind *database*, if *function* is of its kind: blocking or asyncio's."""
+    """Return the database in *database* if *function* is of its kind: blocking or asyncio's."""
     db = database.obj if isinstance(database, peewee.Proxy) else database
     if db is None:
         raise peewee.InterfaceError(
@@ -111,7 +111,9 @@ def resolved(database: Any, function: Any) -> Any:
 
 
 class _Scope:
-    """Connected inside; afterwards as it was before. Whatever is left open is rolled back."""
+    """A scope that is connected inside, and afterwards as it was before. Transactions left open are
+    rolled back.
+    """
 
     __slots__ = ("before", "db", "opened", "timer")
 
@@ -122,7 +124,7 @@ class _Scope:
         slot, work = self.db._state, current()
         self.opened, self.before, self.timer = not slot.is_bound, slot.until, None
         if work is not None:
-            slot.until = min(slot.until, work.until)  # what is taken from here on is ended then
+            slot.until = min(slot.until, work.until)  # connections acquired from here on end then
         try:
             if self.opened:
                 self.db.connect()
@@ -145,11 +147,11 @@ class _Scope:
 class Atomic(peewee._atomic):  # type: ignore[misc] # peewee ships no types that we could use
     """peewee's ``atomic``.
 
-    Decorating a function with the outermost one makes that a unit of work.
+    Decorating a function with the outermost one makes the function a unit of work.
     """
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """*function* in this transaction.
+        """Return *function* wrapped in this transaction.
 
         Raises ConfigurationError for an ``async def``, and for a generator, whose work would be
         done after the transaction.
@@ -179,9 +181,9 @@ class DatabaseProxy(peewee.DatabaseProxy):  # type: ignore[misc]
     """
 
     def unit(self, function: Any = None, /, **options: Any) -> Any:
-        """``@proxy.unit``: see :func:`unit`."""
+        """``@proxy.unit``; :func:`unit` describes it."""
         return unit(self, function, **options)
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
-        """As the database's."""
+        """Do the same as the database."""
         return Atomic(self, *args, **kwargs)

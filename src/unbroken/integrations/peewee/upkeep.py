@@ -1,5 +1,5 @@
-"""What a database does about connections that it has: look after those held for long, listen to
-errors, join units of work.
+"""How a database manages its connections: it checks those held for long, examines errors, and joins
+units of work.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = Part("pool")
 
 
 def is_lost(slot: Slot) -> bool:
-    """Whether the connection in *slot* is known to be lost."""
+    """Return whether the connection in *slot* is known to be lost."""
     return slot.loan is not None and slot.loan.is_dead
 
 
@@ -41,8 +41,8 @@ def look_after(database: Any, slot: Slot) -> None:
     """Before a statement on a connection that is kept: replace one that has ended, if nothing is
     lost by that.
 
-    Only its session's state is: what was SET, temporary tables, locks. Whoever took the connection
-    itself is left alone.
+    Only its session's state is lost: SET values, temporary tables, locks. Code that took the
+    connection itself keeps it.
     """
     loan = slot.loan
     if loan is None or not database.reconnect or slot.raw or slot.begun or not slot.clean:
@@ -62,8 +62,8 @@ def look_after(database: Any, slot: Slot) -> None:
 
 
 def tell_replaced(owner: Any, entry: Entry) -> None:
-    """Log that another connection takes the place of *entry*, which ended between two statements
-    of its holder's.
+    """Log that another connection replaces *entry*, which ended between two statements of its
+    holder's.
     """
     log.info(
         "held connection ended",
@@ -79,7 +79,7 @@ def tell_replaced(owner: Any, entry: Entry) -> None:
 
 
 def join(slot: Slot) -> None:
-    """A statement is about to run within a unit of work: the unit must hear of it, also where the
+    """Join the current unit of work before a statement. The unit must see it, also if the
     connection is older.
     """
     unit, loan = current(), slot.loan
@@ -101,11 +101,12 @@ def failed(
     stays: bool = False,
     may_heal: bool = False,
 ) -> BaseException:
-    """A statement raised *exc*: tell the pool and the unit of work what it means. Gives the error
+    """Report *exc*, which a statement raised, to the pool and the unit of work. Returns the error
     that the caller should see.
 
-    A lost connection that no transaction needs goes back at once, unless it *stays* for a ROLLBACK
-    to come. Where the statement *may_heal*, the slot keeps what the log is told if it does not.
+    A lost connection that no transaction needs is returned immediately, unless it *stays* for a
+    ROLLBACK to come. If the statement *may_heal*, the slot keeps the log's fields for the case that
+    it is not sent again.
     """
     loan = slot.loan
     if loan is None:
@@ -128,7 +129,7 @@ def failed(
 
 
 def shown(loan: Loan, exc: BaseException) -> BaseException:
-    """The error that the caller should see for *exc*."""
+    """Return the error that the caller should see for *exc*."""
     if isinstance(exc, CommitUnknownError | ConnectionLostError | ClosedByHolderError):
         return translated(exc)
     if (
@@ -142,7 +143,7 @@ def shown(loan: Loan, exc: BaseException) -> BaseException:
 
 
 def discard(pool: Pool, conn: Any) -> None:
-    """See to it that *conn*, which *pool* has held, is closed when it comes back."""
+    """Ensure that *conn*, which *pool* has held, is closed on its return."""
     loan = pool.loan_of(conn)
     if loan is not None:
         loan.entry.condemn(Cause.DISCARDED)

@@ -1,4 +1,6 @@
-"""Where a database leads, and as whom: its hosts, and callables as ``user`` and ``password``."""
+"""The address of a database, and its login: its hosts, and callables as ``user`` and
+``password``.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,16 @@ from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
 from unbroken.messages.configuration import BAD_SETTING
 
-#: What messages say without that.
+#: Parameters that messages show in another way.
 _SAID = ("host", "port", "user", "password", "passwd", "unix_socket")
 _NAMES = {"user": ("user",), "password": ("password", "passwd")}
 
 
 def hosts_of(given: Mapping[str, Any], backend: str) -> tuple[Address, ...]:
-    """The hosts that the arguments *given* name: ``host="db1,db2"`` with one ``port`` for all of
-    them or one for each, or with the ports behind the hosts.
+    """Return the hosts that the arguments *given* name: ``host="db1,db2"`` with one ``port`` for
+    all of them or one for each, or with the ports behind the hosts.
 
-    Raises ConfigurationError for a list that cannot be read.
+    Raises ConfigurationError for a list that cannot be parsed.
     """
     hosts, ports = _texts("host", given.get("host")), _texts("port", given.get("port"))
     return of_framework(hosts, ports, USUAL[backend])
@@ -44,12 +46,14 @@ def _texts(name: str, given: Any) -> list[str]:
 
 
 def _is_short(each: str | int) -> bool:
-    """Python refuses to write down a number of thousands of digits."""
+    """Return whether *each* is short. Python refuses to convert a number of thousands of digits to
+    text.
+    """
     return isinstance(each, str) or abs(each) < 1 << 64
 
 
 def target_of(name: str, params: Mapping[str, Any], driver: str) -> Target:
-    """Where the database *name* with peewee's *params* leads, as far as they say."""
+    """Return the target of the database *name* with peewee's *params*, as far as they give it."""
     backend = "postgresql" if driver.startswith("psycopg") else "mysql"
     known = {each: params[each] for each in ("host", "port", "unix_socket") if params.get(each)}
     password = next((params[each] for each in _NAMES["password"] if params.get(each)), None)
@@ -72,13 +76,15 @@ def target_of(name: str, params: Mapping[str, Any], driver: str) -> Target:
 
 
 def options_of(params: Mapping[str, Any]) -> tuple[Option, ...]:
-    """The driver's options among peewee's *params*, for messages."""
+    """Return the driver's options among peewee's *params*, for messages."""
     rest = {name: value for name, value in params.items() if name not in _SAID}
     return _diagnosis.options_of(rest, "in the database's arguments")
 
 
 def callables_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a pool's ``user=`` and ``password=`` peewee's *params* give as callables."""
+    """Return the parts of a pool's ``user=`` and ``password=`` that peewee's *params* give as
+    callables.
+    """
     return {
         what: params[name]
         for what, names in _NAMES.items()
@@ -88,16 +94,16 @@ def callables_of(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def turned(params: Mapping[str, Any], login: Login | None, backend: str) -> dict[str, Any]:
-    """peewee's *params*, for one connect as *login*."""
+    """Return peewee's *params*, for one connect as *login*."""
     socket = "unix_socket" if backend == "mysql" else None
-    if ":" in str(params.get("host")):  # its port may stand behind it
+    if ":" in str(params.get("host")):  # its port may follow it
         found = hosts_of(params, backend)
         params = _login.turned(params, Login(*found[0]), "password", socket) if found else params
     return _login.turned(params, login, "password", socket)
 
 
 def without_hosts(url: str) -> tuple[str, dict[str, Any]]:
-    """*url* without its hosts, and these as peewee's argument, where there are several: the
+    """Return *url* without its hosts, and these as peewee's argument, if there are several: the
     standard library reads one.
     """
     parts = urlsplit(url)

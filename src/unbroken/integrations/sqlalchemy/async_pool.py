@@ -21,7 +21,7 @@ from unbroken.pool.answers import is_soon
 
 
 class AsyncUnbrokenQueuePool(EnginePool, sqla_pool.AsyncAdaptedQueuePool):
-    """The same for async engines."""
+    """SQLAlchemy's AsyncAdaptedQueuePool, unbroken: the same for async engines."""
 
     _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
 
@@ -47,7 +47,7 @@ class AsyncUnbrokenQueuePool(EnginePool, sqla_pool.AsyncAdaptedQueuePool):
         return self._take_slowly(entry).record
 
     def dispose(self) -> None:
-        """As SQLAlchemy's. The watcher ends with it, since the loop may."""
+        """Do the same as SQLAlchemy. The watcher ends with it, since the loop may."""
         super().dispose()
         body = self._body
         if (
@@ -69,22 +69,22 @@ class AsyncUnbrokenQueuePool(EnginePool, sqla_pool.AsyncAdaptedQueuePool):
         return Body(self, self._plan, GreenletRuntime(driver, self._loop_here()), counters)
 
     def unbroken_stats(self) -> Stats:
-        """The pool's numbers in this process, also for a caller outside of every event loop: then
-        those of the loop that used it last.
+        """Return the pool's numbers in this process. Outside of every event loop they are those of
+        the loop that used it last.
         """
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             body: Body = self._body
             if self._body is NO_BODY or body.pid != os.getpid():
-                driver: Any = self._plan.driver  # nothing is asked of it
+                driver: Any = self._plan.driver  # no query is sent by it
                 body = Body(self, self._plan, SyncRuntime(driver), self._counters)
             return body.stats()
         return super().unbroken_stats()
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
-        """On the event loop itself nothing can be awaited: there the driver closes at once, which
-        not every dialect can.
+        """Close a connection. Nothing can be awaited on the event loop itself: there the driver
+        closes immediately, which not every dialect can.
         """
         if self._plan.is_blind or (in_greenlet() and not self._body_is_abrupt()):
             super()._close_connection(connection, terminate=terminate)

@@ -1,9 +1,9 @@
-"""What one process (and event loop) knows of one SQLAlchemy pool: the pools' PoolState, with
-SQLAlchemy's records in its hands.
+"""The state of one SQLAlchemy pool in one process (and event loop): the pools' PoolState, with
+SQLAlchemy's records.
 
-Who has a connection, who waits, who connects and who is told that the server is away is decided by
-the same kernel and flows as for a ``Pool``. What differs stands here: SQLAlchemy opens and closes
-the connections and calls its events.
+The same kernel and flows as for a ``Pool`` decide which caller gets a connection, waits, connects,
+or gets an outage error. This module holds the differences: SQLAlchemy opens and closes the
+connections and calls its events.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Attempt, Flow, run
 from unbroken.pool.upkeep import schedule
 
-#: Causes for which SQLAlchemy closes a connection; for all others it invalidates one.
+#: Causes for which SQLAlchemy closes a connection; for all others it invalidates it.
 _GENTLE = frozenset({Cause.SURPLUS, Cause.DRAINED, Cause.MOVED, Cause.POOL_CLOSED})
-#: Connections that were opened and have no entry yet: more than this many at a time are forgotten
-#: ones.
+#: The maximum number of connections that were opened and have no entry yet. Beyond it, the oldest
+#: ones are dropped as abandoned.
 _FRESH = 32
 
 
 class Body(PoolState):
-    """One pool of SQLAlchemy's in one process, for an async engine on one loop. New in a child."""
+    """A pool of SQLAlchemy's in one process, or, if async, on one loop. A child gets a new one."""
 
     entry_kind = Slot
     remedy = "mark its function @unbroken.replayable"
@@ -59,17 +59,16 @@ class Body(PoolState):
         self._pool = weakref.ref(pool)
         self.plan = plan
         self.counters = counters or self.counters
-        self.by_connection: dict[
-            int, list[Slot]
-        ] = {}  #: by id of what SQLAlchemy calls the DBAPI connection
+        self.by_connection: dict[int, list[Slot]] = {}  #: by id of SQLAlchemy's DBAPI connection
         self.fresh: dict[
             int, tuple[Connection, Any, Record]
         ] = {}  #: opened, by id of the driver's object: no entry yet
         self.connect_limit = plan.connect_limit + AT_THE_LIMIT
         self.bounded = self.settings.deadline is not None
-        self.abrupt = False  #: what is being closed now must not be waited for
+        self.abrupt = False  #: whether the present close must not wait
         self.caller: Context | None = (
-            None  #: of one that waits: an application's ``creator`` may read its context variables
+            #: of a waiting caller: an application's ``creator`` may read its context variables
+            None
         )
         this = weakref.ref(self)
         runtime.opener = lambda login: opened_by(this, login)
@@ -87,14 +86,14 @@ class Body(PoolState):
         )
 
     def _look(self) -> None:
-        """What the hot paths ask of the driver."""
+        """Look up the driver's methods that the hot paths use."""
         self.driver, self.connects_here = self.plan.driver, self.plan.is_blind
         self.is_quiet, self.heard_goodbye = self.driver.is_quiet, self.driver.has_ended
         self.look_at_answers()
 
     @property
     def pool(self) -> Any:
-        """SQLAlchemy's pool, as long as somebody uses it."""
+        """Return SQLAlchemy's pool, as long as a reference to it exists."""
         return self._pool()
 
     def run(self, flow: Flow[Any]) -> Any:
@@ -107,8 +106,8 @@ class Body(PoolState):
 
     @property
     def asks_login(self) -> bool:
-        """See PoolState. Also where a ``creator`` or a ``do_connect`` event of the application's
-        may bring another login each time.
+        """Return PoolState's value, or True if a ``creator`` or a ``do_connect`` event of the
+        application's may bring another login each time.
         """
         pool = self.pool
         if pool is None or self.secrets.are_asked or self.plan.is_created_outside:
@@ -116,9 +115,10 @@ class Body(PoolState):
         return len(pool._dialect.dispatch.do_connect) > self.plan.aims
 
     def open(self, login: Login | None = None) -> Connection:
-        """Open a connection as *login*, the way that SQLAlchemy does: the driver's own object.
+        """Open a connection as *login*, the way that SQLAlchemy does. Returns the driver's own
+        object.
 
-        On this thread, or inside a greenlet.
+        It runs on this thread, or inside a greenlet.
         """
         pool = self.pool
         if pool is None:
@@ -136,9 +136,9 @@ class Body(PoolState):
         return raw
 
     def _look_below(self, pool: Any, connection: Any) -> Connection:
-        """The driver's object below *connection*.
+        """Return the driver's object below *connection*.
 
-        Where that cannot be told, the pool goes on without looking there.
+        If that cannot be determined, the pool goes on without it.
         """
         if self.plan.is_blind:
             return connection
@@ -149,7 +149,7 @@ class Body(PoolState):
             except (
                 TypeError,
                 AttributeError,
-            ) as why:  # an object of another make than the driver file knows
+            ) as why:  # an object of a class that the driver file does not know
                 self.plan.warn_unknown(why)
         self.plan.go_blind(pool._dialect)
         self._look()
@@ -158,7 +158,7 @@ class Body(PoolState):
         return connection
 
     def adopt(self, conn: Connection, generation: int | None = None) -> Slot:
-        """An entry of a connection that :meth:`open` gave."""
+        """Return an entry for a connection that :meth:`open` returned."""
         entry = super().adopt(conn, generation)
         assert isinstance(entry, Slot)
         _, dbapi, record = self.fresh.pop(id(conn), (conn, conn, None))
@@ -172,7 +172,7 @@ class Body(PoolState):
             self.by_connection.setdefault(id(dbapi), []).append(entry)
 
     def fill(self, record: Record, connection: Any) -> None:
-        """The caller who has *record*'s place has opened *connection* for it."""
+        """Store *connection*, which the caller that has *record*'s place has opened for it."""
         place, entry = record.entry, PoolState.adopt(self, connection)
         assert isinstance(entry, Slot)
         self._tie(entry, connection, record)
@@ -186,21 +186,21 @@ class Body(PoolState):
 
     @property
     def has_room(self) -> bool:
-        """Whether a connection is being opened, or can be, for one more caller than those who
-        wait.
+        """Return whether a connection is being opened, or can be, for one caller beyond the waiting
+        ones.
         """
         kernel = self.kernel
         return kernel.max_size - len(kernel.entries) > len(kernel.waiting)
 
     def place(self) -> Slot:
-        """A place for a connection that its holder opens."""
+        """Return a place for a connection that its holder opens."""
         now = self.clock()
         place = Slot(None, now, self.kernel.generation, float("inf"))
         place.taken_at = now
         return place
 
     def ensure_connecting(self) -> None:
-        """Have opened what is wanted: by workers, or by callers where the driver is unknown."""
+        """Open the wanted connections: by workers, or by callers if the driver is unknown."""
         if not self.connects_here:
             super().ensure_connecting()
             return
@@ -212,11 +212,11 @@ class Body(PoolState):
 
     @property
     def is_opened_outside(self) -> bool:
-        """See PoolState."""
+        """Return whether the application's own code opens the connections."""
         return self.plan.is_created_outside
 
     def rejection(self, exc: Exception, fault: Fault) -> BaseException:
-        """The driver's own error, a copy for each caller; ours where that says too little."""
+        """Return the driver's own error, a copy for each caller; ours if that tells too little."""
         is_ours = fault.kind in CLIENT_KINDS or hasattr(exc, "is_strangers")
         if isinstance(exc, LoginError) or (is_ours and not self.is_opened_outside):
             return super().rejection(exc, fault)
@@ -228,19 +228,19 @@ class Body(PoolState):
     # -- the end of a connection -------------------------------------------------------------------
 
     def _hold_weakly(self, entry: Entry) -> None:
-        """Not here: SQLAlchemy's record holds the connection, and SQLAlchemy finds out who forgot
-        it.
+        """Do nothing: SQLAlchemy's record holds the connection, and SQLAlchemy detects forgotten
+        ones.
         """
 
     def close_entry(self, entry: Entry) -> None:
-        """Have SQLAlchemy close it: its events are called, and :meth:`say_goodbye` from there."""
+        """Make SQLAlchemy close it: its events are called, and :meth:`say_goodbye` from there."""
         assert isinstance(entry, Slot)
         if self.kernel.reclaimed.get(entry.key) is entry:  # its holder keeps the object
             super().close_entry(entry)
             return
         record, dbapi, pool = entry.record, entry.dbapi, self.pool
         if dbapi is None:
-            return  # a place, or a note about what was forgotten
+            return  # a place, or a note about forgotten connections
         self.abrupt = entry.cause not in _GENTLE
         try:
             if pool is None:
@@ -259,8 +259,8 @@ class Body(PoolState):
                 pool.stash(record)
 
     def say_goodbye(self, connection: Any, *, close: bool = False) -> None:
-        """SQLAlchemy is about to close *connection* (or does not, then *close*): look after it no
-        more, count why it ended.
+        """Stop managing *connection*, which SQLAlchemy is about to close, and count the cause of
+        its end. If SQLAlchemy does not close it, *close* it.
         """
         with self.lock:
             entries = self.by_connection.get(id(connection))
@@ -296,7 +296,7 @@ class Body(PoolState):
         entry.record = entry.dbapi = None
 
     def release(self, entry: Slot) -> None:
-        """A use of *entry* is over: its unit of work and its deadline with it."""
+        """End a use of *entry*, with its unit of work and its deadline."""
         if entry.record is not None and entry.record.loan is not None:
             entry.record.loan.disarm()
             entry.record.loan = None
@@ -304,7 +304,7 @@ class Body(PoolState):
             self.leave_unit(entry, entry.conn)
 
     def give_up(self, record: Record, place: Slot) -> None:
-        """A place goes back without a connection: to the next caller, where callers connect by
+        """Return a place without a connection: to the next caller, if callers connect by
         themselves.
         """
         if self.connects_here and place.vacated:
@@ -315,12 +315,12 @@ class Body(PoolState):
             self.kernel.drop(place)
         record.entry = place.record = None
         pool = self.pool
-        if pool is not None:  # else it was collected before its last connection
+        if pool is not None:  # otherwise it was collected before its last connection
             pool.stash(record)
         self.ensure_connecting()
 
     def detach(self, entry: Slot) -> None:
-        """Its holder took the connection out of the pool for good: only a fork concerns us."""
+        """Note that its holder took the connection out of the pool; now only a fork affects it."""
         self.release(entry)
         if entry.fd is not None:
             self.sockets.forget(entry.fd)
@@ -339,20 +339,20 @@ class Body(PoolState):
         entry.conn = entry.anchor = entry.dbapi = entry.record = None
         self.ensure_connecting()
 
-    # -- giving back -------------------------------------------------------------------------------
+    # -- returning ---------------------------------------------------------------------------------
 
     def is_good(self, entry: Entry, conn: Connection) -> bool:
-        """Whether *conn* may go back as it is: what is open or set on it is SQLAlchemy's affair."""
+        """Return whether *conn* may be returned; SQLAlchemy handles open or set state on it."""
         return self.is_in_step(entry, conn)
 
-    # -- what callers forgot, or lost --------------------------------------------------------------
+    # -- forgotten and lost connections ------------------------------------------------------------
 
     def strays(self) -> list[Entry]:
-        """Also what is noted as lent, and SQLAlchemy has not handed out yet or has taken back
-        already.
+        """Return the strays, including entries that are noted as in use but that SQLAlchemy has not
+        handed out yet or has taken back already.
 
-        Whether a thread is at it just now, its stack tells. A task can only be at it while it sets
-        the connection up.
+        A thread's stack shows whether it is using one just now. A task can only use one while it
+        sets the connection up.
         """
         lent = [e for e in list(self.in_use.values()) if isinstance(e, Slot) and e.cause is None]
         found = [
@@ -364,10 +364,11 @@ class Body(PoolState):
         return self.kernel.strays() + found
 
     def note_forgotten(self, entry: Slot | None) -> None:
-        """SQLAlchemy found out that nobody refers to a connection that is lent. In a finalizer: no
+        """Note a connection in use to which SQLAlchemy found no reference. Runs in a finalizer: no
         lock, no log.
 
-        In a forked child it is about to roll back, on the parent's session; this runs just before.
+        In a forked child SQLAlchemy is about to roll back, on the parent's session; this runs just
+        before.
         """
         if not self.here[0]:
             self.sever()
@@ -375,7 +376,7 @@ class Body(PoolState):
             self.report_forgotten(entry)
 
     def report_forgotten(self, entry: Slot) -> None:
-        """Leave word of a forgotten *entry* for the next look through the pool.
+        """Record a forgotten *entry* for the next check of the pool.
 
         SQLAlchemy takes the connection itself back.
         """
@@ -385,8 +386,8 @@ class Body(PoolState):
         self.forgotten.append(ghost)
 
     def inquire(self, question: Question, until: float) -> Flow[Any]:  # noqa: ARG002 - pool_timeout bounds it
-        """What the server answers to *question*, on a connection of SQLAlchemy's pool; None where
-        it does not.
+        """Return the server's answer to *question*, on a connection of SQLAlchemy's pool; None if
+        it gives none.
         """
         if self.plan.is_blind or text_of(question, self.backend) is None:
             return "" if self.backend == "sqlite" and question is Question.HIDDEN_WRITES else None
@@ -407,18 +408,18 @@ class Body(PoolState):
         finally:
             fairy.close()
 
-    # -- words -------------------------------------------------------------------------------------
+    # -- numbers and errors ------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """The numbers of this moment; ``max_size`` 0: without bound."""
+        """Return the numbers of this moment; ``max_size`` 0: no limit."""
         found = super().stats()
         return found if found.max_size != sys.maxsize else replace(found, max_size=0)
 
     def classify(self, exc: BaseException) -> Fault:
-        """What *exc* means.
+        """Return the fault that *exc* reports.
 
-        SQLAlchemy's async dialects and its own errors wrap the driver's: the first that says
-        something counts.
+        SQLAlchemy's async dialects and its own errors wrap the driver's: the first informative one
+        counts.
         """
         link: BaseException | None = exc
         first: Fault | None = None
@@ -439,8 +440,8 @@ class Body(PoolState):
         return first or Fault(FaultKind.OTHER)
 
     def error(self, kind: type[E], message: str, **attributes: Any) -> E:
-        """One of our errors that is the DBAPI's OperationalError too, so that SQLAlchemy wraps it
-        as such.
+        """Return one of our errors that is the DBAPI's OperationalError too, so that SQLAlchemy
+        wraps it as such.
         """
         error = for_driver(kind, self.plan.foreign, message, **attributes)
         testify(error)

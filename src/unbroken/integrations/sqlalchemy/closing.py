@@ -10,7 +10,7 @@ from sqlalchemy.pool.base import _ConnectionFairy
 
 from unbroken.integrations.sqlalchemy.creating import _SQLALCHEMY
 
-#: So many calls stand between a Transaction's ``close`` and the dialect's ``do_rollback`` at most.
+#: The maximum number of calls between a Transaction's ``close`` and the dialect's ``do_rollback``.
 _DEPTH = 8
 _CLOSE, _ROLLBACK = Transaction.close.__code__, Transaction.rollback.__code__
 _RESET, _CONNECTION_CLOSE = _ConnectionFairy._reset.__code__, Connection.close.__code__
@@ -18,10 +18,10 @@ _SESSION = _SQLALCHEMY + "orm"
 
 
 def is_at_end() -> bool:
-    """Whether the ROLLBACK that the caller, a ``do_rollback``, sends is the last thing on its
-    connection: a Connection or a Session is being closed, or the pool resets it.
+    """Return whether the ROLLBACK that the caller, a ``do_rollback``, sends is the last command on
+    its connection: a Connection or a Session is being closed, or the pool resets it.
 
-    An application that calls ``rollback`` goes on, and may count on locks to be free.
+    An application that calls ``rollback`` goes on, and may rely on released locks.
     """
     frame = sys._getframe(1)
     for _ in range(_DEPTH):
@@ -38,8 +38,8 @@ def is_at_end() -> bool:
 
 
 def _is_session_close(frame: FrameType) -> bool:
-    """Whether a Session is being closed that gives its connection back. One that was made for a
-    Connection leaves that to its owner, who goes on.
+    """Return whether a Session is being closed that returns its connection. One that was made for a
+    Connection leaves that to its owner, which goes on.
     """
     code = frame.f_code
     return (

@@ -1,4 +1,4 @@
-"""How an engine's pool opens and closes connections: the way that SQLAlchemy does."""
+"""How an engine's pool opens and closes connections: SQLAlchemy's own way."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from unbroken.integrations.sqlalchemy.record import (
     Shelf,
 )
 
-#: where SQLAlchemy's own frames are from
+#: the folder of SQLAlchemy's own frames
 _SQLALCHEMY = os.path.dirname(sqlalchemy.__file__) + os.sep
 
 
 class Creating(sqla_pool.QueuePool):
-    """What a pool of SQLAlchemy's does about connections that are not in use."""
+    """How a pool of SQLAlchemy's manages connections that are not in use."""
 
     #: records without a connection: SQLAlchemy uses a record again and again
     _vacant: deque[Record]
 
-    _queue_class: Any = Shelf  # what is read of a queue, not a queue
+    _queue_class: Any = Shelf  # the attributes of a queue that are read, not a queue
     _plan: Plan
     _body: Any
     _pool: Any
     _dialect: Any
 
     def stash(self, record: Record) -> None:
-        """*record* has no connection: it is used for the next one."""
+        """Keep *record*, which has no connection, for the next one."""
         if (
             record.dbapi_connection is None
             and record.entry is None
@@ -48,7 +48,7 @@ class Creating(sqla_pool.QueuePool):
             self._vacant.append(record)
 
     def blank(self) -> Record:
-        """A record without a connection."""
+        """Return a record without a connection."""
         try:
             return self._vacant.popleft()
         except IndexError:
@@ -62,9 +62,7 @@ class Creating(sqla_pool.QueuePool):
         inner: Callable[[Any], Any] = super()._should_wrap_creator(creator)
 
         def create(record: Any) -> Any:
-            """SQLAlchemy wants *record* to be connected: most often the pool has done so
-            already.
-            """
+            """Connect *record* for SQLAlchemy. Usually the pool has done so already."""
             pool = this()
             entry = getattr(record, "entry", None)
             if pool is None or entry is None:
@@ -78,7 +76,7 @@ class Creating(sqla_pool.QueuePool):
         return create
 
     def raw_creator(self, record: Record, login: Login | None = None) -> Any:
-        """What the application, or SQLAlchemy's dialect, opens as *login*."""
+        """Open a connection as *login*, by the application or SQLAlchemy's dialect."""
         creates: Callable[[Any], Any] = super()._should_wrap_creator(self._creator)
         record.login = login
         try:
@@ -90,7 +88,7 @@ class Creating(sqla_pool.QueuePool):
         body = self._body
         if body is not NO_BODY and body.here[0]:
             body.say_goodbye(connection)
-            # SQLAlchemy logs a goodbye that fails, as it does where the socket is shut
+            # SQLAlchemy logs a goodbye that fails, as it does if the socket is shut
             abrupt = body.abrupt and not self._dialect.is_async
             raw = self._plan.genuine(connection) if abrupt else None
             if raw is not None:
@@ -104,8 +102,8 @@ class Creating(sqla_pool.QueuePool):
         super()._close_connection(connection, terminate=True)
 
     def _close_foreign(self, record: Record) -> None:
-        """A connection of the parent process, or of an event loop that has ended: not our pool's
-        any more.
+        """Handle a connection of the parent process, or of an event loop that has ended. It no
+        longer belongs to our pool.
         """
         owner = record.owner
         if owner is not None and not owner.here[0]:

@@ -1,9 +1,8 @@
-"""A statement whose connection was lost is run again under the same ``Connection``, where that is
-safe.
+"""Runs a statement whose connection was lost again under the same ``Connection``, if that is safe.
 
-Whether it is, :mod:`unbroken.ledger.heal` decides. Here stand SQLAlchemy's sides of it: what is
-told of each statement, and how another connection of the driver's gets below a ``Connection`` that
-is in the middle of an execution. Its events, its execution options and its place in the pool stay.
+:mod:`unbroken.ledger.heal` decides whether it is. This module holds SQLAlchemy's part: the report
+    of each statement, and how another connection of the driver's is put below a ``Connection`` in
+    the middle of an execution. Its events, its execution options and its place in the pool stay.
 """
 
 from __future__ import annotations
@@ -36,33 +35,33 @@ _HERE = os.path.dirname(__file__) + os.sep
 
 
 class _Again(BaseException):
-    """For SQLAlchemy's frames: leave them, the statement is run once more."""
+    """Makes SQLAlchemy's frames return, because the statement is run once more."""
 
 
 class _NoCursor(BaseException):
-    """For SQLAlchemy's frames: leave them, another connection will have a cursor."""
+    """Makes SQLAlchemy's frames return, because another connection will have a cursor."""
 
 
 class _Done(BaseException):
-    """For SQLAlchemy's frames: leave them, nothing is wrong."""
+    """Makes SQLAlchemy's frames return, because nothing is wrong."""
 
 
 _connection: Any = Connection.connection.fget  # type: ignore[attr-defined]
 
 
 class HealingConnection(Connection):
-    """SQLAlchemy's. A lost statement that may be run again is, on another connection below it."""
+    """SQLAlchemy's Connection. It may run a lost statement again on another one below it."""
 
     _running: Any = None  #: the context of the statement that is being run
     _losses: Losses | None = None  #: the connections that it has lost; None: none yet
-    _healed: Fault | None = None  #: what the statement that is being run was lost by
-    given_up = False  #: its connection was given up for another one, which could not be had
+    _healed: Fault | None = None  #: the fault by which the statement that is being run was lost
+    given_up = False  #: its connection was given up, and no other one was available
     why_not: str | None = None  #: why the statement that failed last was not run again
     _lost_loan: Loan | None = None  #: of the connection that it has lost
 
     @property
     def connection(self) -> Any:
-        """SQLAlchemy's. With it, the application may send what nobody sees."""
+        """Return SQLAlchemy's connection. With it, the application may send statements unseen."""
         try:
             caller = _getframe(1).f_code.co_filename
         except ValueError:  # a greenlet begins with this call: get_raw_connection()
@@ -76,8 +75,8 @@ class HealingConnection(Connection):
         return proxied
 
     def execution_options(self, **opt: Any) -> Any:
-        """As SQLAlchemy's. What is sent for them on a connection without a past may go out again on
-        another one.
+        """Do the same as SQLAlchemy. Statements sent for the options on a connection without a past
+        may be sent again on another one.
         """
         for _ in range(ATTEMPTS - 1):
             try:
@@ -138,7 +137,7 @@ class HealingConnection(Connection):
         return record if isinstance(record, Record) and record.entry is not None else None
 
     def _count_bytes(self) -> None:
-        """The application's handlers are about to be given a cursor."""
+        """Prepare for the application's handlers, which are about to get a cursor."""
         record = self._record()
         if record is not None and record.entry is not None and record.entry.cause is None:
             past_of(record, record.entry)
@@ -193,10 +192,10 @@ class HealingConnection(Connection):
             self._is_disconnect = True
         super()._handle_dbapi_exception(e, statement, parameters, cursor, context, is_sub_exec)
 
-    # -- healing -----------------------------------------------------------------------------------
+    # -- replacing a lost connection ---------------------------------------------------------------
 
     def _heals(self, exc: Exception, cursor: Any, context: Any) -> bool:
-        """Whether *exc* is no error any more: its statement can go again, its COMMIT only read."""
+        """Return whether *exc* is resolved: its statement can go again, or its COMMIT only read."""
         record = self._record()
         if record is None or record.failed != id(exc):
             return False
@@ -236,7 +235,7 @@ class HealingConnection(Connection):
         return ruling
 
     def _may_try(self, record: Record, entry: Slot) -> bool:
-        """What SQLAlchemy alone knows; and whether somebody else runs it again."""
+        """Whether facts that only SQLAlchemy knows allow a retry, and no outer code repeats it."""
         dialect = self.dialect.dispatch
         if dialect.do_execute or dialect.do_executemany or dialect.do_execute_no_params:
             self.why_not = "the application sends its statements itself (a do_execute event)"
@@ -248,7 +247,7 @@ class HealingConnection(Connection):
             self.why_not = "its driver does not say whether a transaction is open"
         else:
             unit = current(id(entry.conn)) if entry.watched or current_token() is not None else None
-            return unit is None or unit.observing  # else it is run again as a whole
+            return unit is None or unit.observing  # otherwise it is run again as a whole
         return False
 
     def _lost(self, record: Record, loan: Loan, fault: Fault, losses: int) -> Lost:
@@ -277,7 +276,7 @@ class HealingConnection(Connection):
         loan.failed(exc)
         if entry.cause is None:
             entry.condemn(Cause.LOST, lost.fault.text)
-        # what the server has said of it before will do
+        # the server's earlier answer about it is sufficient
         knows = not ruling.asks or not owner.may_hide_writes
         asks_level = owner.backend == "postgresql" and level is None
         if asks_level and knows:
@@ -292,8 +291,9 @@ class HealingConnection(Connection):
         return True
 
     def _is_no_promise(self, record: Record, ruling: Ruling) -> bool:
-        """Whether a COMMIT says nothing of reads that were answered: the level of isolation is not
-        SERIALIZABLE, whoever chooses it. Asked on the other connection, which is as the lost one.
+        """Return whether a COMMIT promises nothing about reads that were answered: the level of
+        isolation is not SERIALIZABLE, from any source. The query runs on the other connection,
+        which has the same settings as the lost one.
         """
         owner, entry = record.owner, record.entry
         against: str | None = "there was no connection to ask for the level of isolation"
@@ -310,8 +310,8 @@ class HealingConnection(Connection):
     # -- another connection ------------------------------------------------------------------------
 
     def _lost_before_all(self, exc: Exception) -> bool:
-        """Whether *exc* says that the connection was lost before anything of a transaction was sent
-        on it, and another one is in its place.
+        """Return whether *exc* reports that the connection was lost before anything of a
+        transaction was sent on it, and another one replaces it.
         """
         record = self._record()
         entry = None if record is None else record.entry
@@ -324,9 +324,7 @@ class HealingConnection(Connection):
         return entry.cause is not None and self._revive()
 
     def _revive(self) -> bool:
-        """The connection has ended between two transactions: go on with another one, if nothing is
-        lost by that.
-        """
+        """Replace a connection that ended between two transactions, if nothing is lost by that."""
         record = self._record()
         entry = None if record is None else record.entry
         if record is None or entry is None or entry.conn is None:
@@ -382,7 +380,7 @@ class HealingConnection(Connection):
     def _replaced_somehow(
         self, record: Record, old: Any, exc: Exception, ruling: Ruling
     ) -> str | None:
-        """As :meth:`_replaced`, even where some are lost before they can be used."""
+        """Do the same as :meth:`_replaced`, even if some are lost before they can be used."""
         for number in connections(record.owner):
             try:
                 against = self._replaced(record, old, self._dbapi_connection, exc, ruling)
@@ -400,7 +398,7 @@ class HealingConnection(Connection):
     def _replaced(
         self, record: Record, old: Any, proxied: Any, exc: Exception, ruling: Ruling
     ) -> str | None:
-        """One other connection. Gives what the server says against *ruling*, None: nothing."""
+        """Get one other connection. Returns the server's objection to *ruling*; None: none."""
         pool, owner = record.pool, record.owner
         code, lasti, holder, taken_at = old.code, old.lasti, old.holder, old.taken_at
         resets = list(record.finalize_callback)
@@ -428,7 +426,7 @@ class HealingConnection(Connection):
         return None
 
     def _carry_over(self, dbapi_connection: Any) -> None:
-        """What execution options have set on the old connection. The pool resets it at the end."""
+        """Apply the old connection's execution options. The pool resets them at the end."""
         dialect: Any = self.dialect
         for name, characteristic in dialect.connection_characteristics.items():
             if name in self._execution_options:
@@ -437,7 +435,7 @@ class HealingConnection(Connection):
 
 
 def was_lost_at_rollback(owner: Any, entry: Slot, exc: Exception) -> bool:
-    """Whether a ROLLBACK failed with *exc* because the connection was lost: it is done."""
+    """Return whether a ROLLBACK failed with *exc* because of a lost connection: then it is done."""
     if isinstance(exc, UnbrokenError) or owner.classify(exc).kind is not FaultKind.LOST:
         return False
     Loan.of(owner, entry, entry.conn).failed(exc)
@@ -445,5 +443,5 @@ def was_lost_at_rollback(owner: Any, entry: Slot, exc: Exception) -> bool:
 
 
 def was_given_up(connection: Any) -> bool:
-    """Whether *connection* has lost its connection to the pool, and got no other one."""
+    """Return whether *connection* has lost its connection to the pool, and got no other one."""
     return bool(getattr(connection, "given_up", False))

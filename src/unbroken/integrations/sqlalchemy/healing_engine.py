@@ -1,4 +1,6 @@
-"""An engine whose connections heal, and what it sends for execution options."""
+"""An engine whose connections replace lost ones, and the statements that it sends for execution
+options.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ log = Part("driver")
 
 
 def _forgiving(engine: Any, original: Any) -> Any:
-    """What puts options back at checkin. A connection that is lost by then is closed, and its
-    holder, who is done, sees no error.
+    """Return the function that restores options at checkin. A connection that is lost by then is
+    closed. Its holder, which has finished, sees no error.
     """
 
     @functools.wraps(original)
@@ -42,18 +44,24 @@ def _forgiving(engine: Any, original: Any) -> Any:
 
 
 class HealingOptionEngine(OptionEngine):
-    """An engine's copy with other execution options: its connections heal as the engine's do."""
+    """An engine's copy with other execution options. Its connections replace lost ones as the
+    engine's do.
+    """
 
     _connection_cls = HealingConnection
 
     def connect(self) -> Connection:
-        """As SQLAlchemy's. A connection that is lost while its options are set is replaced."""
+        """Do the same as SQLAlchemy. A connection that is lost while its options are set is
+        replaced.
+        """
         found: Connection = _connected(self, super().connect)
         return found
 
 
 def _connected(engine: Any, connect: Any) -> Any:
-    """A Connection of *engine*'s, which sends what its execution options need."""
+    """Return a Connection of *engine*'s, which sends the statements that its execution options
+    need.
+    """
     for _ in range(ATTEMPTS - 1):
         try:
             return connect()
@@ -66,7 +74,9 @@ def _connected(engine: Any, connect: Any) -> Any:
 
 
 def _let_go(exc: BaseException) -> None:
-    """A Connection was lost while it was made: nobody has it but the frame that *exc* left."""
+    """Drop a Connection that was lost while it was made: only the frame that *exc* left refers to
+    it.
+    """
     trace = exc.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code is Connection.__init__.__code__:
@@ -79,11 +89,11 @@ def _let_go(exc: BaseException) -> None:
 HealingOptionEngine._option_cls = HealingOptionEngine
 
 for _kind, _name in ((HealingConnection, "Connection"), (HealingOptionEngine, "OptionEngine")):
-    _kind.__name__ = _kind.__qualname__ = _name  # what people and logs read
+    _kind.__name__ = _kind.__qualname__ = _name  # the name that logs show
 
 
 def install(engine: Any) -> None:
-    """From now on *engine*'s connections heal."""
+    """Make *engine*'s connections replace lost ones from now on."""
     if engine._connection_cls is not Connection or engine._option_cls is not OptionEngine:
         log.warning(
             "does not heal",

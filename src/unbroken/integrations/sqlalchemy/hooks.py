@@ -1,8 +1,8 @@
-"""Where SQLAlchemy's dialects know less than we do: errors that end a connection, transactions that
-are not open, COMMITs whose answer is lost, statements on connections that a unit of work has not
-seen taken.
+"""Hooks for cases in which SQLAlchemy's dialects know less than this library. These are errors that
+end a connection, transactions that are not open, COMMITs whose answer is lost, and statements on
+connections that were acquired unseen by a unit of work.
 
-These are set on one engine's dialect object, never on a class.
+They are set on one engine's dialect object, never on a class.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, run
 from unbroken.pool.undone import tell_on
 
-#: DBAPIs whose COMMIT and ROLLBACK may be left out when nothing is open. Others (asyncpg's)
-#: keep state of their own beside the server's, and send nothing needless anyway.
+#: DBAPIs whose COMMIT and ROLLBACK may be left out if nothing is open. Others (asyncpg's) keep
+#: state of their own beside the server's, and send nothing needless anyway.
 _STATELESS = {
     "pg8000",
     "pymysql",
@@ -67,8 +67,8 @@ _OURS = (
 
 
 def known(connection: Any) -> tuple[Any, Slot] | None:
-    """Our body and entry behind what SQLAlchemy calls a DBAPI connection; None where it is not of a
-    pool of ours.
+    """Return our body and entry behind SQLAlchemy's DBAPI connection; None if it does not belong to
+    a pool of ours.
     """
     record = getattr(connection, "_connection_record", None)
     entry = getattr(record, "entry", None)
@@ -77,7 +77,7 @@ def known(connection: Any) -> tuple[Any, Slot] | None:
 
 
 class Hooks:
-    """One engine's."""
+    """One engine's hooks."""
 
     def __init__(self, engine: Engine, plan: Plan) -> None:
         self.engine = engine
@@ -85,7 +85,7 @@ class Hooks:
         self.plan = plan
         self.driver = plan.driver
         self.may_skip = self.driver.name in _STATELESS
-        #: within it, what the dialect sends to end a transaction is not waited for
+        #: within it, the commands with which the dialect ends a transaction are not waited for
         self.leaving: Any = getattr(self.driver, "leaving", None)
         #: whether the server keeps locks of a connection in no transaction
         self.holds: Any = getattr(self.driver, "holds", None)
@@ -116,8 +116,8 @@ class Hooks:
             dialect.connect = _opening(dialect.connect, opener)
 
     def _connect(self, original: Any) -> Any:
-        """PyMySQL's connect timeout ends before the handshake; the driver's own way to open has one
-        for both.
+        """Wrap the connect for PyMySQL: its own connect timeout ends before the handshake, while
+        the driver's opener has one for both.
         """
 
         @functools.wraps(original)
@@ -128,15 +128,15 @@ class Hooks:
                 or kwargs.get("defer_connect")
                 or dbapi.connect is not dbapi.connections.Connection
             ):
-                # somebody traces it
+                # a tracer wraps it
                 return original(*args, **kwargs)
             return self.driver.open(kwargs, self.plan.settings.connect_timeout)  # type: ignore[attr-defined] # PyMySQL's has it
 
         return connect
 
     def _reporting(self, original: Any) -> Any:
-        """psycopg2's connections are written in C: only those of a class of ours can tell what they
-        send.
+        """Wrap the connect for psycopg2: its connections are written in C, so only those of a class
+        of ours can report.
         """
 
         @functools.wraps(original)
@@ -148,8 +148,8 @@ class Hooks:
     # -- transactions ------------------------------------------------------------------------------
 
     def _rollback(self, original: Any) -> Any:
-        """No round trip where it is certain that nothing is open, and nothing at all on a parent's
-        connection.
+        """Wrap the rollback: no round trip if it is certain that nothing is open, and nothing is
+        sent on a parent's connection.
         """
         driver, ask, may_skip = self.driver, self.driver.is_in_transaction, self.may_skip
 
@@ -164,12 +164,12 @@ class Hooks:
             if not owner.here[0]:
                 owner.sever()
             elif may_skip and owner.driver is driver and ask(entry.conn) is False:
-                # else it cannot look below them
+                # otherwise it cannot look below them
                 pass  # and so it is in step, too
             elif not owner.is_in_step(entry, entry.conn) and (owner.knows_status or is_at_end()):
                 Loan.of(owner, entry, entry.conn).break_off()  # its end is the rollback
             elif Loan.of(owner, entry, entry.conn).outlives_time():
-                pass  # likewise
+                pass  # the same applies here
             else:
                 self._let_go(owner, entry)
                 try:
@@ -189,7 +189,9 @@ class Hooks:
         return do_rollback
 
     def _let_go(self, owner: Any, entry: Slot) -> None:
-        """What a ROLLBACK would end, where SQLAlchemy sends none: it knows of no transaction."""
+        """End the state that a ROLLBACK would end, if SQLAlchemy sends none because it knows of no
+        transaction.
+        """
         if self.holds is not None and owner.driver is self.driver:
             conn = entry.conn
             if self.driver.is_in_transaction(conn) is False and self.holds(conn):
@@ -198,7 +200,8 @@ class Hooks:
     def _defer_rollback(self, owner: Any, entry: Slot, send: Callable[[], None]) -> bool:
         """Send the ROLLBACK that ends a use of *entry*, and leave its answer to the next one.
 
-        *send* is the dialect's own way. False: nothing was sent, because somebody must wait for it.
+        *send* is the dialect's own way. False: nothing was sent, because the answer must be waited
+        for.
         """
         loan = Loan.of(owner, entry, entry.conn)
         if not (self._may_leave(owner) and loan.may_defer):
@@ -211,13 +214,15 @@ class Hooks:
         return True
 
     def _may_leave(self, owner: Any) -> bool:
-        """Whether the driver can leave an answer to the next user of a connection, and the dialect
-        knows of it.
+        """Return whether the driver can leave an answer to the next user of a connection, and the
+        dialect allows it.
         """
         return owner.driver is self.driver and (self.may_skip or self.leaving is not None)
 
     def _defer_commit(self, owner: Any, entry: Slot, loan: Loan, send: Callable[[], None]) -> bool:
-        """As :meth:`_defer_rollback`, for the COMMIT of a transaction that only read."""
+        """Do the same as :meth:`_defer_rollback`, for the COMMIT of a transaction that only
+        read.
+        """
         if not (self._may_leave(owner) and loan.may_defer_commit(goes_on=True)):
             return False
         if self.may_skip:
@@ -228,8 +233,8 @@ class Hooks:
         return True
 
     def _commit(self, original: Any) -> Any:
-        """Likewise; and a COMMIT whose answer is lost is called unknown, one that was never sent is
-        called lost.
+        """Wrap the commit in the same way. A COMMIT whose answer is lost is reported as unknown,
+        one that was never sent as lost.
         """
         ask, may_skip = self.driver.is_in_transaction, self.may_skip
 
@@ -273,7 +278,9 @@ class Hooks:
     # -- errors ------------------------------------------------------------------------------------
 
     def on_error(self, context: ExceptionContext) -> BaseException | None:
-        """Say what an error means: to SQLAlchemy, to the unit of work, to the pool's books."""
+        """Report the meaning of an error to SQLAlchemy, to the unit of work, and to the pool's
+        records.
+        """
         exc = context.original_exception
         proxied = getattr(context.connection, "_dbapi_connection", None)
         found = known(proxied) if proxied is not None else None
@@ -302,14 +309,15 @@ class Hooks:
         fault = loan.failed(exc)
         if entry.cause is not None:
             context.is_disconnect = True
-        elif context.is_disconnect:  # SQLAlchemy's own word, or its rule for what is no Exception
+        # SQLAlchemy's own verdict, or its rule for an error that is no Exception
+        elif context.is_disconnect:
             entry.condemn(
                 fault.cause or (Cause.LOST if isinstance(exc, Exception) else Cause.CANCELLED),
                 fault.text,
             )
         if entry.fd is not None and fault.kind is not FaultKind.WRONG_SERVER:
             context.invalidate_pool_on_disconnect = (
-                False  # we look at the others instead of throwing them away
+                False  # we check the others instead of discarding them
             )
             if context.is_disconnect:
                 owner.sweep()
@@ -321,8 +329,8 @@ class Hooks:
 
 
 def _opening(original: Any, opener: Any) -> Any:
-    """SQLAlchemy's way to connect with the driver's way to open: what is cancelled leaves nothing
-    open.
+    """Return SQLAlchemy's way to connect with the driver's opener: a cancelled connect leaves
+    nothing open.
     """
 
     @functools.wraps(original)
@@ -334,15 +342,15 @@ def _opening(original: Any, opener: Any) -> Any:
 
 
 def _as_both(error: BaseException, context: ExceptionContext) -> BaseException | None:
-    """*error*, one of ours, as an error that is SQLAlchemy's too, with all that SQLAlchemy's would
-    say of itself.
+    """Return *error*, one of ours, as an error that is SQLAlchemy's too, with all attributes of
+    SQLAlchemy's.
     """
     theirs = context.sqlalchemy_exception
     kind = next((kind for kind in _OURS if isinstance(error, kind)), None)
     if theirs is None or kind is None:
         return error if error is not context.original_exception else None
     shown = for_driver(kind, type(theirs), str(error))
-    # what the DBAPI's errors have (orig, say) is SQLAlchemy's to tell here
+    # attributes of the DBAPI's errors (orig, say) come from SQLAlchemy here
     own = {k: v for k, v in error.__dict__.items() if k not in vars(theirs) or k == "__notes__"}
     shown.__dict__.update(
         {**theirs.__dict__, **own, "connection_invalidated": context.is_disconnect}
@@ -351,8 +359,8 @@ def _as_both(error: BaseException, context: ExceptionContext) -> BaseException |
 
 
 def _seen(original: Any) -> Any:
-    """A statement inside a unit of work, on a connection that was taken outside of it, is a reason
-    not to run it again.
+    """Wrap a statement: inside a unit of work, on a connection that was acquired outside of it, it
+    is a reason not to run the unit again.
     """
 
     @functools.wraps(original)
@@ -381,7 +389,7 @@ def _doubt(context: Any) -> None:
 
 
 def _explain(connection: Any, error: BaseException) -> None:
-    """Say on *error* why a statement of *connection* was not run again, and what would be."""
+    """Add to *error* why a statement of *connection* was not run again, and when it would be."""
     why, loan = getattr(connection, "why_not", None), getattr(connection, "_lost_loan", None)
     if why is not None and loan is not None:
         (connection._losses or Losses()).refused(error, why, loan)

@@ -1,9 +1,9 @@
-"""The plugin for all engines of a process, without a word in their URLs:
+"""The plugin for all engines of a process, without a change in their URLs:
 ``unbroken.sqlalchemy.install()``.
 
-For programs that make their engines by themselves, and for URLs that a bare driver is given, too:
-it would refuse our word in them. All of SQLAlchemy's functions that make engines ask the URL for
-its plugins; that is where this one is added.
+It serves programs that create their engines by themselves. It also serves URLs that a bare driver
+gets, too, which would refuse the plugin's name in them. All of SQLAlchemy's functions that create
+engines ask the URL for its plugins. That is where this plugin is added.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unbroken.settings import Settings
 _SEAM = "_instantiate_plugins"
 _WORD = "unbroken"
 _OURS = (None, sqla_pool.QueuePool, sqla_pool.AsyncAdaptedQueuePool)
-#: Settings that SQLAlchemy's own arguments say, too.
+#: Settings that SQLAlchemy's own arguments also set.
 _THEIRS = {
     "max_size": ("pool_size", "max_overflow"),
     "acquire_timeout": ("pool_timeout",),
@@ -38,15 +38,15 @@ _installed: Installed | None = None
 
 
 def install(**settings: Any) -> Installed:
-    """From now on ``create_engine`` and ``create_async_engine`` make engines that have the plugin,
-    wherever they are called.
+    """Make every ``create_engine`` and ``create_async_engine`` call from now on create an engine
+    that has the plugin.
 
-    *settings*: those of :class:`unbroken.Settings`, for engines that are given none. An engine with
-    a pool of its own (``poolclass=NullPool``, ``pool=``) stays as it is, and so do SQLite's, and
-    engines made before. Installed again, the new settings count. Returns an object whose ``undo()``
-    ends it for engines to come.
+    *settings*: those of :class:`unbroken.Settings`, for engines that set none. An engine with a
+    pool of its own (``poolclass=NullPool``, ``pool=``) stays unchanged, and so do SQLite's, and
+    engines created before. After a second call the new settings apply. Returns an object whose
+    ``undo()`` ends it for later engines.
 
-    Raises ConfigurationError for settings that cannot work, and where this SQLAlchemy makes its
+    Raises ConfigurationError for settings that cannot work, and if this SQLAlchemy creates its
     engines in an unknown way.
     """
     global _installed
@@ -59,7 +59,7 @@ def install(**settings: Any) -> Installed:
 
 
 class Installed:
-    """What :func:`install` did. As a context manager it is undone at the end."""
+    """The result of :func:`install`. As a context manager it is undone at the end."""
 
     def __init__(self) -> None:
         original = URL.__dict__.get(_SEAM)
@@ -84,9 +84,9 @@ class Installed:
         setattr(URL, _SEAM, asked)
 
     def undo(self) -> None:
-        """Engines made from now on get the plugin only by name again.
+        """Give the plugin to later engines only by name again.
 
-        Those that have it keep it.
+        Engines that have it keep it.
         """
         global _installed
         with _lock:
@@ -107,7 +107,9 @@ class Installed:
         self.undo()
 
     def _with_ours(self, url: URL, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The arguments of an engine, with the plugin among them where it has something to do."""
+        """Return the arguments of an engine, with the plugin among them if it has something to
+        do.
+        """
         in_url = url.query.get("plugin", ())
         named = [*((in_url,) if isinstance(in_url, str) else in_url), *kwargs.get("plugins", ())]
         if _WORD in named or "pool" in kwargs or kwargs.get("poolclass") not in _OURS:
@@ -117,7 +119,7 @@ class Installed:
         return {**kwargs, "plugins": [*kwargs.get("plugins", ()), _WORD], "unbroken": ours}
 
     def _defaults(self, url: URL, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the settings that neither the engine's URL nor its own arguments say."""
+        """Return the settings that neither the engine's URL nor its own arguments give."""
         said = {
             *url.query,
             *(name for name, theirs in _THEIRS.items() if any(each in kwargs for each in theirs)),

@@ -1,8 +1,8 @@
 """After a connection was lost, SQLAlchemy refuses everything until its transaction is rolled back.
-Its errors then say nothing of the loss: a note on each says what happened, and what to do.
+Its errors do not mention the loss, so a note on each names the loss and the remedy.
 
-Three of SQLAlchemy's methods that raise these errors are wrapped, once in a process. They do and
-raise what they did; where one is missing, nothing is noted.
+Three of SQLAlchemy's methods that raise these errors are wrapped, once in a process. Their results
+and errors stay the same. If one is missing, nothing is noted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sqlalchemy.exc import InvalidRequestError
 from unbroken.brain.entry import Entry
 from unbroken.messages.integrations import ROLL_BACK_FIRST
 
-#: Where an error, and a Connection, hold what the note says.
+#: The attribute of an error, and of a Connection, that holds the note's facts.
 _LOSS = "_unbroken_loss"
 
 
 def remember(connection: Any, error: BaseException, entry: Entry) -> None:
-    """*error* of *connection* came of the loss of *entry*."""
+    """Record that *error* of *connection* was caused by the loss of *entry*."""
     why = (entry.cause or "lost") + (f': "{entry.words}"' if entry.words else "")
     text = (
         f"unbroken: connection {entry.session or ''} of this transaction was lost ({why}). Roll"
@@ -36,7 +36,7 @@ def remember(connection: Any, error: BaseException, entry: Entry) -> None:
 
 
 def install() -> None:
-    """Have the errors say so from now on."""
+    """Add the note to these errors from now on."""
     if hasattr(Connection, _LOSS):
         return
     setattr(Connection, _LOSS, None)
@@ -54,8 +54,8 @@ def _error_of(transaction: Any) -> Any:
 
 
 def _of_subject(subject: Any) -> list[Any]:
-    """What may know of a loss: the Connection, or the error that ended the Session's
-    transaction.
+    """Return the objects that may hold a loss: the Connection, or the error that ended the
+    Session's transaction.
     """
     return [subject, _error_of(getattr(subject, "_trans_context_manager", None))]
 

@@ -1,5 +1,5 @@
-"""What ``create_engine`` was told, taken apart: our settings, the driver, what SQLAlchemy's own
-pool is to be given.
+"""The arguments of ``create_engine``, split: our settings, the driver, and the arguments for
+SQLAlchemy's own pool.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from unbroken.settings import Settings
 
 log = Part("driver")
 
-#: Settings that SQLAlchemy's pool has under another name; theirs count, ours are translated where
-#: theirs is not given.
+#: Settings that SQLAlchemy's pool has under another name. Theirs take precedence; ours are
+#: translated if theirs is not given.
 _THEIRS = {
     "max_size": "pool_size",
     "acquire_timeout": "pool_timeout",
     "reset": "pool_reset_on_return",
 }
 
-#: How a DBAPI's ``connect`` calls its time limit, and what it takes. Without one, a server that
-#: does not answer holds a caller for minutes.
+#: The name of a DBAPI's connect timeout, and its type. Without a timeout, a server that does not
+#: answer holds a caller for minutes.
 _CONNECT_TIMEOUT: Mapping[str, tuple[str, Callable[[float], float]]] = {
     **dict.fromkeys(
         (
@@ -92,15 +92,15 @@ class Plan:
         self.settings = settings
         self.name = settings.name or driver.target.label
         self.is_async = is_async
-        #: what is asked at each connect
+        #: the login that is asked for at each connect
         self.secrets = NO_SECRETS
         #: the hosts of the URL
         self.hosts: tuple[Address, ...] = ()
-        #: the application opens the connections: where they lead is its own affair
+        #: the application opens the connections, to an address of its own choice
         self.is_created_outside = False
-        #: seconds for one attempt; the application's own word counts
+        #: seconds for one attempt; the application's own value counts
         self.connect_limit = settings.connect_timeout
-        #: what our errors are, too: the DBAPI's OperationalError
+        #: the second base class of our errors: the DBAPI's OperationalError
         self.foreign: type[BaseException] = driver.errors[0]
         self._observers = observers
         self._module = next(
@@ -110,24 +110,24 @@ class Plan:
 
     @property
     def aims(self) -> bool:
-        """Whether each connect is told its host, or its user and password."""
+        """Return whether each connect receives its host, or its user and password."""
         several = len(self.hosts) > 1 and not self.is_created_outside
         return several or self.secrets.are_asked
 
     def genuine(self, raw: Any) -> Connection | None:
-        """The driver's own object: *raw*, or what a tracer's proxy around it wraps; None where
-        neither can be told.
+        """Return the driver's own object: *raw*, or the object that a tracer's proxy wraps; None if
+        neither can be determined.
         """
         for _ in range(5):
             if any(each.__module__.partition(".")[0] == self._module for each in type(raw).__mro__):
-                # a proxy lies about its __class__
+                # a proxy's __class__ is not its own
                 return raw
             raw = getattr(raw, "__wrapped__", None)
         self.warn_unknown("they are wrapped by something else")
         return None
 
     def warn_unknown(self, why: object) -> None:
-        """Say once that connections cannot be looked below."""
+        """Warn once that the driver's connections cannot be reached."""
         log.warning(
             "driver not known",
             POOLED_AS_SQLALCHEMY_DOES(
@@ -141,26 +141,26 @@ class Plan:
 
     @property
     def is_blind(self) -> bool:
-        """Whether there is no driver file for this DBAPI: then the pool is SQLAlchemy's, with
-        reports of leaks.
+        """Return whether there is no driver file for this DBAPI. Then the pool is SQLAlchemy's,
+        with reports of leaks.
         """
         return isinstance(self.driver, Blind)
 
     def emit(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Tell the observers."""
+        """Notify the observers."""
         tell(self._observers, event, fields)
 
     def go_blind(self, dialect: Any) -> None:
-        """The connections cannot be looked below: from now on the engine's pools are SQLAlchemy's,
-        with reports of leaks.
+        """Note that the driver's connections cannot be reached: from now on the engine's pools are
+        SQLAlchemy's, with reports of leaks.
         """
         self.driver = Blind(self.driver.target)
         self.driver.dialect = dialect
 
 
 class Blind(Base):
-    """Stands in where there is no driver file: it knows nothing, and asks SQLAlchemy's dialect
-    whether a connection is lost.
+    """Stands in if there is no driver file: it knows nothing, and asks SQLAlchemy's dialect whether
+    a connection is lost.
     """
 
     name = "unknown"
@@ -174,7 +174,7 @@ class Blind(Base):
         self.dialect: Any = None  #: SQLAlchemy's, once there is one
 
     def classify(self, exc: BaseException) -> Fault:
-        """LOST where the dialect says so."""
+        """Return LOST if the dialect reports so."""
         dialect = self.dialect
         try:
             lost = (
@@ -187,37 +187,37 @@ class Blind(Base):
         return Fault(FaultKind.LOST if lost else FaultKind.OTHER, text=one_line(exc))
 
     def fileno(self, conn: Connection) -> int | None:  # noqa: ARG002
-        """Not known."""
+        """Return None: it is not known."""
         return None
 
     def is_in_transaction(self, conn: Connection) -> bool | None:  # noqa: ARG002
-        """Not known."""
+        """Return None: it is not known."""
         return None
 
     def is_quiet(self, conn: Connection) -> bool:  # noqa: ARG002
-        """SQLAlchemy looks after that."""
+        """Return True: SQLAlchemy handles that."""
         return True
 
     def session_id(self, conn: Connection) -> str | None:  # noqa: ARG002
-        """Not known."""
+        """Return None: it is not known."""
         return None
 
     def close(self, conn: Connection) -> None:
-        """SQLAlchemy closes."""
+        """Do nothing: SQLAlchemy closes."""
 
     def watch(self, conn: Connection) -> None:
-        """Not possible."""
+        """Do nothing: it is not possible."""
 
     def unwatch(self, conn: Connection) -> None:
-        """Nothing to undo."""
+        """Do nothing: there is nothing to undo."""
 
 
 def open_plan(
     url: URL, kwargs: dict[str, Any], *, is_async: bool, is_ours: bool
 ) -> tuple[Plan, tuple[str, ...]]:
-    """The plan for an engine, and the names of settings that were in *url*'s query.
+    """Return the plan for an engine, and the names of settings that were in *url*'s query.
 
-    Translates in *kwargs* what is SQLAlchemy's. *is_ours*: whether its pool is one of ours.
+    Translates SQLAlchemy's own settings in *kwargs*. *is_ours*: whether its pool is one of ours.
     """
     refuse_eventlet()
     check_names(url, kwargs)
@@ -226,7 +226,7 @@ def open_plan(
     _translate(given, kwargs)
     settings = Settings.of(**given)
     if settings.max_idle is None:
-        # pool_size connections are "kept persistently", says SQLAlchemy
+        # SQLAlchemy's documentation: pool_size connections are "kept persistently"
         settings = settings.changed(max_idle=math.inf)
     hosts = hosts_of(url) if is_ours else ()
     target = target_of(url, hosts)
@@ -253,7 +253,7 @@ def open_plan(
 
 
 def _options(url: URL, kwargs: dict[str, Any], ours: tuple[str, ...]) -> tuple[Option, ...]:
-    """The driver's options, and where each stands."""
+    """Return the driver's options, and the place of each."""
     in_url = {name: value for name, value in url.query.items() if name not in ours}
     args = dict(kwargs.get("connect_args") or {})
     return (*options_of(in_url, "in the URL"), *options_of(args, "in connect_args"))
@@ -270,7 +270,7 @@ def _settings(
                 " unbroken={'leak_after': 10}"
             )
         )
-    # that one is the DBAPI's, in a URL
+    # in a URL that one is the DBAPI's
     ours, theirs = Settings.split(
         named({k: v for k, v in url.query.items() if k != "connect_timeout"})
     )
@@ -284,7 +284,7 @@ def _settings(
 
 
 def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
-    """Settings that are SQLAlchemy's own business become its arguments."""
+    """Turn settings that belong to SQLAlchemy itself into its arguments."""
     if given.pop("min_size", 0):
         raise ConfigurationError(
             SETTING_HAS_NO_USE(
@@ -342,9 +342,9 @@ def _opens_nothing() -> Any:
 
 
 def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> float:
-    """Give an attempt to connect our time limit, unless the application gave one.
+    """Apply our time limit to an attempt to connect, unless the application gave one.
 
-    Returns the one that holds, in seconds.
+    Returns the limit that holds, in seconds.
     """
     args = dict(kwargs.get("connect_args") or {})
     given = next(
@@ -361,16 +361,17 @@ def _bound_connect(url: URL, kwargs: dict[str, Any], settings: Settings) -> floa
 
 
 def _in_pure_python(url: URL, kwargs: dict[str, Any]) -> None:
-    """mysql-connector-python would take its C extension, of which the driver knows nothing.
+    """Make mysql-connector-python use pure Python. By default it would use its C extension, which
+    the driver does not support.
 
-    Raises where that is asked for.
+    Raises if the extension is requested.
     """
     if url.get_driver_name() != "mysqlconnector":
         return
     args = dict(kwargs.get("connect_args") or {})
     wanted = args.get("use_pure", url.query.get("use_pure", True))
     if wanted in (False, 0, "false", "False", "0", "no"):
-        open_driver(str(url.set(query={"use_pure": "false"})))  # says why not
+        open_driver(str(url.set(query={"use_pure": "false"})))  # raises with the reason
     kwargs["connect_args"] = {**args, "use_pure": True}
 
 

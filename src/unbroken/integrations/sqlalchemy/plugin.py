@@ -19,7 +19,7 @@ from unbroken.messages.integrations import ENGINE_NOT_OURS, POOLED_AS_SQLALCHEMY
 from unbroken.settings import Settings
 
 _SETTINGS = frozenset(each.name for each in fields(Settings)) - {"connect_timeout"}
-#: Databases without a server, whose pools SQLAlchemy chooses with care: they stay as they are.
+#: Databases without a server, whose pools SQLAlchemy chooses with care: they stay unchanged.
 _WITHOUT_SERVER = {"sqlite"}
 
 
@@ -35,7 +35,7 @@ class Plugin(CreateEnginePlugin):
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
         super().__init__(url, kwargs)
         self._names: tuple[str, ...] = ()
-        #: the engine's, where SQLAlchemy is given a simpler one
+        #: the engine's, if SQLAlchemy gets a simpler one
         self._url: URL | None = None
         self._plan = None
         if url.get_backend_name() in _WITHOUT_SERVER or "pool" in kwargs:

@@ -1,10 +1,10 @@
-"""SQLAlchemy's QueuePool and AsyncAdaptedQueuePool as bodies on unbroken's kernel.
+"""SQLAlchemy's QueuePool and AsyncAdaptedQueuePool, based on unbroken's kernel.
 
 Arguments, overflow, timeouts, events, ``status``, ``detach``, ``invalidate``, ``dispose`` and
-``recreate`` mean what SQLAlchemy says. Who gets which connection, who waits, who connects and what
-is closed is decided by the kernel and the flows, as for a ``Pool``: SQLAlchemy asks for a record
-(``_do_get``), gives it back (``_do_return_conn``) and closes (``_close_connection``); each record
-belongs to one entry of the kernel's.
+``recreate`` work as SQLAlchemy documents them. The kernel and the flows decide, as for a ``Pool``,
+which caller gets which connection, waits or connects, and which connection is closed. SQLAlchemy
+asks for a record (``_do_get``), returns it (``_do_return_conn``) and closes
+(``_close_connection``). Each record belongs to one entry of the kernel's.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ _checkout = _ConnectionFairy._checkout
 _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
-#: the usual way in
+#: the usual call path
 _RAW_CONNECTION, _ENGINE_CONNECT = (Engine.raw_connection.__code__, Engine.connect.__code__)
 
-#: A new connection that is lost again while SQLAlchemy sets it up is replaced this often.
+#: The number of replacements for a new connection that is lost again while SQLAlchemy sets it up.
 SETUP_ATTEMPTS = 3
 
 
 class EnginePool(Creating):
-    """What both pools below share."""
+    """The common part of both pools below."""
 
-    _sqla_logger_namespace = (  # people set their levels by this name
+    _sqla_logger_namespace = (  # log levels are set by this name
         "sqlalchemy.pool.impl.QueuePool"
     )
 
@@ -80,7 +80,7 @@ class EnginePool(Creating):
         _pools.add(self)
 
     def recreate(self) -> Any:
-        """A new pool of the same kind with the same arguments, as SQLAlchemy says.
+        """Return a new pool of the same kind with the same arguments, as SQLAlchemy requires.
 
         In a forked child nothing inherited is touched.
         """
@@ -99,7 +99,7 @@ class EnginePool(Creating):
         return fresh
 
     def dispose(self) -> None:
-        """Close what is idle; what is lent goes on.
+        """Close idle connections; those in use stay open.
 
         In a forked child nothing inherited is touched.
         """
@@ -117,24 +117,24 @@ class EnginePool(Creating):
             tell(body, "is disposed of", "each is closed when it is returned")
         self.logger.info("Pool disposed. %s", self.status())
 
-    # -- what SQLAlchemy counts --------------------------------------------------------------------
+    # -- SQLAlchemy's counters ---------------------------------------------------------------------
 
     @property
     def _overflow(self) -> int:
-        """How many connections there are beyond ``pool_size``; below 0: how many there may be
-        before that.
+        """Return the number of connections beyond ``pool_size``; below 0: how many may still be
+        opened before that.
         """
         size = self._body.kernel.size if self._body.here[0] else 0
         return int(size - self._pool.maxsize)
 
     @_overflow.setter
     def _overflow(self, value: int) -> None:
-        """SQLAlchemy's constructor sets it; the kernel counts."""
+        """Ignore the value: SQLAlchemy's constructor sets it, but the kernel counts."""
 
-    # -- lending -----------------------------------------------------------------------------------
+    # -- handing out -------------------------------------------------------------------------------
 
     def connect(self) -> Any:
-        """A connection, fit to be used, as SQLAlchemy hands it out."""
+        """Return a connection, fit for use, as SQLAlchemy hands it out."""
         body = self._body
         if not body.here[0]:
             body = self._enter()
@@ -146,7 +146,7 @@ class EnginePool(Creating):
             record: Any = fairy._connection_record
             entry = record.entry
             if entry is None or entry.conn is None:
-                # a checkout event has replaced the connection by something of its own
+                # a checkout event has replaced the connection by another object
                 return fairy
             frame: Any = _getframe(1)
             if frame.f_code is _RAW_CONNECTION:
@@ -171,7 +171,7 @@ class EnginePool(Creating):
         return fairy
 
     def _begin(self, body: Body, record: Record, entry: Slot) -> None:
-        """What not every use needs: a unit of work that looks on, a deadline."""
+        """Do the parts that not every use needs: join a watching unit of work, set a deadline."""
         if body.connects_here:
             unit = current()
             if unit is not None:
@@ -182,10 +182,10 @@ class EnginePool(Creating):
         loan.begin(float("inf") if limit is None else entry.taken_at + limit)
 
     def _again(self, exc: BaseException) -> Any:
-        """A checkout failed.
+        """Handle a failed checkout.
 
-        A new connection that was lost while it was being set up is replaced; all else is the
-        caller's.
+        A new connection that was lost while it was being set up is replaced. All other errors are
+        the caller's.
         """
         for _ in range(SETUP_ATTEMPTS - 1):
             ours = isinstance(exc, UnbrokenError | sqla_exc.SQLAlchemyError) and not isinstance(
@@ -200,18 +200,19 @@ class EnginePool(Creating):
         try:
             raise exc
         finally:
-            # else it would be part of a cycle with this frame, and keep what its traceback holds
+            # otherwise it would be part of a cycle with this frame, and keep everything in its
+            # traceback
             del exc
 
     def _take_slowly(self, suspect: Slot | None, *, again: bool = False) -> Slot:
-        """Wait for an entry, or for a place to connect in, and note that it is lent. *suspect* was
-        popped from idle.
+        """Wait for an entry, or for a place to connect in, and note that it is in use. *suspect*
+        was popped from idle.
         """
         body = self._body
         started = monotonic()
         until = float("inf") if self._timeout is None else started + self._timeout
         if body.has_room:
-            # pool_timeout is for connections that others have: one that is opened takes its time
+            # pool_timeout is for connections that others have: opening one takes its own time
             until = max(until, started + body.connect_limit)
         unit = current()
         if unit is not None:
@@ -233,7 +234,7 @@ class EnginePool(Creating):
         return entry  # type: ignore[no-any-return]
 
     def _timed_out(self, body: Body, exc: PoolTimeoutError) -> Exception:
-        """SQLAlchemy's own error where all connections are in use; ours where the server does not
+        """Return SQLAlchemy's own error if all connections are in use; ours if the server does not
         answer.
         """
         if exc.code == OVERLOADED.code:
@@ -251,7 +252,7 @@ class EnginePool(Creating):
         return error
 
     def renew(self, record: Record) -> Any:
-        """Another connection for *record*, whose own has ended in its holder's hands."""
+        """Return another connection for *record*, whose own has ended while its holder had it."""
         body, place = self._body, record.entry
         record.entry = None
         if place is not None:
@@ -269,7 +270,7 @@ class EnginePool(Creating):
             other.recycle()
             self._return_slowly(other)
 
-    # -- giving back -------------------------------------------------------------------------------
+    # -- returning ---------------------------------------------------------------------------------
 
     def _do_return_conn(self, record: Any) -> None:
         body, entry = self._body, record.entry
@@ -308,7 +309,7 @@ class EnginePool(Creating):
             body.give_up(record, entry)
         elif record.dbapi_connection is None:
             if _IS_2_0 and self._is_asyncio and not in_greenlet():
-                # an async user who detaches is in a greenlet; a finalizer is not
+                # an async user that detaches is in a greenlet; a finalizer is not
                 body.report_forgotten(entry)
             body.detach(entry)
             record.entry = None
@@ -324,8 +325,8 @@ class EnginePool(Creating):
     # -- which process, which loop -----------------------------------------------------------------
 
     def _enter(self) -> Any:
-        """The body of this process (and loop), made at first use. Of several threads that come at
-        once, one's body counts.
+        """Return the body of this process (and loop), created at first use. If several threads come
+        at the same time, one's body counts.
 
         No lock: a fork, or an exception at any instruction, could leave it locked for ever.
         """
@@ -350,17 +351,16 @@ class EnginePool(Creating):
         return body
 
     def _leave(self, old: Any) -> None:
-        """Start with nothing: what *old* held is the parent's, or of a loop that has ended."""
+        """Start empty: the connections of *old* are the parent's, or of a loop that has ended."""
         old.sever()
         if (
             old.pid == os.getpid()
-            # a loop that has ended: its transports complain if they are left to the garbage
-            # collector
+            # a loop that has ended: its transports warn if they are left to the garbage collector
         ):
             for entry in list(old.kernel.entries.values()):
                 if entry.conn is not None:
                     self._plan.driver.close(entry.conn)
-        # its records are kept: their end must not be a goodbye
+        # its records are kept: their end must not send a goodbye
         self._inherited = (old, self._vacant)
         self._vacant = deque()
 
@@ -371,15 +371,15 @@ class EnginePool(Creating):
         return None
 
     def unbroken_stats(self) -> Stats:
-        """The pool's numbers in this process at this moment."""
+        """Return the pool's numbers in this process at this moment."""
         body = self._body if self._body.here[0] else self._new_body(self._counters)
         return body.stats()
 
 
 class UnbrokenQueuePool(EnginePool):
-    """SQLAlchemy's QueuePool that does not break.
+    """SQLAlchemy's QueuePool, unbroken.
 
-    Arguments as QueuePool's; the plugin fills in ``unbroken``.
+    It takes QueuePool's arguments; the plugin fills in ``unbroken``.
     """
 
     def _do_get(self) -> Any:
@@ -407,8 +407,8 @@ class UnbrokenQueuePool(EnginePool):
 
 
 def _sever_all() -> None:
-    """After a fork that Python sees, and at the end of a child whose fork it did not see: sever
-    what was inherited.
+    """Cut off everything inherited: after a fork that Python sees, and at the end of a child whose
+    fork it did not see.
     """
     for pool in list(_pools):
         if not pool._body.here[0]:

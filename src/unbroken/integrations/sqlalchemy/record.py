@@ -20,9 +20,9 @@ from unbroken.pool.holder import HANDLES
 
 
 class Slot(Entry):
-    """A pool entry, and what SQLAlchemy calls its DBAPI connection and its record.
+    """A pool entry, with SQLAlchemy's DBAPI connection and its record.
 
-    Without ``conn`` it is a place: its holder opens a connection, or gives the place back.
+    Without ``conn`` it is a place: its holder opens a connection, or returns the place.
     """
 
     __slots__ = ("dbapi", "record", "vacated")
@@ -43,7 +43,7 @@ class _NoBody:
     in_use: Mapping[int, Entry] = MappingProxyType({})
 
     def sever(self) -> None:
-        """Nothing is inherited."""
+        """Do nothing: nothing is inherited."""
 
 
 NO_BODY: Any = _NoBody()
@@ -73,18 +73,16 @@ class Record(_ConnectionRecord):
     def __init__(self, pool: Any, connect: bool = True) -> None:
         self.pool = pool
         self.entry: Slot | None = None
-        self.owner: Any = None  #: the Body that the entry is of
-        self.loan: Any = (
-            None  #: what this use has of a unit of work or a deadline, which end with it
-        )
-        #: where the connect that is made for it goes, and as whom
+        self.owner: Any = None  #: the Body that the entry belongs to
+        self.loan: Any = None  #: this use's unit of work or deadline, which end with it
+        #: the address and the login of the connect that is made for it
         self.login: Any = None
-        self.closing = False  #: it is this record's connection that is being closed, or set up, now
-        #: the use of the entry that a caller has got hold of; 0: of another entry, -1: none yet
+        self.closing = False  #: whether this record's connection is being closed, or set up, now
+        #: the number of the use of the entry that a caller has; 0: of another entry, -1: none yet
         self.used = -1
-        self.past = Past()  #: what was sent on it in the use ``past_use``
+        self.past = Past()  #: the statements sent on it in the use ``past_use``
         self.past_use: tuple[int, int] | None = None
-        #: whether its connection had ended when the last statement was to be sent
+        #: whether its connection had ended before the last statement was sent
         self.was_dead = Before.WELL
         self.sql: Any = None  #: that statement
         self.failed: int | None = None  #: the ``id`` of the error that its last call raised
@@ -92,11 +90,11 @@ class Record(_ConnectionRecord):
         super().__init__(pool, connect)
 
     def hold(self, entry: Slot, owner: Any) -> None:
-        """From now on this is the record of *entry*, which is *owner*'s."""
+        """Make this the record of *entry*, which is *owner*'s."""
         self.entry, self.owner, self.used = entry, owner, min(self.used, 0)
 
     def get_connection(self) -> Any:
-        """SQLAlchemy's DBAPI connection; a new one where it has ended or must not be used any
+        """Return SQLAlchemy's DBAPI connection; a new one if it has ended or must not be used any
         more.
         """
         conn, pool = self.dbapi_connection, self.pool
@@ -110,7 +108,7 @@ class Record(_ConnectionRecord):
         return self._get_slowly()
 
     def _get_slowly(self) -> Any:
-        # a variable of this frame: whoever looks for strays sees that this thread has it
+        # a variable of this frame: the search for strays sees that this thread has it
         entry = self.entry
         opened = entry is not None and self.dbapi_connection is None and entry.dbapi is not None
         if opened or self.owner is None or self.owner.connects_here:
@@ -127,8 +125,8 @@ class Record(_ConnectionRecord):
         return self.pool.renew(self)
 
     def is_stale(self) -> bool:
-        """Whether SQLAlchemy's rules (``pool_recycle``, an invalidation) say that the connection
-        must not be used again.
+        """Return whether SQLAlchemy's rules (``pool_recycle``, an invalidation) forbid using the
+        connection again.
         """
         age = self.pool._recycle
         return self._is_hard_or_soft_invalidated() or (
@@ -150,17 +148,19 @@ class Record(_ConnectionRecord):
             self.closing = False
 
     def close(self) -> None:
-        """As SQLAlchemy's."""
+        """Do the same as SQLAlchemy."""
         with self._closing():
             super().close()
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
-        """As SQLAlchemy's."""
+        """Do the same as SQLAlchemy."""
         with self._closing():
             super().invalidate(e, soft)
 
     def take_over(self, other: Record) -> Any:
-        """*other*'s connection becomes this record's; no event is due for it. Returns it."""
+        """Make *other*'s connection this record's. No event is due for it. Returns the
+        connection.
+        """
         entry = other.entry
         self.dbapi_connection, other.dbapi_connection = other.dbapi_connection, None
         self.starttime, self._soft_invalidate_time, self.fresh = (
@@ -178,7 +178,7 @@ class Record(_ConnectionRecord):
 
     @property
     def needs_gc(self) -> bool:
-        """Asked by SQLAlchemy's finalizer alone, so True means: its holder let it be collected."""
+        """Return True if its holder let it be collected. Only SQLAlchemy's finalizer asks."""
         needs = super().needs_gc
         if needs and self.owner is not None:
             self.owner.note_forgotten(self.entry)
@@ -187,7 +187,9 @@ class Record(_ConnectionRecord):
     if _IS_2_0:
 
         def checkin(self, _fairy_was_created: bool = True) -> None:
-            """There, a finalizer comes straight here; the one it comes for is gone by then."""
+            """Check the record in. A finalizer calls this directly; the object that it runs for is
+            gone by then.
+            """
             ref = self.fairy_ref
             if ref is not None and ref() is None and self.owner is not None:
                 self.owner.note_forgotten(self.entry)
@@ -198,8 +200,8 @@ HANDLES[Record] = lambda record: record.entry
 
 
 class Shelf:
-    """What SQLAlchemy (and applications) read of a QueuePool's queue: its idle records, from our
-    kernel.
+    """The attributes of a QueuePool's queue that SQLAlchemy (and applications) read: its idle
+    records, from our kernel.
     """
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
@@ -212,28 +214,28 @@ class Shelf:
 
     @property
     def queue(self) -> list[Any]:
-        """The idle records."""
+        """Return the idle records."""
         return [entry.record for entry in self._idle()]
 
     @queue.setter
     def queue(self, records: Any) -> None:
-        """Idle records that are not among *records* leave the pool."""
+        """Remove idle records that are not among *records* from the pool."""
         kept = list(records)
         gone = [entry for entry in self._idle() if entry.record not in kept]
         if gone:
             self.pool()._body.kernel.take(gone)
 
     def qsize(self) -> int:
-        """How many connections are idle."""
+        """Return how many connections are idle."""
         return len(self._idle())
 
     def empty(self) -> bool:
-        """Whether none is."""
+        """Return whether none is idle."""
         return not self._idle()
 
 
 def note_holders(body: Any, exc: BaseException) -> None:
-    """Say in a note who holds what everybody waits for."""
+    """Add a note that names the holders of the connections that callers wait for."""
     places = sorted({str(e.place) for e in list(body.in_use.values())[:50] if e.place is not None})
     if places:
         exc.add_note(
@@ -248,8 +250,8 @@ def note_holders(body: Any, exc: BaseException) -> None:
 
 
 def in_greenlet() -> bool:
-    """Whether this is inside one of SQLAlchemy's greenlets, where async drivers can be waited
-    for.
+    """Return whether this runs inside one of SQLAlchemy's greenlets, where async drivers can be
+    waited for.
     """
     greenlet: Any = sys.modules.get("greenlet")
     return greenlet is not None and getattr(
@@ -258,8 +260,8 @@ def in_greenlet() -> bool:
 
 
 def outside() -> Any:
-    """The frame that waits for SQLAlchemy's greenlet, on the async caller's side; None where there
-    is none.
+    """Return the frame that waits for SQLAlchemy's greenlet, on the async caller's side; None if
+    there is none.
     """
     greenlet: Any = sys.modules.get("greenlet")
     parent = greenlet.getcurrent().parent if greenlet is not None else None

@@ -39,12 +39,14 @@ class LoopMark:
 
 
 def mark_of(runtime: Any) -> Any:
-    """What tells whether this process (and event loop) is the one that *runtime* was made in."""
+    """Return the mark that shows whether this process (and event loop) is the one that *runtime*
+    was made in.
+    """
     return LoopMark(runtime.loop) if isinstance(runtime, GreenletRuntime) else fork_mark()
 
 
 def context_of(body_ref: Callable[[], Any]) -> Any:
-    """A context for an attempt to connect: a waiting caller's, outside its unit of work."""
+    """Return a context for an attempt to connect: a waiting caller's, outside its unit of work."""
     body: Any = body_ref()
     caller = None if body is None else body.caller
     if caller is None:
@@ -55,7 +57,7 @@ def context_of(body_ref: Callable[[], Any]) -> Any:
 
 
 def opened_by(body_ref: Callable[[], Any], login: Login | None) -> Connection:
-    """A connection of the body's as *login*, opened as SQLAlchemy does; an error where the body is
+    """Open a connection of the body's as *login*, as SQLAlchemy does. Raises if the body is
     gone.
     """
     body: Any = body_ref()
@@ -65,9 +67,9 @@ def opened_by(body_ref: Callable[[], Any], login: Login | None) -> Connection:
 
 
 class SyncRuntime(ThreadRuntime):
-    """Blocking engines.
+    """The runtime of blocking engines.
 
-    Locks are reentrant: SQLAlchemy gives connections back in finalizers, which run anywhere.
+    Locks are reentrant: SQLAlchemy returns connections in finalizers, which run anywhere.
     """
 
     opener: Callable[[Login | None], Connection]
@@ -77,11 +79,11 @@ class SyncRuntime(ThreadRuntime):
         super().__init__(driver)
 
     def new_lock(self) -> AbstractContextManager[Any]:
-        """See the class."""
+        """Return a reentrant lock."""
         return threading.RLock()
 
     def do(self, step: Any) -> Any:
-        """A step, a worker's or a caller's. SQLAlchemy opens the connections."""
+        """Run a step, a worker's or a caller's. SQLAlchemy opens the connections."""
         return super().do(
             replace(step, make=partial(self.opener, step.login), context=self.context())
             if type(step) is Connect
@@ -91,8 +93,8 @@ class SyncRuntime(ThreadRuntime):
     do_here = do
 
     def in_hands(self, wanted: set[int]) -> set[int] | None:
-        """As ThreadRuntime's, and on greenlets: one may be switched away while SQLAlchemy sets its
-        connection up.
+        """Return ThreadRuntime's value, extended to greenlets: one may be switched out while
+        SQLAlchemy sets its connection up.
         """
         frames = thread_frames()
         if frames is None:
@@ -102,12 +104,12 @@ class SyncRuntime(ThreadRuntime):
         return found if found >= wanted else found | referred_to(self.stacks_aside(), wanted)
 
     def wait_for(self, result: Any) -> Any:
-        """A blocking driver has waited already."""
+        """Return the result: a blocking driver has waited already."""
         return result
 
 
 class GreenletRuntime(LoopRuntime):
-    """Async engines.
+    """The runtime of async engines.
 
     Workers are tasks; callers are in SQLAlchemy's greenlets, and wait through them.
     """
@@ -119,7 +121,7 @@ class GreenletRuntime(LoopRuntime):
         super().__init__(driver, loop)
 
     async def do(self, step: Any) -> Any:
-        """A worker's step. What SQLAlchemy does in it needs a greenlet."""
+        """Run a worker's step. SQLAlchemy's calls in it need a greenlet."""
         return await (greenlet_spawn(step.work) if type(step) is Attempt else super().do(step))
 
     async def _connect(self, step: Connect) -> Any:
@@ -127,9 +129,9 @@ class GreenletRuntime(LoopRuntime):
         return await self.loop.create_task(made, context=self.context())
 
     def wait_for(self, result: Any) -> Any:
-        """What an async driver's method gives, inside a greenlet."""
+        """Return the awaited result of an async driver's method, inside a greenlet."""
         return await_only(result)
 
     def do_here(self, step: Any) -> Any:
-        """A caller's step, inside its greenlet."""
+        """Run a caller's step, inside its greenlet."""
         return step.work() if type(step) is Attempt else await_only(super().do(step))

@@ -1,5 +1,5 @@
-"""What is meant for the pool, but stands where SQLAlchemy or the driver takes it for theirs: in the
-URL's query, among ``connect_args``, among the arguments of ``create_engine``.
+"""Settings meant for the pool in a place where SQLAlchemy or the driver reads them: in the URL's
+query, among ``connect_args``, among the arguments of ``create_engine``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unbroken.pool.arguments import THEIR_NAMES
 from unbroken.settings import LONGEST, Settings
 
 _SETTINGS = {each.name for each in fields(Settings)} | set(THEIR_NAMES)
-#: What SQLAlchemy reads itself in a URL, whatever the driver.
+#: The names that SQLAlchemy reads itself in a URL, for any driver.
 _IN_URL = {"plugin", "plugins", "host", "port"}
 _ENGINE = {
     "plugins", "unbroken", "connect_args", "creator", "async_creator", "pool", "poolclass",
@@ -31,7 +31,7 @@ _ENGINE = {
     "pool_pre_ping", "pool_reset_on_return", "pool_use_lifo", "pool_logging_name", "pool_events",
     "echo_pool",
 }  # fmt: skip
-#: SQLAlchemy's numbers: from where on, of which kind.
+#: SQLAlchemy's numbers: the minimum and the type of each.
 _VALUES: Mapping[str, tuple[int, tuple[type, ...], str]] = {
     "pool_size": (0, (int,), "a whole number"),
     "max_overflow": (-1, (int,), "a whole number"),
@@ -42,13 +42,13 @@ _HOW = "Settings of unbroken's stand in create_engine(…, unbroken={'leak_after
 
 
 def check_names(url: URL, kwargs: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError for a setting that SQLAlchemy or the driver would refuse, most often
-    at the first connect.
+    """Raise ConfigurationError for a setting that SQLAlchemy or the driver would refuse, usually at
+    the first connect.
 
-    *kwargs*: those of ``create_engine``. What nobody can tell to be ours stays theirs.
+    *kwargs*: those of ``create_engine``. Names that cannot be recognized as ours stay theirs.
     """
     _check_values(kwargs)
-    if _has_other_plugins(url, kwargs):  # which may have options of their own
+    if _has_other_plugins(url, kwargs):  # they may have options of their own
         return
     driver = file_of(url.get_driver_name())
     known = takes(driver)
@@ -69,7 +69,9 @@ def _has_other_plugins(url: URL, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _check_values(kwargs: Mapping[str, Any]) -> None:
-    """SQLAlchemy itself takes any value for these, and fails where it first uses one."""
+    """Check these values: SQLAlchemy itself takes any value for them, and fails when it first uses
+    one.
+    """
     args = kwargs.get("connect_args")
     if args is not None and not isinstance(args, Mapping):
         raise ConfigurationError(BAD_SETTING(f"connect_args={shown(args)} must be a dictionary"))
@@ -95,5 +97,5 @@ def _engine_takes(url: URL, *, is_async: bool) -> set[str] | None:
     try:
         kinds = (url.get_dialect(is_async), sqla_pool.QueuePool, Engine)
         return _ENGINE.union(*(util.get_cls_kwargs(kind) for kind in kinds))
-    except Exception:  # no such dialect: SQLAlchemy says so itself
+    except Exception:  # no such dialect: SQLAlchemy raises that itself
         return None

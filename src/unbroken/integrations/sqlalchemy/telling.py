@@ -1,4 +1,4 @@
-"""What is told of each statement of an engine's: see :mod:`unbroken.ledger.heal`."""
+"""The report of each statement of an engine's to :mod:`unbroken.ledger.heal`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unbroken.pool.loan import Loan
 
 
 def past_of(record: Record, entry: Slot) -> Past:
-    """What this use of *record*'s connection has seen so far."""
+    """Return the statements that this use of *record*'s connection has sent so far."""
     if record.past_use != (entry.key, entry.uses):
         record.past_use = (entry.key, entry.uses)
         record.past.renew()
@@ -24,7 +24,9 @@ def past_of(record: Record, entry: Slot) -> Past:
 
 
 def tell(context: Any, sql: Any) -> Record | None:
-    """*sql* is about to be sent in *context*. Gives the record of its connection, if it is ours."""
+    """Report *sql*, which is about to be sent in *context*. Returns the record of its connection,
+    if it is ours.
+    """
     proxied = getattr(context, "root_connection", None)
     proxied = None if proxied is None else proxied._dbapi_connection
     record = None if proxied is None else getattr(proxied, "_connection_record", None)
@@ -54,7 +56,8 @@ def tell(context: Any, sql: Any) -> Record | None:
 
 
 def commits_itself(record: Record, dialect: Any) -> bool | None:
-    """Whether autocommit is on, also where the connection is lost; None where that cannot be told.
+    """Return whether autocommit is on, also if the connection is lost; None if that cannot be
+    determined.
 
     A driver whose library would ask the server knows it by itself (``had_autocommit``).
     """
@@ -69,7 +72,9 @@ def commits_itself(record: Record, dialect: Any) -> bool | None:
 
 
 def telling(original: Any) -> Any:
-    """What is sent, and whether it failed, is noted on the record of its connection."""
+    """Wrap a call so that each statement, and whether it failed, is noted on the record of its
+    connection.
+    """
 
     @functools.wraps(original)
     def execute(*args: Any, **kwargs: Any) -> Any:

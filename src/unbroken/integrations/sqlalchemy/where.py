@@ -1,8 +1,8 @@
-"""Where an engine's connects go, and as whom: the hosts of its URL, and callables among its
+"""The address and the login of an engine's connects: the hosts of its URL, and callables among its
 ``connect_args``.
 
 SQLAlchemy makes the driver's arguments once. Each attempt of ours may go to another host, or as
-another user: a ``do_connect`` event, before those of the application, turns them.
+another user. A ``do_connect`` event, before those of the application, changes the arguments.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from unbroken.errors import ConfigurationError
 from unbroken.messages.configuration import URL_HOSTS
 from unbroken.pool.secrets import NO_SECRETS, Secrets, take_secrets
 
-#: What DBAPIs call a user and a password.
+#: The DBAPIs' names for a user and a password.
 _NAMES = {"user": ("user", "username"), "password": ("password", "passwd")}
 
 
 def hosts_of(url: URL) -> tuple[Address, ...]:
-    """The hosts that *url* names, in each spelling that SQLAlchemy lets through.
+    """Return the hosts that *url* names, in each spelling that SQLAlchemy accepts.
 
-    Raises ConfigurationError where several cannot be read; one that cannot is the driver's
-    business, and gives nothing. Also where a part of the password stands as the database: no
-    message shows it.
+    Raises ConfigurationError if several hosts cannot be parsed. A single one that cannot be parsed
+    is left to the driver, and gives no address. Raises also if a part of the password is in the
+    place of the database. No message shows it.
     """
     if url.host and url.password and "@" in (url.database or ""):
         raise ConfigurationError(URL_HOSTS(f"the database's name holds an '@'; {ENCODE}"))
@@ -51,7 +51,7 @@ def _query(url: URL, name: str) -> Sequence[str]:
 
 
 def target_of(url: URL, hosts: Sequence[Address]) -> Target:
-    """Where *url* leads, for messages and as the key of the server's record. *hosts*: of
+    """Return the target of *url*, for messages and as the key of the server's record. *hosts*: from
     :func:`hosts_of`.
     """
     backend = BACKENDS.get(url.get_backend_name(), url.get_backend_name())
@@ -75,7 +75,7 @@ def _socket(url: URL) -> str | None:
 
 
 def with_one_host(url: URL, hosts: Sequence[Address]) -> URL:
-    """*url* with the first of *hosts* only, in words that every dialect reads."""
+    """Return *url* with only the first of *hosts*, in a form that every dialect reads."""
     host, port = hosts[0]
     url = url.difference_update_query(["host", "port"])
     if not is_path(host):
@@ -85,17 +85,17 @@ def with_one_host(url: URL, hosts: Sequence[Address]) -> URL:
 
 
 def needs_one_host(url: URL, hosts: Sequence[Address]) -> bool:
-    """Whether SQLAlchemy or the driver would misread *url*: there are several *hosts*, or MySQL's
-    only one stands in the query, with its port.
+    """Return whether SQLAlchemy or the driver would misread *url*: there are several *hosts*, or
+    MySQL's only one is in the query, with its port.
     """
     is_misread = url.get_backend_name() != "postgresql" and "host" in url.query
     return len(hosts) > 1 or (bool(hosts) and is_misread)
 
 
 def take_callables(target: Target, kwargs: dict[str, Any], *, is_async: bool) -> Secrets:
-    """The callables among the ``connect_args`` of *kwargs*, which are taken out there.
+    """Remove the callables from the ``connect_args`` of *kwargs*, and return them.
 
-    Raises ConfigurationError for a coroutine function that nobody can await.
+    Raises ConfigurationError for a coroutine function that cannot be awaited.
     """
     args = dict(kwargs.get("connect_args") or {})
     found: dict[str, Callable[[], Any]] = {}
@@ -111,7 +111,7 @@ def take_callables(target: Target, kwargs: dict[str, Any], *, is_async: bool) ->
 
 
 def aim(engine: Engine, driver: Any) -> None:
-    """From now on each connect of *engine* goes where the attempt that makes it goes. *driver* is
+    """Direct each connect of *engine* from now on to the target of its attempt. *driver* is
     unbroken's.
     """
 

@@ -1,1 +1,1 @@
-"""Requests of web frameworks: what a client is told, and when a request is run again."""
+"""Requests of web frameworks: the answer to a client, and when a request is run again."""

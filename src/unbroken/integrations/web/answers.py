@@ -1,4 +1,4 @@
-"""What a web client is told when the database was lost: the status, the words, the page."""
+"""The answer to a web client when the database was lost: the status, the text, the page."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Swallowed(Exception):  # noqa: N818 - not an error by itself: it carries o
 
 
 def chain(exc: BaseException | None) -> Iterator[BaseException]:
-    """*exc*, what it wraps (SQLAlchemy's ``orig``), was raised from, or in handling which; and the
-    members of groups.
+    """Yield *exc*, the exceptions that it wraps (SQLAlchemy's ``orig``), was raised from, or was
+    raised while handling, and the members of groups.
     """
     todo, seen = [exc], set()
     while todo:
@@ -59,8 +59,8 @@ def chain(exc: BaseException | None) -> Iterator[BaseException]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent instead of an error page. *cause* is for the log: it may name hosts, which a
-    page must not. *code* is the error's, and stands at the end of *detail*.
+    """The response that replaces an error page. *cause* is for the log: it may name hosts, which a
+    page must not. *code* is the error's, and ends *detail*.
     """
 
     status: str
@@ -77,7 +77,7 @@ _STORED = (
     " repeat it."
 )
 _UNKNOWN = "It is not known whether what this request wrote is stored. Look before you repeat it."
-#: Of a request that must not simply be sent again: what failed, and what is said of it.
+#: For a request that must not simply be sent again: the failure, and its text.
 _FAILED = {
     Fate.UNKNOWN: ("outcome unknown", _UNKNOWN),
     Fate.STORED: ("stored, not answered", _STORED),
@@ -92,14 +92,14 @@ def answer_to(
     *,
     keeps: bool = False,
 ) -> Answer | None:
-    """What to send for an error of the database's; None for any other error.
+    """Return the answer to an error of the database's; None for any other error.
 
-    *heard* are errors that the app did not let through. *fate* is what the ledger knows of the
-    writes of the request, *method* is the request's. Only a request that stored nothing is told
-    to try again. *keeps*: some of its writes may have gone to tables without transactions.
+    *heard* are errors that the app did not let through. *fate* is the ledger's knowledge of the
+    writes of the request, *method* is the request's. Only a request that stored nothing is told to
+    try again. *keeps*: some of its writes may have gone to tables without transactions.
     """
     found = [*chain(exc), *(link for each in heard for link in chain(each))]
-    kinds = (_is_unknown, _is_of_mongo, _is_away)  # the worst is told
+    kinds = (_is_unknown, _is_of_mongo, _is_away)  # the worst is reported
     away = next((link for is_so in kinds for link in found if is_so(link)), None)
     if away is None:
         return None
@@ -127,7 +127,9 @@ def answer_to(
 
 
 def _code_of(exc: BaseException) -> str:
-    """The code of an error of ours; that of the answer itself for a driver's or a framework's."""
+    """Return the code of an error of ours; that of the answer itself for a driver's or a
+    framework's.
+    """
     code = exc.code if isinstance(exc, UnbrokenError) else None
     return code if isinstance(code, str) else ANSWERED.code
 
@@ -148,8 +150,8 @@ def _is_of_mongo(exc: BaseException) -> bool:
 
 
 def _may_have_stored(exc: Any, method: str) -> bool:
-    """Whether an error of PyMongo's leaves a write in doubt that the ledger does not know of: a
-    plain client's are in none.
+    """Return whether an error of PyMongo's leaves a write in doubt that the ledger does not know
+    of: a plain client's writes are in no ledger.
     """
     if exc.__dict__.get("unbroken_followed"):
         return False
@@ -160,18 +162,18 @@ def _may_have_stored(exc: Any, method: str) -> bool:
 
 
 def _is_queue_timeout(exc: BaseException) -> bool:
-    """SQLAlchemy's own: its pool had nothing to give within pool_timeout."""
+    """Return whether it is SQLAlchemy's own: its pool had no connection within pool_timeout."""
     errors = sys.modules.get("sqlalchemy.exc")
     return errors is not None and isinstance(exc, errors.TimeoutError)
 
 
 def one_line(exc: BaseException) -> str:
-    """The message of *exc*, for the log."""
+    """Return the message of *exc*, for the log."""
     return f"{type(exc).__name__}: {' '.join(str(exc).split())}"
 
 
 def fault_of(unit: Unit, exc: BaseException) -> Fault | None:
-    """As the unit's own, also through SQLAlchemy's wrappers and exception groups."""
+    """Return the unit's fault, also through SQLAlchemy's wrappers and exception groups."""
     for link in chain(exc):
         fault = unit.fault_of(link)
         if fault is not None:
@@ -186,7 +188,7 @@ _PAGE = """<!doctype html>
 
 
 def page(answer: Answer, accept: str) -> tuple[list[tuple[str, str]], bytes]:
-    """Headers and body of *answer*: HTML where *accept* prefers it, else JSON."""
+    """Return headers and body of *answer*: HTML if *accept* prefers it, else JSON."""
     headers = [("Cache-Control", "no-store")]
     if answer.retry_after is not None:
         headers.append(("Retry-After", str(answer.retry_after)))
@@ -213,7 +215,7 @@ def page(answer: Answer, accept: str) -> tuple[list[tuple[str, str]], bytes]:
 def json_page(
     shown: Any, headers: Iterable[tuple[str, str]] = ()
 ) -> tuple[list[tuple[str, str]], bytes]:
-    """Headers and body of *shown* as JSON."""
+    """Return headers and body of *shown* as JSON."""
     body = json.dumps(shown).encode() + b"\n"
     return [
         ("Content-Type", "application/json"),
@@ -223,7 +225,7 @@ def json_page(
 
 
 def prefers_html(accept: str) -> bool:
-    """Whether an Accept header names HTML, and not JSON with a higher weight."""
+    """Return whether an Accept header names HTML, and not JSON with a higher weight."""
     weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         kind, _, parameters = part.partition(";")
@@ -237,7 +239,7 @@ def prefers_html(accept: str) -> bool:
 
 
 def report(answer: Answer, method: str, path: str) -> None:
-    """One line in the log in place of a traceback."""
+    """Write one line to the log in place of a traceback."""
     status = answer.status.split(" ", 1)[0]
     request = f"{method} {printable(path)}"
     log.warning(
@@ -251,5 +253,5 @@ def report(answer: Answer, method: str, path: str) -> None:
 
 
 def printable(path: str) -> str:
-    """A path as one line of a log may show it."""
+    """Return a path in the form that one line of a log may show."""
     return "".join(c if c.isprintable() else "?" for c in unquote(path))[:200]

@@ -59,13 +59,13 @@ class Unbroken:
             _foreign.follow(database)
 
     def __getattr__(self, name: str) -> Any:
-        """What the app has beside being callable."""
+        """Return the app's attribute of that name."""
         if name in ("app", "settings"):
             raise AttributeError(name)
         return getattr(self.app, name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As the ASGI specification says."""
+        """Handle a connection as the ASGI specification requires."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -102,10 +102,10 @@ class _Exchange(_http.Exchange):
         self._app, self._scope, self._receive, self._send = app, scope, receive, send
         self._before: Scope = {}
         self._state: dict[str, Any] | None = None
-        self._kept: list[Message] = []  # what the client sent
+        self._kept: list[Message] = []  # the client's messages
         self._size = self._at = 0
         self._overflowed = False
-        self._held: list[Message] = []  # what the app sent and the client has not seen
+        self._held: list[Message] = []  # the app's messages that the client has not seen
         self._late: BaseException | None = None
         self._status = 0
         self._is_open_ended = self._is_empty = (
@@ -179,7 +179,7 @@ class _Exchange(_http.Exchange):
             raise
 
     def is_cut_off(self) -> bool:
-        """Whether more of the body was read than is kept."""
+        """Return whether more of the body was read than is kept."""
         return self._overflowed
 
     async def _attempt(self, receive: Receive) -> None:
@@ -187,7 +187,7 @@ class _Exchange(_http.Exchange):
 
         async def send(message: Message) -> None:
             if number == self.attempts:
-                # a task that an attempt left behind says nothing in the next one's name
+                # a task that an attempt left behind must not answer for the next one
                 await self._on_send(message)
 
         await self._app(self._scope, receive, send)
@@ -200,7 +200,7 @@ class _Exchange(_http.Exchange):
             await self._release()
 
     async def _receive_again(self) -> Message:
-        """What the client sent, from its beginning in each attempt."""
+        """Return the client's messages, from the beginning in each attempt."""
         if self._at < len(self._kept):
             message = self._kept[self._at]
             self._at += 1
@@ -233,8 +233,8 @@ class _Exchange(_http.Exchange):
             await self._release()
 
     def _is_held_back(self, message: Message) -> bool:
-        """Whether the response still waits: for its first chunk, or, for an error page, for the app
-        to finish with it.
+        """Return whether the response still waits: for its first chunk, or, if it is an error page,
+        for the app to finish.
         """
         if message["type"] == "http.response.body":
             more = message.get("more_body", False)
@@ -248,9 +248,9 @@ class _Exchange(_http.Exchange):
         return False
 
     def _is_an_end_to_doubt(self, message: Message) -> bool:
-        """Whether the app may have ended a stream because it broke. Starlette's BaseHTTPMiddleware
-        ends such a stream in order, and raises afterwards. With a length the client sees that data
-        is missing.
+        """Return whether the app may have ended a stream because of an error. Starlette's
+        BaseHTTPMiddleware ends such a stream in order, and raises afterwards. With a length the
+        client sees that data is missing.
         """
         if (
             message["type"] != "http.response.body"
@@ -313,7 +313,7 @@ class _Exchange(_http.Exchange):
 
 
 def _has_no_length(start: Message) -> bool:
-    """Whether only its end tells how long a response is."""
+    """Return whether only its end shows how long a response is."""
     status: int = start["status"]
     if status < 200 or status in (204, 304):
         return False
@@ -330,9 +330,9 @@ async def _respond(
 
 # -- sessions --------------------------------------------------------------------------------------
 
-#: Seconds that a session's end may take; then its connection is ended instead of given back.
+#: Seconds that a session's end may take. After that its connection is closed instead of returned.
 PATIENCE = 5.0
-#: … and that a blocking endpoint may go on with it after its request was cancelled.
+#: … and seconds that a blocking endpoint may go on with it after its request was cancelled.
 LONG = 60.0
 
 _ends: set[asyncio.Task[None]] = set()
@@ -410,7 +410,7 @@ async def _let_go(made: Any) -> bool:
     its task is cancelled, and a session, or its connection, must not be closed meanwhile.
     """
     if thread_frames() is None:
-        return False  # nobody can tell
+        return False  # it cannot be determined
     until = monotonic() + LONG
     while _is_in_hand(made):
         if monotonic() > until:

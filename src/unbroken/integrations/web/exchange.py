@@ -1,5 +1,5 @@
-"""What the web integrations have in common: their settings, which requests are run again, and what
-an outage is answered with.
+"""The common part of the web integrations: their settings, which requests are run again, and the
+answer to an outage.
 """
 
 from __future__ import annotations
@@ -29,48 +29,50 @@ from unbroken.pool.undone import concerns, not_replayed
 
 log = Part("web")
 
-#: Where a WSGI environ or an ASGI scope holds the request's :class:`Exchange`.
+#: The key under which a WSGI environ or an ASGI scope holds the request's :class:`Exchange`.
 KEY = "unbroken.exchange"
 
 
-# -- what went wrong -------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 # -- one request -----------------------------------------------------------------------------------
 
 
 class Exchange:
-    """One request: the ledger that watches all of it, and what may still be done about an error.
+    """One request: the ledger that watches all of it, and the options that are left after an error.
 
     Each request has its own, also one that is made inside another (a test client's in a view). A
     part of the same request (a mounted app) shares the ledger of the whole.
     """
 
-    #: what to write so that another request like this one is run again
+    #: the remedy: how another request like this one is run again
     remedy = "name its path in replay="
-    #: why it cannot be run again, though it is marked
+    #: the reason why it cannot be run again, though it is marked
     hindrance: str | None = None
 
     def __init__(self, method: str, path: str) -> None:
         self.method, self.path = method, path
-        self.limits: HttpSettings | None = None  #: what bounds its attempts; None: never run again
-        self.attempts = 0  #: how many were begun of one that may be run again
-        self.begun = False  #: something went out: no other attempt, no other answer
+        #: the bounds of its attempts; None: never run again
+        self.limits: HttpSettings | None = None
+        self.attempts = 0  #: the number of attempts begun, for one that may be run again
+        self.begun = False  #: a part of the response was sent: no other attempt, no other answer
         self.heard: list[
             BaseException
-        ] = []  #: the database's errors, whatever the app made of them
-        self._said: tuple[Answer, BaseException] | None = None  # an answer, not sent yet, and why
+        ] = []  #: the database's errors, even those that the app handled
+        # an answer, not sent yet, and its reason
+        self._said: tuple[Answer, BaseException] | None = None
         self._whole: Exchange | None = None
-        self._own: Unit | None = None  # the unit of work of its attempts, where it is not another's
+        self._own: Unit | None = None  # the unit of work of its attempts, if it is not another's
         self._token: scope.Token | None = None
         self._witness: Any = None
-        self.rank: Rank | None = None  #: its class among those that wait for a connection
+        self.rank: Rank | None = None  #: its class among callers that wait for a connection
         self._serving: callers.Token | None = None
 
     # -- the ledger --------------------------------------------------------------------------------
 
     def watch(self, whole: Exchange | None) -> None:
-        """From now on, hear of the database's errors and follow all writes.
+        """Collect the database's errors and follow all writes from now on.
 
         *whole*: the exchange that this one is a part of, if that is the same request. The caller's
         frame must call :meth:`unwatch` before it returns.
@@ -88,8 +90,8 @@ class Exchange:
             self._token = scope.Token(watched, False)
 
     def unwatch(self) -> None:
-        """The exchange is over. Call it in any case, in the context of :meth:`watch`."""
-        self.begun = True  # no user waits for what a task that outlives it does
+        """End the exchange. Call it in any case, in the context of :meth:`watch`."""
+        self.begun = True  # no user waits for the work of a task that outlives it
         serving, self._serving = self._serving, None
         try:
             if serving is not None:
@@ -103,15 +105,15 @@ class Exchange:
         self.heard.clear()
         self._said = self._whole = self._own = None
 
-    # -- in words ----------------------------------------------------------------------------------
+    # -- descriptions ------------------------------------------------------------------------------
 
     def title(self) -> str:
-        """``POST /orders``: no query, which may hold a secret."""
+        """Return ``POST /orders``: no query, which may hold a secret."""
         return f"{self.method} {printable(self.path)}"
 
     def why_not(self) -> tuple[str, str]:
-        """Why the request is not run again when nothing of it was committed, and what to write if
-        it may be.
+        """Return the reason why the request is not run again although nothing of it was committed,
+        and the remedy.
         """
         if self.begun:
             return "its response had begun", ""
@@ -126,12 +128,14 @@ class Exchange:
 
     @property
     def fate(self) -> Fate:
-        """What the ledger knows of what this request wrote."""
+        """Return the ledger's knowledge of this request's writes."""
         return Fate.UNKNOWN if self._token is None else self._token.unit.fate()
 
     @property
     def is_troubled(self) -> bool:
-        """Whether a database raised an error in this attempt, whatever the app made of it."""
+        """Return whether a database raised an error in this attempt, even one that the app
+        handled.
+        """
         watching = None if self._token is None else self._token.unit
         return bool(self.heard) or any(
             unit is not None and unit.met for unit in (self._own, watching)
@@ -139,16 +143,16 @@ class Exchange:
 
     @property
     def unit(self) -> Unit | None:
-        """The unit of work that an attempt at this request is now in; None: it is not run again
-        from here.
+        """Return the unit of work that an attempt at this request is now in; None: it is not run
+        again from here.
         """
         unit = scope.current()
         return None if unit is None or unit.observing else unit
 
     def attempt(self) -> bool:
-        """An attempt begins, in its unit of work.
+        """Begin an attempt, in its unit of work.
 
-        Whether there was one before, which is forgotten.
+        Returns whether there was one before, which is discarded.
         """
         self.attempts += 1
         unit = scope.current()
@@ -159,8 +163,9 @@ class Exchange:
         return self.attempts > 1
 
     def go_out(self) -> None:
-        """The response goes out: it cannot be run again, and what a stream or a background task
-        does from here on is no part of its unit of work."""
+        """Note that the response is being sent: it cannot be run again. Work of a stream or a
+        background task from here on is no part of its unit of work.
+        """
         self.begun = True
         if self._own is not None:
             self._own.close()
@@ -168,26 +173,28 @@ class Exchange:
     # -- another attempt? --------------------------------------------------------------------------
 
     def is_cut_off(self) -> bool:
-        """Whether some of the client's body was read and not kept, so that no attempt can read it
-        again.
+        """Return whether some of the client's body was read and not kept, so that no attempt can
+        read it again.
         """
         return False
 
     def has_turn(self) -> Unit | None:
-        """The unit of this attempt, if attempts and time are left for another one."""
+        """Return the unit of this attempt, if attempts and time are left for another one."""
         unit, limits = self.unit, self.limits
         if unit is None or limits is None or self.begun or self.is_cut_off():
             return None
         return unit if unit.attempts <= limits.max_replays and monotonic() < unit.until else None
 
     def would_replay(self, exc: BaseException) -> bool:
-        """Whether another attempt follows if the app raises *exc* now."""
+        """Return whether another attempt follows if the app raises *exc* now."""
         unit = self.has_turn()
         fault = None if unit is None else fault_of(unit, exc)
         return unit is not None and fault is not None and _follows(unit, exc, fault)
 
     def curable(self) -> BaseException | None:
-        """The last error of the database's in this attempt that another attempt would cure."""
+        """Return the last error of the database's in this attempt that another attempt would
+        cure.
+        """
         unit = self.has_turn()
         if unit is not None:
             for exc, fault in reversed(unit.noted()):
@@ -196,7 +203,9 @@ class Exchange:
         return None
 
     def too_late(self, exc: BaseException) -> None:
-        """An attempt failed with *exc*, and none may follow, whatever its unit says."""
+        """Note that an attempt failed with *exc*, and that none may follow, even if its unit allows
+        one.
+        """
         unit = self.unit
         fault = None if unit is None else fault_of(unit, exc)
         if unit is not None and fault is not None and concerns(fault):
@@ -206,8 +215,8 @@ class Exchange:
             not_replayed(unit, exc, NOT_RUN_AGAIN, text)
 
     def tell(self, exc: BaseException) -> None:
-        """Have the unit know *exc* by what it was raised from, also through SQLAlchemy's wrappers
-        and groups.
+        """Report the exceptions behind *exc* to the unit, also through SQLAlchemy's wrappers and
+        groups.
         """
         unit = self.unit
         if (
@@ -220,7 +229,8 @@ class Exchange:
     # -- the answer --------------------------------------------------------------------------------
 
     def answer(self, exc: BaseException | None) -> Answer | None:
-        """What to send for *exc*; with None, for what the app made a page of.
+        """Return the response to *exc*; with None, the one to the errors behind the app's own error
+        page.
 
         None: the app's own matter.
         """
@@ -236,11 +246,14 @@ class Exchange:
             self._whole._say(answer, cause)
 
     def reconsider(self, status: int) -> None:
-        """The app is done, and *status* is not sent yet. Raises Swallowed if another answer is due.
+        """Check the app's result, before *status* is sent. Raises Swallowed if another answer is
+        due.
 
-        That is so when another attempt would cure an error that the app made a page of, when an
-        outage made the app answer 500, and when the app stored something after it was told that
-        nothing is stored.
+        That is so in three cases:
+
+        - another attempt would cure an error that the app made a page of;
+        - an outage made the app answer 500;
+        - the app stored something after it was told that nothing is stored.
         """
         if status < 500:
             return
@@ -251,9 +264,9 @@ class Exchange:
             raise Swallowed(f"answered with {status}") from cause
 
     def _due(self, status: int) -> BaseException | None:
-        """Why an answer of ours must take the place of the app's page."""
+        """Return the reason why an answer of ours must replace the app's page."""
         if self._said is not None and self._said[0].fate is not Fate.NOTHING:
-            return None  # the page says so, or the app chose another one
+            return None  # the page reports it, or the app chose another one
         if self._said is not None and self.fate is not Fate.NOTHING:
             return self._said[1]
         if status == 500 and answer_to(None, self.heard, self.fate, self.method) is not None:
@@ -265,5 +278,5 @@ class Exchange:
 
 
 def _follows(unit: Unit, exc: BaseException, fault: Fault) -> bool:
-    """Whether another attempt follows *exc*: it is safe, and the retry budget allows it."""
+    """Return whether another attempt follows *exc*: it is safe, and the retry budget allows it."""
     return unit.verdict(fault).action is Action.REPLAY and may_replay(unit, exc, fault)

@@ -94,7 +94,7 @@ class Unbroken:
                     )
                 )
         self._settings = settings
-        HttpSettings.of(**settings)  # says what is wrong now, not at init_app
+        HttpSettings.of(**settings)  # raises for a wrong setting now, not at init_app
         self._app: flask.Flask | None = None
         if app is not None:
             self.init_app(app)
@@ -160,7 +160,7 @@ class Unbroken:
 
 
 def _layers(app: Any) -> Iterable[Any]:
-    """A WSGI callable and what is inside it, as far as middleware shows that."""
+    """Yield a WSGI callable and the callables inside it, as far as middleware exposes them."""
     while app is not None:
         yield app
         app = (
@@ -198,7 +198,7 @@ class _App(_wsgi.Unbroken):
         return super().__call__(environ, start_response)
 
     def may_replay(self, environ: _wsgi.Environ) -> bool:
-        """Whether this request may be run again: the view's mark overrides the settings."""
+        """Return whether this request may be run again: the view's mark overrides the settings."""
         marks = self._marks
         if marks is None:
             marks = self._marks = {
@@ -216,7 +216,7 @@ class _App(_wsgi.Unbroken):
             adapter = self._flask.url_map.bind_to_environ(environ, server_name=None)
             endpoint, _ = adapter.match(method=method)
         except HTTPException:
-            return None  # a redirect, or nobody's path: the app will say
+            return None  # a redirect, or an unknown path: the app answers
         view = marks.get(endpoint)
         if view is None:
             return None
@@ -321,7 +321,7 @@ class _Hooks:
             raise exc
         if answer_to(exc, exchange.heard, Fate.NOTHING, exchange.method) is None:
             return self._exception(*args)
-        # what is open still might be committed, by an after_request function, say
+        # otherwise open work might be committed, by an after_request function, say
         self._roll_back()
         answer = exchange.answer(exc)
         assert answer is not None
@@ -385,7 +385,7 @@ class _Hooks:
 
 
 def _exchange() -> _wsgi.Exchange | None:
-    """The request's, if it came in by way of our middleware."""
+    """Return the request's exchange, if it came in through our middleware."""
     exchange: _wsgi.Exchange | None = (
         flask.request.environ.get(KEY) if flask.has_request_context() else None
     )

@@ -16,9 +16,10 @@ _HINT = (
 
 
 def make_unbroken(app: Any) -> None:
-    """Add the plugin to what *app*'s configuration says of MySQL and PostgreSQL engines; make those
-    anew that exist, if they have not connected yet. Whoever chose a pool class, or the plugin, is
-    left alone."""
+    """Add the plugin to the configuration of *app*'s MySQL and PostgreSQL engines. Existing engines
+    are created again, if they have not connected yet. An app that chose a pool class, or the
+    plugin, is left unchanged.
+    """
     config = app.config
     changed = False
     options = config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
@@ -54,8 +55,8 @@ def _with_plugin(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _make_anew(app: Any, extension: Any) -> None:
-    """Flask-SQLAlchemy disposes of an app's engines when it is initialised again, and makes
-    others.
+    """Create *app*'s engines again. Flask-SQLAlchemy disposes of an app's engines when it is
+    initialised again, and creates others.
     """
     engines = getattr(extension, "_app_engines", {}).get(app, {})
     kept = {
@@ -83,5 +84,5 @@ def _make_anew(app: Any, extension: Any) -> None:
 
 
 def _is_ours_to_make(engine: Any) -> bool:
-    """Not SQLite's, whose pool may be all of the database."""
+    """Return whether the engine is not SQLite's, whose pool may be all of the database."""
     return engine.dialect.name in _BACKENDS and hasattr(engine.pool, "checkedin")

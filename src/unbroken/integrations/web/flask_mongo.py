@@ -1,8 +1,8 @@
 """MongoDB in a Flask app, configured as Flask-MongoEngine (``MONGODB_SETTINGS``) and Flask-PyMongo
 (``MONGO_URI``) are.
 
-Neither of them need be installed: an app that leaves Flask-MongoEngine keeps its configuration.
-Where one is, its clients are made ours.
+Neither of them need be installed: an app that drops Flask-MongoEngine keeps its configuration. If
+one is installed, its clients are replaced by ours.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from unbroken.integrations.web.health import mongo_client
 from unbroken.messages.configuration import NOT_INSTALLED
 from unbroken.messages.integrations import FLASK_TOO_LATE, MONGO_SETTINGS
 
-#: What MongoEngine takes by these names only. All else is an option of PyMongo's, to which capitals
-#: are the same.
+#: The settings that MongoEngine takes by these names only. All others are options of PyMongo's,
+#: which ignores the case of their names.
 _ENGINE_NAMES = frozenset(
     "alias db name host port read_preference username password authentication_source"
     " authentication_mechanism authmechanismproperties mongo_client_class is_mock connect tz_aware"
@@ -37,19 +37,18 @@ _FLAT = tuple(
 
 @dataclass(frozen=True)
 class Mongo:
-    """What ``MONGO_URI`` names, as Flask-PyMongo calls it."""
+    """The database and the client of ``MONGO_URI``, with Flask-PyMongo's names."""
 
     cx: Any  #: an :class:`unbroken.mongo.MongoClient`
-    db: Any  #: the URI's database, or None where it names none
+    db: Any  #: the URI's database, or None if it names none
 
 
-#: By app: the clients that stand for its MONGO_URI. One, unless Flask-PyMongo was initialised
-#: several times.
+#: By app: the clients of its MONGO_URI. One, unless Flask-PyMongo was initialised several times.
 _mongos: weakref.WeakKeyDictionary[Any, list[Mongo]] = weakref.WeakKeyDictionary()
 
 
 def make_unbroken(app: Any) -> None:
-    """Read what *app*'s configuration says of MongoDB.
+    """Read the MongoDB settings of *app*'s configuration.
 
     Raises ConfigurationError, or PyMongo's and MongoEngine's own errors.
     """
@@ -67,8 +66,8 @@ def make_unbroken(app: Any) -> None:
 
 
 def mongo_of(app: Any) -> Mongo | None:
-    """What stands for the MONGO_URI of *app*: Flask-PyMongo's, if it has been initialised; None
-    without that setting.
+    """Return the object for the MONGO_URI of *app*: Flask-PyMongo's, if it has been initialised;
+    None without that setting.
     """
     uri = app.config.get("MONGO_URI")
     if app not in _mongos and uri:
@@ -79,7 +78,7 @@ def mongo_of(app: Any) -> Mongo | None:
 
 
 def databases(app: Any) -> Iterable[Any]:
-    """Every database of *app*'s that /readyz asks: those of its MONGO_URI, and those that
+    """Return every database of *app*'s that /readyz asks: those of its MONGO_URI, and those that
     MongoEngine has an alias for.
     """
     found = [mongo.cx if mongo.db is None else mongo.db for mongo in _mongos.get(app, ())]
@@ -98,8 +97,8 @@ def databases(app: Any) -> Iterable[Any]:
 
 
 def read_settings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What *config* says, in the words of ``mongoengine.register_connection``: one dictionary for
-    each alias.
+    """Return the settings in *config* as arguments of ``mongoengine.register_connection``: one
+    dictionary for each alias.
     """
     given = config.get("MONGODB_SETTINGS")
     if given is None:
@@ -118,7 +117,7 @@ def read_settings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _kind(thing: Any) -> str:
-    return f"a {type(thing).__name__}"  # never the thing itself: it may be a URI with a password
+    return f"a {type(thing).__name__}"  # never the object itself: it may be a URI with a password
 
 
 def _in_words_of_engine(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +149,8 @@ def _mock() -> Any:
 
 
 def _engine(app: Any, settings: list[dict[str, Any]]) -> None:
-    """Register the aliases of *app*'s configuration, and make those ours that Flask-MongoEngine has
-    connected already.
+    """Register the aliases of *app*'s configuration, and replace by ours those that
+    Flask-MongoEngine has connected already.
     """
     from unbroken.integrations.mongo import engine
 
@@ -170,7 +169,7 @@ def _engine(app: Any, settings: list[dict[str, Any]]) -> None:
 
 
 def _made_by_extension(app: Any) -> list[Any]:
-    """The clients that Flask-MongoEngine made for *app*."""
+    """Return the clients that Flask-MongoEngine made for *app*."""
     made: list[Any] = []
     for state in _states(app):
         conn = state["conn"]
@@ -179,14 +178,14 @@ def _made_by_extension(app: Any) -> list[Any]:
 
 
 def _states(app: Any) -> list[dict[str, Any]]:
-    """What Flask-MongoEngine notes with *app*: one for each time that it was initialised."""
+    """Return Flask-MongoEngine's notes with *app*: one for each time that it was initialised."""
     noted = app.extensions.get("mongoengine")
     states = noted.values() if isinstance(noted, dict) else ()
     return [state for state in states if isinstance(state, dict) and "conn" in state]
 
 
 def _exchange(app: Any, before: Any, after: Any) -> None:
-    """In what Flask-MongoEngine shows as its connections."""
+    """Replace a client in the connections that Flask-MongoEngine exposes."""
     for state in _states(app):
         conn = state["conn"]
         if conn is before:
@@ -196,8 +195,8 @@ def _exchange(app: Any, before: Any, after: Any) -> None:
 
 
 def warn_of_plain_aliases() -> None:
-    """Say which of MongoEngine's aliases have PyMongo's own client after all: somebody connected
-    them by MongoEngine's own function.
+    """Warn about MongoEngine's aliases that have PyMongo's own client after all, because
+    MongoEngine's own function connected them.
     """
     if "mongoengine" not in sys.modules:
         return
@@ -229,7 +228,7 @@ def _note(app: Any, client: Any, uri: str) -> Mongo:
 
 
 def _flask_pymongo(app: Any) -> None:
-    """Have Flask-PyMongo make our clients for *app*, and for every other app that is unbroken."""
+    """Make Flask-PyMongo create our clients for *app*, and for every other app that is unbroken."""
     import flask_pymongo
 
     if not hasattr(flask_pymongo.PyMongo.init_app, "__wrapped__"):
@@ -254,7 +253,7 @@ def _initialising(flask_pymongo: Any) -> Any:
             plain(self, app, uri, *args, **kwargs)
             return
         passed = {name: value for name, value in kwargs.items() if name != "outage_wait"}
-        # it makes nothing but a client that nobody uses
+        # it creates nothing but an unused client
         plain(self, app, uri, *args, **{**passed, "connect": False})
         uri = uri or app.config["MONGO_URI"]
         kwargs.setdefault(
@@ -268,7 +267,7 @@ def _initialising(flask_pymongo: Any) -> Any:
 
 @functools.cache
 def _flask_pymongo_client() -> Any:
-    """Our client, whose databases and collections are Flask-PyMongo's (with
+    """Return our client, whose databases and collections are Flask-PyMongo's (with
     ``find_one_or_404``).
     """
     from flask_pymongo.wrappers import MongoClient as Theirs

@@ -1,5 +1,5 @@
-"""Does a database answer? For /readyz: a pool of ours, an engine of SQLAlchemy's, a client or a
-database of PyMongo's, sync or async.
+"""Checks for /readyz whether a database answers: a pool of ours, an engine of SQLAlchemy's, a
+client or a database of PyMongo's, sync or async.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unbroken.pool.callers import priority
 
 
 def name_of(database: Any) -> str:
-    """What a database is called on the page of /readyz: never more than its name."""
+    """Return the label of a database on the page of /readyz: never more than its name."""
     if mongo_client(database) is not None:
         return _mongo_name(database)
     url = getattr(database, "url", None)
@@ -26,7 +26,7 @@ def name_of(database: Any) -> str:
 
 
 def ask(database: Any, timeout: float) -> None:
-    """Have *database* answer once. Raises what it raises."""
+    """Make *database* answer once. Raises the database's own error."""
     client = mongo_client(database)
     if client is not None:
         with sys.modules["pymongo"].timeout(timeout):
@@ -40,7 +40,9 @@ def ask(database: Any, timeout: float) -> None:
 
 
 async def ask_async(database: Any, timeout: float) -> None:
-    """As :func:`ask`, for async pools and engines too; blocking ones are asked on a thread."""
+    """Do the same as :func:`ask`, for async pools and engines too; blocking ones are asked on a
+    thread.
+    """
     client = mongo_client(database)
     if client is not None and inspect.iscoroutinefunction(client.close):
         with sys.modules["pymongo"].timeout(timeout):
@@ -55,8 +57,8 @@ async def ask_async(database: Any, timeout: float) -> None:
 
 
 def mongo_client(database: Any) -> Any:
-    """The client that *database* is or belongs to, if it is PyMongo's, else None. (Asked for
-    anything, these say that they have it.)
+    """Return the client that *database* is or belongs to, if it is PyMongo's, else None. (For any
+    attribute, these objects report that they have it.)
     """
     pymongo = sys.modules.get("pymongo")
     if pymongo is None:
@@ -77,9 +79,9 @@ def _mongo_name(database: Any) -> str:
 
 
 def ready(databases: Iterable[Any], timeout: float) -> tuple[bool, dict[str, str]]:
-    """Whether all of *databases* answer, and the state of each by its name.
+    """Return whether all of *databases* answer, and the state of each by its name.
 
-    It is served first where callers wait for a connection.
+    The check is served first if callers wait for a connection.
     """
     states: dict[str, str] = {}
     for database in databases:
@@ -94,7 +96,7 @@ def ready(databases: Iterable[Any], timeout: float) -> tuple[bool, dict[str, str
 
 
 async def ready_async(databases: Iterable[Any], timeout: float) -> tuple[bool, dict[str, str]]:
-    """As :func:`ready`."""
+    """Do the same as :func:`ready`."""
     states: dict[str, str] = {}
     for database in databases:
         try:

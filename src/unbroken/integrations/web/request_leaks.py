@@ -1,8 +1,8 @@
-"""What a request took and did not give back: engines' connections, sessions, connections of our
-pools.
+"""Connections that a request acquired and did not return: engines' connections, sessions,
+connections of our pools.
 
-Each is said once per place in the code, and ended rather than lent again: who forgot it may still
-have it in hand.
+Each is reported once per place in the code, and closed rather than reused: the code that forgot it
+may still have a reference.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from unbroken.pool.holder import outside
 from unbroken.pool.leaks import reclaim
 from unbroken.pool.state import state_of
 
-#: Frames of these packages did not take a connection for themselves.
+#: Frames of these packages did not take a connection for their own use.
 _BETWEEN = frozenset({"sqlalchemy", "flask_sqlalchemy", "unbroken"})
 _KEY = "unbroken_taken"
 
-_ident = threading.get_ident  #: as the pools see it, who import it when we do
+_ident = threading.get_ident  #: the pools' value: they import it when we do
 
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Taken:
-    """What one request has taken so far."""
+    """The connections that one request has acquired so far."""
 
     __slots__ = ("notes", "since")
 
@@ -45,7 +45,7 @@ current: ContextVar[Taken | None] = ContextVar("unbroken_taken", default=None)
 
 
 class _Note:
-    """One checkout of an engine's connection: who holds it, where it was taken."""
+    """One checkout of an engine's connection: its holder, and its place in the code."""
 
     __slots__ = ("code", "fairy", "line", "taken")
 
@@ -61,7 +61,9 @@ class _Note:
 
 
 def watch(engine: Any) -> None:
-    """From now on, know which request has what of this (sync) engine of SQLAlchemy's."""
+    """Record from now on which request has which connections of this (sync) engine of
+    SQLAlchemy's.
+    """
     if engine in _watched:
         return
     _watched.add(engine)
@@ -82,12 +84,12 @@ def _on_checkin(_connection: Any, record: Any) -> None:
     note = record.info.pop(_KEY, None)
     if note is not None:
         note.taken.notes.discard(note)
-        if note.fairy() is None:  # nobody gave it back: it was collected
+        if note.fairy() is None:  # it was not returned but collected
             tell(note.place)
 
 
 def is_engine(database: Any) -> bool:
-    """Whether *database* is one of SQLAlchemy's blocking engines."""
+    """Return whether *database* is one of SQLAlchemy's blocking engines."""
     return (
         hasattr(database, "pool")
         and hasattr(database, "dialect")
@@ -96,7 +98,7 @@ def is_engine(database: Any) -> bool:
 
 
 def take_back(taken: Taken, databases: Iterable[Any]) -> None:
-    """The request is over: end what it still has. Never raises."""
+    """End everything that the request still has, because it is over. Never raises."""
     for note in list(taken.notes):
         fairy = note.fairy()
         taken.notes.discard(note)
@@ -119,8 +121,8 @@ def take_back(taken: Taken, databases: Iterable[Any]) -> None:
 
 
 def _take_back_of(pool: sync.Pool, since: float) -> None:
-    """A request has its thread (or greenlet) to itself: what that took since it began is the
-    request's.
+    """Take back everything that this thread has acquired since the request began. A request has its
+    thread (or greenlet) to itself, so all of it is the request's.
     """
     if _ident is not threading.get_ident:
         return  # gevent patched threads after we were imported: greenlets cannot be told apart

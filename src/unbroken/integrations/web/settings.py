@@ -1,4 +1,4 @@
-"""What an application may set of how its requests are answered."""
+"""The settings of an application for the answers to its requests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
-    """What a web integration does.
+    """The settings of a web integration.
 
-    :meth:`of` builds one from keywords and says clearly what is wrong with them.
+    :meth:`of` builds them from keywords, with a clear error for a wrong one.
     """
 
     methods: Iterable[str] = SAFE
@@ -69,7 +69,9 @@ class HttpSettings:
 
     @classmethod
     def of(cls, **given: Any) -> HttpSettings:
-        """Raises ConfigurationError that names the setting, the value and the remedy."""
+        """Build the settings. Raises ConfigurationError that names the setting, the value and the
+        remedy.
+        """
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
@@ -91,7 +93,7 @@ class HttpSettings:
         return settings
 
     def may_replay(self, method: str, path: str, request: Mapping[str, Any]) -> bool:
-        """Whether a request may be run again, if the ledger allows it."""
+        """Return whether a request may be run again, if the ledger allows it."""
         if callable(self.replay):
             answer = self.replay(request)
             if answer is not None:
@@ -101,9 +103,9 @@ class HttpSettings:
         return method in self.methods
 
     def rank(self, path: str, request: Mapping[str, Any]) -> Rank | None:
-        """The class of a request's callers; None: what its surroundings say.
+        """Return the class of a request's callers; None: its surroundings decide.
 
-        Raises ConfigurationError where the application's callable names no class.
+        Raises ConfigurationError if the application's callable names no class.
         """
         if self.priority is None:
             return None
@@ -115,7 +117,9 @@ class HttpSettings:
 
 
 def _classes(given: Mapping[Any, Any]) -> Mapping[str, str]:
-    """Path prefixes and their classes. Raises ConfigurationError for what is neither."""
+    """Return path prefixes and their classes. Raises ConfigurationError for a value that is
+    neither.
+    """
     for prefix, name in given.items():
         if not (isinstance(prefix, str) and prefix.startswith("/")):
             raise ConfigurationError(
@@ -128,7 +132,9 @@ def _classes(given: Mapping[Any, Any]) -> Mapping[str, str]:
 
 
 def _texts(name: str, given: Any, what: str) -> tuple[str, ...]:
-    """One text or several, as a tuple. Raises ConfigurationError that says *what* they are."""
+    """Return one text or several, as a tuple. Raises ConfigurationError that names *what* they
+    are.
+    """
     found = (given,) if isinstance(given, str) else given
     if not isinstance(found, Iterable) or isinstance(found, (bytes, bytearray)):
         found = (found,)
@@ -139,7 +145,7 @@ def _texts(name: str, given: Any, what: str) -> tuple[str, ...]:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    """What to do about *name*, which may be a setting of the pools behind the application."""
+    """Return a hint for *name*, which may be a setting of the pools behind the application."""
     if nearest(name, known) is None:
         pools = next((each.name for each in fields(Settings) if each.name == name), None)
         said = f"{name} is a setting of a pool" if pools else word_of_others(name)
@@ -149,7 +155,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """One database or several, as a tuple.
+    """Return one database or several, as a tuple.
 
     A pool may be iterable in some sense; a list of them has no ``check``.
     """
@@ -198,7 +204,7 @@ def _validate(s: HttpSettings) -> None:
 
 
 def under(path: str, prefix: str) -> bool:
-    """Whether *path* is *prefix* or below it: "/orders" has "/orders/7" below it, not
+    """Return whether *path* is *prefix* or below it: "/orders" has "/orders/7" below it, not
     "/orders-old".
     """
     return path == prefix or path.startswith(prefix if prefix.endswith("/") else prefix + "/")

@@ -38,7 +38,7 @@ class Unbroken:
     Raises ConfigurationError for settings that cannot work.
     """
 
-    #: what to write so that a request is run again
+    #: the remedy: how a request is run again
     remedy = "name its path in replay= of unbroken.wsgi.Unbroken"
 
     def __init__(self, app: Callable[..., Iterable[bytes]], **settings: Any) -> None:
@@ -50,13 +50,13 @@ class Unbroken:
             _foreign.follow(database)
 
     def __getattr__(self, name: str) -> Any:
-        """What the app has beside being callable."""
+        """Return the app's attribute of that name."""
         if name in ("app", "settings"):
             raise AttributeError(name)
         return getattr(self.app, name)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """As PEP 3333 says."""
+        """Handle a request as PEP 3333 requires."""
         path = environ.get("PATH_INFO", "")
         if path and path in (self.settings.healthz, self.settings.readyz):
             return self._health(path, start_response)
@@ -67,10 +67,10 @@ class Unbroken:
             return exchange.run(None)
         return exchange.run(self.settings)
 
-    # -- what the Flask extension says otherwise ---------------------------------------------------
+    # -- overridden by the Flask extension ---------------------------------------------------------
 
     def may_replay(self, environ: Environ) -> bool:
-        """Whether this request may be run again, if the ledger allows it."""
+        """Return whether this request may be run again, if the ledger allows it."""
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         return self.settings.may_replay(environ["REQUEST_METHOD"], path, environ)
 
@@ -144,7 +144,7 @@ class Exchange(_http.Exchange):
             self._before.clear()
 
     def _leave_environ(self, whole: Any) -> None:
-        """No circle outlives the request either."""
+        """Break the reference cycle, so that none outlives the request either."""
         if whole is None:
             self.environ.pop(KEY, None)
         else:
@@ -159,9 +159,9 @@ class Exchange(_http.Exchange):
         self._before = dict(environ)
 
     def _again(self) -> Iterable[bytes]:
-        """One attempt within a unit of work.
+        """Make one attempt within a unit of work.
 
-        What may not be run again is raised where the unit does not see it.
+        Errors that must not cause a replay are raised outside the unit.
         """
         if self.attempt():
             self._head = None
@@ -180,7 +180,7 @@ class Exchange(_http.Exchange):
             raise
 
     def is_cut_off(self) -> bool:
-        """Whether more of the body was read than is kept."""
+        """Return whether more of the body was read than is kept."""
         return self._keeper is not None and self._keeper.overflowed
 
     def _attempt(self) -> Iterable[bytes]:
@@ -202,7 +202,7 @@ class Exchange(_http.Exchange):
         return body if whole else _Body(self, body, chunks)
 
     def _is_all(self, chunks: Any) -> bool:
-        """Whether the first chunk is the whole response, as its headers say."""
+        """Return whether the first chunk is the whole response, by its headers."""
         assert self._head is not None
         length = next(
             (value for name, value in self._head[1] if name.lower() == "content-length"), None
@@ -230,7 +230,7 @@ class Exchange(_http.Exchange):
         return self._write
 
     def _write(self, data: bytes) -> None:
-        """The callable that PEP 3333 keeps for old apps: it sends at once."""
+        """Send *data* immediately: the callable that PEP 3333 keeps for old apps."""
         if not self.begun:
             self._begin()
         self._old_write(data)
@@ -258,7 +258,7 @@ class Exchange(_http.Exchange):
                 )
 
     def over(self, body: Any) -> None:
-        """The response has been sent, or given up."""
+        """End the exchange: the response has been sent, or given up."""
         try:
             close = getattr(body, "close", None)
             if close is not None:
@@ -268,7 +268,7 @@ class Exchange(_http.Exchange):
 
 
 class _Chunks:
-    """An app's iterable whose first chunk with something in it is known."""
+    """An app's iterable whose first non-empty chunk is known."""
 
     def __init__(self, body: Iterable[bytes]) -> None:
         self._rest = iter(body)
@@ -286,7 +286,9 @@ class _Chunks:
 
 
 class _Body:
-    """What the server sends. Taking of connections while it streams counts as the request's."""
+    """The body that the server sends. Connections acquired while it streams count as the
+    request's.
+    """
 
     def __init__(self, exchange: Exchange, body: Iterable[bytes], chunks: Iterable[bytes]) -> None:
         self._exchange, self._body = exchange, body
@@ -303,7 +305,7 @@ class _Body:
             request_leaks.current.reset(token)
 
     def close(self) -> None:
-        """The server is done with it."""
+        """Handle the server's close."""
         token = request_leaks.current.set(self._exchange.taken)
         try:
             self._exchange.over(self._body)
@@ -323,11 +325,11 @@ class _Keeper:
         self.overflowed = False  #: more was read than is kept: no further attempt
 
     def open(self) -> io.BufferedReader:
-        """The body from its beginning."""
+        """Return the body from its beginning."""
         return io.BufferedReader(_Reader(self))
 
     def more(self, size: int) -> bytes:
-        """The next bytes of the client's."""
+        """Return the client's next bytes."""
         if self._left is not None:
             size = min(size, self._left)
         data: bytes = self._source.read(size) if size else b""
@@ -345,11 +347,11 @@ class _Reader(io.RawIOBase):
         self._keeper, self._at = keeper, 0
 
     def readable(self) -> bool:
-        """It is there to be read."""
+        """Return True: it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """What is kept first, then what the client still sends."""
+        """Return the kept bytes first, then those that the client still sends."""
         data = bytes(self._keeper.kept[self._at : self._at + len(buffer)]) or self._keeper.more(
             len(buffer)
         )

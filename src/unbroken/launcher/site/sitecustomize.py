@@ -1,6 +1,6 @@
 """Python runs this at its start under ``unbroken run``.
 
-It leaves the path as it was, and another ``sitecustomize`` has its turn.
+It leaves the path unchanged, and then runs the next ``sitecustomize`` on it.
 """
 
 import contextlib
