@@ -20,7 +20,7 @@ import pytest
 
 from unbroken import DriverNotInstalledError, logs
 from unbroken.brain.budget import Budget
-from unbroken.pool import servers
+from unbroken.pool import crowd, servers
 from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -54,6 +54,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _FREE and sys._is_gil_enabled():  # type: ignore[attr-defined] # from Python 3.13 on
         print("\nthe interpreter's lock was brought back by a module that was imported")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def sessions_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pool asks its server how many sessions it has.
+
+    Upkeep does that once a minute on an idle connection. Exact counts of round trips must not
+    contain it.
+    """
+    monkeypatch.setattr(crowd, "_is_wanted", lambda *_: False)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,8 @@ from unbroken_drill import FaultProxy
 
 from .test_django import BOTH, Site, make, wait_until  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
+
 #: one way, in seconds; long, so that a slow machine counts the same round trips
 FAR = 0.01
 

@@ -22,6 +22,8 @@ from unbroken_drill.servers import MySQL
 from .conftest import wait_until
 from .due import FAR, Bench
 
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
+
 # -- round trips and locks -------------------------------------------------------------------------
 
 

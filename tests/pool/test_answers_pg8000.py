@@ -23,6 +23,8 @@ from unbroken_drill import FaultProxy
 
 from .answering import relay_to
 
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
+
 WAY = 0.004  #: seconds each way, in tests that count
 TABLE = "answers_of_pg8000"
 

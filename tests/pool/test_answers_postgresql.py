@@ -1,4 +1,6 @@
 """The answer to the pool's COMMIT or ROLLBACK is read later, and BEGIN goes with the first
+
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
 statement: how many round trips that leaves with PostgreSQL's drivers, and that nobody gets
 another's answer.
 """

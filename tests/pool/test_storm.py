@@ -73,7 +73,8 @@ def test_a_storm_of_threads_leaves_the_pool_whole(face, in_threads, until, hurri
     stats = at_rest(pool, until)
     assert max(most) <= 4
     assert stats.acquired == outcomes["acquired"]
-    assert stats.timeouts == outcomes["timeouts"] > 0
+    # those that the line would have served too late are told at once
+    assert stats.timeouts + stats.shed == outcomes["timeouts"] > 0
     assert stats.opened <= 4
     assert stats.idle == stats.size > 0
 

@@ -13,6 +13,8 @@ import pytest
 import unbroken.peewee
 from unbroken_drill import FaultProxy
 
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
+
 #: one way, in seconds; long, so that a slow machine counts the same round trips
 FAR = 0.01
 READ, WRITE = "SELECT n FROM trips", "UPDATE trips SET n = n"

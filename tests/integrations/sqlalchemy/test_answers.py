@@ -14,6 +14,8 @@ from sqlalchemy.orm import Session
 
 from .conftest import DRIVERS
 
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
+
 #: one way, in seconds; long, so that a slow machine counts the same round trips
 FAR = 0.025
 #: what a request of one SELECT costs with each driver
