@@ -175,6 +175,7 @@ def test_peewees_own_keywords_pass() -> None:
         ("timeout", "that is waitQueueTimeoutMS with MongoDB (milliseconds)"),
         ("maxPoolSiz", "did you mean 'maxPoolSize'?"),
         ("outage_wiat", "did you mean 'outage_wait'?"),
+        ("max_wating", "did you mean 'max_waiting'?"),
         ("leak_after", "have no such setting"),
         ("frobnicate", "docs/mongodb.md"),
     ],
@@ -187,6 +188,7 @@ def test_a_stray_of_mongodbs_client(make: Any, name: str, says: str) -> None:
 
 def test_a_stray_in_a_uri_of_mongodb() -> None:
     refused("no options of a URI", MongoClient, "mongodb://h/?outage_wait=3")
+    refused("no options of a URI", MongoClient, "mongodb://h/?shed_target=3")
     refused("that is maxPoolSize", MongoClient, "mongodb://h/?max_size=3")
     MongoClient(
         "mongodb://h/?maxPoolSize=3&retryWrites=true&maxIdleTimeMS=4", appname="x", ssl=True

@@ -1579,3 +1579,17 @@ def test_the_model_finds_planted_faults(
 def test_the_models_statements_are_what_it_takes_them_for() -> None:
     """The machine would prove nothing of statements that the ledger already gives up on."""
     assert {kind(sql) for sql in STATEMENTS} == set(Kind)
+
+
+@pytest.mark.parametrize(("answered", "fate"), [(None, Fate.UNKNOWN), (False, Fate.NOTHING)])
+def test_a_write_that_nobody_answered_for_is_in_doubt_after_its_unit_has_ended(
+    answered: bool | None, fate: Fate
+) -> None:
+    outer = enter(observer := Unit(observing=True))
+    inner = enter(unit := Unit())
+    unit.sends(1, "an insert was sent")
+    if answered is not None:
+        unit.answered(1, stored=answered)
+    leave(inner)
+    leave(outer)
+    assert observer.fate() is fate

@@ -77,6 +77,16 @@ class Refusal:
     why: str
 
 
+def crowded(rank: Rank, ahead: int, most: int | None, coming: int = 0) -> Refusal | None:
+    """Why a caller of class *rank* does not get into a line for *most* callers at most; None: it
+    does. *ahead* callers are served before it, *coming* of them by connections that are being
+    opened.
+    """
+    if most is None or rank is Rank.HEALTH or ahead - coming < most:
+        return None
+    return Refusal(ahead, 0.0, 0.0, f"max_waiting={most}")
+
+
 class Line:
     """The state of one pool's line. Its methods are called under the pool's lock."""
 
@@ -155,6 +165,14 @@ class Line:
     def moves(self, now: float) -> bool:
         """Whether a waiting caller was served a moment ago."""
         return now - self._last < min(max(MOVES, 4 * self.gap), 1.0)
+
+    def depends_on_holders(self, now: float, opening: int, places: int) -> bool:
+        """Whether the holders of connections decide how long a caller waits, all *places* being
+        taken. They do not while most of these are still *opening*.
+
+        Where callers are cancelled at work, some connections are being replaced all the time.
+        """
+        return 2 * opening <= places and (opening == 0 or self.moves(now))
 
     def patience(self, now: float) -> float:
         """Seconds that callers wait before they leave; inf: they do not leave."""
@@ -248,4 +266,4 @@ class Line:
         return late
 
 
-__all__ = ["Line", "Refusal"]
+__all__ = ["Line", "Refusal", "crowded"]

@@ -358,7 +358,7 @@ class Deeds:
         """End the unit: pass its fate, and the open work on its connections, to the *observer*."""
         if self._stored:
             observer._stored = True
-        if self._uncertain:
+        if self._uncertain or self._unanswered:
             observer._uncertain = True
         if self._keeps:
             observer._keeps = True

@@ -90,8 +90,9 @@ OVERLOADED = Message(
     "Nothing was sent by the call that failed. The server and the pool work at full speed, and the"
     " callers before it in the line are served. `retry_after` of the error is a number of seconds"
     " after which to come again; it differs from caller to caller.",
-    "If the server has room, raise `max_size`; else release connections earlier, or have fewer"
-    " callers at a time. `shed_target` says how long callers may have to wait, `max_waiting` how"
-    " many may wait, and `shed_target=math.inf` turns off all but the check of each caller's own"
-    ' time. Work that no user waits for belongs into `unbroken.priority("background")`.',
+    "If the server has room, raise `max_size` (`maxPoolSize` with MongoDB); else release"
+    " connections earlier, or have fewer callers at a time. `shed_target` says how long callers may"
+    " have to wait, `max_waiting` how many may wait, and `shed_target=math.inf` turns off all but"
+    " the check of each caller's own time. Work that no user waits for belongs into"
+    ' `unbroken.priority("background")`.',
 )

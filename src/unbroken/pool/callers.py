@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -41,6 +42,14 @@ _caller: ContextVar[Caller] = ContextVar("unbroken_caller", default=(Rank.NORMAL
 #: them. (C functions, so that no request pays for more.)
 caller, enter, leave = _caller.get, _caller.set, _caller.reset
 Token: TypeAlias = ContextToken[Caller]
+
+
+def has_limit(user: User | None, target: float | None) -> bool:
+    """Whether the line has a limit for a caller: *user* waits for it, or the setting *target* sets
+    one for all.
+    """
+    waits = user is not None and not user.begun
+    return target != math.inf and (waits or target is not None)
 
 
 def rank_of(name: object) -> Rank:

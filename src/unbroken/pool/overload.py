@@ -8,14 +8,16 @@ callers that have to wait get here.
 from __future__ import annotations
 
 import math
+from random import Random
 from typing import NoReturn
 
-from unbroken.brain.line import Refusal
+from unbroken.brain.line import Refusal, crowded
 from unbroken.brain.ranks import Rank, Ticket
 from unbroken.errors import PoolTimeoutError
 from unbroken.logs import Part
 from unbroken.messages.pool import OVERLOADED
-from unbroken.pool.callers import caller
+from unbroken.pool import wording
+from unbroken.pool.callers import caller, has_limit
 from unbroken.pool.state import PoolState
 
 log = Part("pool")
@@ -42,9 +44,7 @@ class TooLate(Exception):  # noqa: N818 - no error yet: the caller's own context
 def new_ticket(state: PoolState) -> Ticket:
     """A place in the line for the caller in this context."""
     rank, user = caller()
-    target = state.settings.shed_target
-    waits = user is not None and not user.begun
-    is_users = target != math.inf and (waits or target is not None)
+    is_users = has_limit(user, state.settings.shed_target)
     return Ticket(state.clock(), state.runtime.new_signal(), rank, is_users=is_users)
 
 
@@ -55,16 +55,16 @@ def joined(state: PoolState, ticket: Ticket, until: float) -> tuple[Refusal | No
     """
     kernel, line, settings = state.kernel, state.line, state.settings
     places = kernel.bound
-    if settings.max_waiting is not None and ticket.rank is not Rank.HEALTH:
+    if settings.max_waiting is not None:
         coming = places - len(kernel.entries)
-        if kernel.ahead(ticket) - coming >= settings.max_waiting:
-            why = f"max_waiting={settings.max_waiting}"
-            return Refusal(kernel.ahead(ticket), 0.0, 0.0, why), []
+        crowd = crowded(ticket.rank, kernel.ahead(ticket), settings.max_waiting, coming)
+        if crowd is not None:
+            return crowd, []
     if not _is_busy(state):
         line.interrupted()
         return None, []
     now = state.clock()
-    told = line.came(
+    refusal = line.came(
         now,
         ticket.rank,
         kernel.ahead(ticket),
@@ -74,25 +74,22 @@ def joined(state: PoolState, ticket: Ticket, until: float) -> tuple[Refusal | No
         target=settings.shed_target,
     )
     late: list[Ticket] = []
-    if settings.shed_target != math.inf and (told is not None or line.patience(now) < math.inf):
+    if settings.shed_target != math.inf and (refusal is not None or line.patience(now) < math.inf):
         late = [each for each in line.late(now, kernel.waiting, places) if each is not ticket]
         late = kernel.dismiss(late, TooLate(Refusal(0, line.gap, 0.0, IN_VAIN)))
         state.counters.shed += len(late)
-    return told, late
+    return refusal, late
 
 
 def _is_busy(state: PoolState) -> bool:
     """Whether all places are taken, so that only the holders of connections determine how long a
     caller waits. In an outage, and while most connections are being opened, other rules apply.
-
-    If callers are often cancelled, some connections are being replaced all the time.
     """
     kernel = state.kernel
     return (
         kernel.size >= kernel.bound
-        and 2 * kernel.opening <= kernel.bound
         and not state.server.outage.active
-        and (kernel.opening == 0 or state.line.moves(state.clock()))
+        and state.line.depends_on_holders(state.clock(), kernel.opening, kernel.bound)
     )
 
 
@@ -150,22 +147,20 @@ def raise_told(state: PoolState, ticket: Ticket) -> NoReturn:
         del error
 
 
+def come_again(random: Random) -> float:
+    """After how many seconds a caller that is told shall come again."""
+    return AFTER + SPREAD * random.random()
+
+
 def overload_error(state: PoolState, refusal: Refusal, waited: float) -> PoolTimeoutError:
     """The error for a refused caller. *waited*: the seconds that it has waited."""
-    after = AFTER + SPREAD * state.random.random()
-    figures = f"{refusal.ahead} callers before it"
-    if refusal.expected > 0.0 and not waited:
-        figures = (
-            f"{figures}, an expected wait of {refusal.expected:.2f} s, of which"
-            f" {refusal.limit:.2f} s would be within its limit"
-        )
-    told = f"told after {waited:.2f} s" if waited else "told at once"
+    after = come_again(state.random)
+    line = wording.line(refusal, waited, state.describe_load())
     error = state.error(
         PoolTimeoutError,
         OVERLOADED(
-            f"no connection to {state.driver.target.label}, {told}: {figures}"
-            f" ({state.describe_load()}); {refusal.why}; come again in {after:.1f} s, or raise"
-            " max_size if the server has room"
+            f"no connection to {state.driver.target.label}, {line}; {refusal.why}; come again in"
+            f" {after:.1f} s, or raise max_size if the server has room"
         ),
         retry_after=after,
     )

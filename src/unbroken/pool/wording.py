@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unbroken.abc import FaultKind
+from unbroken.brain.line import Refusal
 
 #: The state of a server in an outage, by the kind of its last refusal.
 _STATES = {
@@ -21,6 +22,20 @@ def load(state: Any) -> str:
         f"in use {len(k.in_use)}, idle {len(k.idle)}, opening {k.opening}, waiting"
         f" {len(k.waiting)}, max_size {k.max_size}{shared}"
     )
+
+
+def line(refusal: Refusal, waited: float, loaded: str) -> str:
+    """``told at once: 14 callers before it (in use 10, …)``: the line in front of a caller that has
+    *waited* so many seconds. The load of the pool is *loaded*, in words.
+    """
+    figures = f"{refusal.ahead} callers before it"
+    if refusal.expected > 0.0 and not waited:
+        figures = (
+            f"{figures}, an expected wait of {refusal.expected:.2f} s, of which"
+            f" {refusal.limit:.2f} s would be within its limit"
+        )
+    when = f"told after {waited:.2f} s" if waited else "told at once"
+    return f"{when}: {figures} ({loaded})"
 
 
 def outage(state: Any, now: float) -> str:

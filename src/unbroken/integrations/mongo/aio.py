@@ -29,6 +29,7 @@ from unbroken.integrations.mongo.doubt import (
     resumes_stream,
 )
 from unbroken.integrations.mongo.errors import too_late
+from unbroken.integrations.mongo.overload import telling_async
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.process_aware import ProcessAware
 from unbroken.integrations.mongo.sessions import adopted
@@ -57,7 +58,10 @@ class ProcessClient(OneProcessMixin, _Plain[Any]):
         super().__init__(
             per_process,
             arguments,
-            recording_async(arguments.get("_pool_class") or Pool, per_process.sockets),
+            telling_async(
+                recording_async(arguments.get("_pool_class") or Pool, per_process.sockets),
+                per_process.overload,
+            ),
             LookAgain,
         )
 
@@ -109,6 +113,8 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         *,
         outage_wait: float = client_options.OUTAGE_WAIT,
         election_wait: float = client_options.ELECTION_WAIT,
+        max_waiting: int | None = None,
+        shed_target: float | None = None,
         **kwargs: Any,
     ) -> None:
         # a subclass, or the application on this class, may have set it
@@ -124,7 +130,8 @@ class AsyncMongoClient(ProcessAware, _Plain[Any]):
         self._elsewhere: list[Current] = []
         arguments = {**given, **client_options.with_defaults(host, kwargs)}
         given_names = client_options.given_options(host, kwargs)
-        self._begin(arguments, connect, outage_wait, election_wait, given_names)
+        limits = client_options.Limits.of(max_waiting, shed_target)
+        self._begin(arguments, connect, outage_wait, election_wait, given_names, limits)
 
     # -- which process and which loop is this?
 

@@ -28,6 +28,7 @@ from unbroken.integrations.mongo.doubt import (
     resumes_stream,
 )
 from unbroken.integrations.mongo.errors import too_late
+from unbroken.integrations.mongo.overload import telling
 from unbroken.integrations.mongo.per_process import Current, PerProcess, is_inherited
 from unbroken.integrations.mongo.prefork import is_master, rest
 from unbroken.integrations.mongo.process_aware import ProcessAware
@@ -58,10 +59,13 @@ class ProcessClient(OneProcessMixin, _Plain[Any]):
         super().__init__(
             per_process,
             arguments,
-            recording(
-                arguments.get("_pool_class") or Pool,
-                per_process.sockets,
-                keep=not per_process.quiet,
+            telling(
+                recording(
+                    arguments.get("_pool_class") or Pool,
+                    per_process.sockets,
+                    keep=not per_process.quiet,
+                ),
+                per_process.overload,
             ),
             LookAgain,
         )
@@ -92,18 +96,25 @@ class Guard:
 
 class MongoClient(ProcessAware, _Plain[Any]):
     """PyMongo's MongoClient that survives forks, restarts and failovers. It takes PyMongo's
-    arguments, and two more:
+    arguments, and four more:
 
     *outage_wait*: seconds for which callers wait for a server in an outage, counted from its
     beginning. After that they get an :class:`~unbroken.errors.OutageError` immediately, until a
     heartbeat finds a server. Default 5.0; ``math.inf``: they always wait. *election_wait*: seconds
     by which they wait longer while a replica set elects. Default 20.0.
 
+    *max_waiting*: how many callers wait for a connection to one server at most; the next one is
+    told immediately. Default None: no limit. *shed_target*: seconds that callers may have to wait
+    for a connection while more come than are served. Default None: learned, and only for web
+    requests; ``math.inf``: no limit but each caller's own time (docs/overload.md).
+
     Creating a client checks the arguments and opens no thread and no socket. (An explicit
     ``connect=True`` begins to connect immediately.) Unless the URI or the arguments set them,
     ``heartbeatFrequencyMS`` and ``connectTimeoutMS`` are 1000 and ``waitQueueTimeoutMS`` is 10000.
 
-    Raises PyMongo's own errors, and ConfigurationError for a bad *outage_wait* or *election_wait*.
+    Raises PyMongo's own errors, and ConfigurationError for a bad value of these
+    four. Where too many callers wait for a connection, raises a PoolTimeoutError that is also
+    PyMongo's WaitQueueTimeoutError.
     While no server can serve, raises an OutageError that is also PyMongo's
     ServerSelectionTimeoutError. For a write whose answer was lost, raises a WriteUnknownError that
     is also PyMongo's error.
@@ -124,6 +135,8 @@ class MongoClient(ProcessAware, _Plain[Any]):
         *,
         outage_wait: float = client_options.OUTAGE_WAIT,
         election_wait: float = client_options.ELECTION_WAIT,
+        max_waiting: int | None = None,
+        shed_target: float | None = None,
         **kwargs: Any,
     ) -> None:
         # a subclass, or the application on this class, may have set it
@@ -138,7 +151,8 @@ class MongoClient(ProcessAware, _Plain[Any]):
         }
         arguments = {**given, **client_options.with_defaults(host, kwargs)}
         given_names = client_options.given_options(host, kwargs)
-        self._begin(arguments, connect, outage_wait, election_wait, given_names)
+        limits = client_options.Limits.of(max_waiting, shed_target)
+        self._begin(arguments, connect, outage_wait, election_wait, given_names, limits)
         if connect and not is_master():
             self._get_topology()
 

@@ -19,7 +19,7 @@ from unbroken.errors import ConfigurationError
 from unbroken.hints import shown
 from unbroken.integrations.mongo import option_names
 from unbroken.messages.configuration import BAD_SETTING
-from unbroken.settings import LONGEST
+from unbroken.settings import LONGEST, Settings
 
 #: Milliseconds. A heartbeat detects a server that has stopped answering two seconds after its last
 #: answer: 1 s between heartbeats and 1 s to connect or answer. Every round trip that waits for it
@@ -80,6 +80,20 @@ class Waits:
         """
         ends = math.inf if self.selection is None else came + self.selection
         return min(ends, _csot.get_deadline()) if _csot.get_timeout() else ends
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a client's queues for connections beside each caller's own time."""
+
+    most: int | None  #: ``max_waiting``
+    target: float | None  #: ``shed_target``
+
+    @classmethod
+    def of(cls, max_waiting: Any, shed_target: Any) -> Limits:
+        """Raises ConfigurationError that says what each may be."""
+        Settings.of(max_waiting=max_waiting, shed_target=shed_target)
+        return cls(max_waiting, shed_target)
 
 
 def given_options(host: Any, kwargs: Iterable[str]) -> set[str]:

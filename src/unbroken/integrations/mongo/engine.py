@@ -68,8 +68,8 @@ def detach(client: Any) -> None:
 
 
 def connect(db: str | None = None, alias: str = DEFAULT_ALIAS, **kwargs: Any) -> Any:
-    """Call ``mongoengine.connect`` with a :class:`unbroken.mongo.MongoClient`. Takes its arguments,
-    and ``outage_wait`` (seconds).
+    """Call ``mongoengine.connect`` with a :class:`unbroken.mongo.MongoClient`. Takes the arguments
+    of both, such as ``outage_wait`` (seconds).
 
     Returns the client. Before the first use in a process it creates no thread and no socket. A
     ``mongo_client_class`` of your own (mongomock's, say) stays. Raises MongoEngine's

@@ -9,12 +9,14 @@ from pymongo.errors import (
     NotPrimaryError,
     OperationFailure,
     ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
 )
 
 from unbroken.errors import (
     NotYoursError,
     OutageError,
     PoolClosedError,
+    PoolTimeoutError,
     WriteUnknownError,
     for_driver,
 )
@@ -37,6 +39,25 @@ def outage_error(message: str, retry_after: float) -> OutageError:
     plain = ServerSelectionTimeoutError(message)
     error.__dict__.update(plain.__dict__)  # set by its own __init__ otherwise: labels, details
     scope.testify(error)  # a framework that makes a page of it must answer 503
+    return error
+
+
+class _OverloadedError(WaitQueueTimeoutError, ServerSelectionTimeoutError):
+    """PyMongo's words for it: no connection, nothing was sent, and it is not to try again."""
+
+
+def queue_error(message: str, retry_after: float, plain: WaitQueueTimeoutError) -> PoolTimeoutError:
+    """A PoolTimeoutError that is a WaitQueueTimeoutError too, in the place of PyMongo's *plain*
+    one.
+
+    PyMongo would try a read again at once, and with a ``timeoutMS`` until that is up. It tries
+    none again after a ServerSelectionTimeoutError, so the error is one of these as well.
+    """
+    error = for_driver(PoolTimeoutError, _OverloadedError, message, retry_after=retry_after)
+    error.__dict__.update(
+        {**_OverloadedError(message).__dict__, **plain.__dict__, "_message": message}
+    )
+    scope.testify(error)
     return error
 
 

@@ -14,7 +14,7 @@ from unbroken.messages.configuration import NOT_A_URL, UNKNOWN_OPTION
 from unbroken.settings import Settings
 
 #: The options of our own.
-OURS = ("outage_wait", "election_wait")
+OURS = ("outage_wait", "election_wait", "max_waiting", "shed_target")
 _MS = "milliseconds"
 #: PyMongo's names for the settings of our pools, and the unit.
 _PYMONGO = {
@@ -30,6 +30,8 @@ _PYMONGO = {
     "name": ("appname", ""),
     "ping_after": ("heartbeatFrequencyMS", _MS),
     "outage_wait": ("outage_wait", "seconds"),
+    "max_waiting": ("max_waiting", "callers"),
+    "shed_target": ("shed_target", "seconds"),
 }
 #: The keywords of PyMongo's constructor that are no options of a URI.
 _ARGUMENTS = ("host", "port", "document_class", "tz_aware", "connect", "type_registry")
@@ -59,10 +61,14 @@ def check_names(in_uri: Iterable[str], keywords: Iterable[str]) -> None:
             continue
         if nearest(name, OURS) is not None:  # its name might be a part of a password: not shown
             how = "MongoClient(uri, outage_wait=5.0, election_wait=20.0)"
-            raise _refused(f"outage_wait and election_wait are no options of a URI: write {how}")
+            raise _refused(f"{_all_of_ours()} are no options of a URI: write {how}")
         said = _word(name)
         if said is not None:
             raise _refused(f"a MongoDB URI has no option {shown(name)}; {said}")
+
+
+def _all_of_ours() -> str:
+    return f"{', '.join(OURS[:-1])} and {OURS[-1]}"
 
 
 def _known() -> set[str]:

@@ -17,8 +17,9 @@ from pymongo.topology_description import TopologyDescription
 
 from unbroken.abc import Cause
 from unbroken.integrations.mongo import prefork
-from unbroken.integrations.mongo.client_options import Waits
+from unbroken.integrations.mongo.client_options import Limits, Waits
 from unbroken.integrations.mongo.gate import Gate
+from unbroken.integrations.mongo.overload import Overload
 from unbroken.integrations.mongo.sockets import Sockets
 from unbroken.net.fork_guard import ForkMark, fork_mark
 
@@ -72,11 +73,12 @@ def _nobody() -> None:
 class PerProcess:
     """Created with each body, which refers to it; it refers to the body weakly."""
 
-    def __init__(self, name: str, waits: Waits, fresh: float) -> None:
+    def __init__(self, name: str, waits: Waits, fresh: float, limits: Limits) -> None:
         self.quiet = prefork.is_master()
         self.here: ForkMark = prefork.WhileMaster() if self.quiet else fork_mark()
         self.pid = os.getpid()
         self.gate = Gate(name, waits, fresh)
+        self.overload = Overload(self.gate, limits)
         self.sockets = Sockets(self.gate)
         self.heartbeats = Heartbeats(self.gate)
         #: The number of this process's and loop's pool of server sessions in PyMongo: no other

@@ -72,6 +72,7 @@ class ProcessAware:
         outage_wait: float,
         election: float,
         given: set[str],
+        limits: client_options.Limits,
     ) -> None:
         """Read and check the arguments; create nothing. *given*: the names of the caller's own
         options.
@@ -84,6 +85,7 @@ class ProcessAware:
         self._adopt(unopened)
         self._waits = client_options.waits_of(given, self._options, outage_wait, election)
         self._unopened = UnopenedTopology(unopened._topology_settings, self._settle)
+        self._limits = limits
         self._now = Current(None, None, self._unopened)
         _clients[id(self)] = self
         self._by_name_service = "+srv:" in str(arguments["host"])
@@ -127,7 +129,7 @@ class ProcessAware:
         if self._shut:
             raise InvalidOperation(f"Cannot use {type(self).__name__} after close")
         fresh = client_options.fresh_for(self._topology_settings)
-        per_process = PerProcess(self._where(), self._waits, fresh)
+        per_process = PerProcess(self._where(), self._waits, fresh, self._limits)
         is_watched = not per_process.quiet and not self._options.load_balanced
         arguments = self._arguments if is_watched else client_options.bounded(self._arguments)
         body = self._body(per_process, arguments)

@@ -6,6 +6,7 @@ The gate needs none of them: it reads heartbeats and topology descriptions, whic
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pymongo
@@ -41,3 +42,35 @@ def check(*kinds: type[Any]) -> None:
                     " knows PyMongo 4.9 to 4.20: install one of these, or a newer unbroken"
                 )
             )
+
+
+#: Methods of PyMongo's pools, and attributes that each pool has from its beginning. They allow an
+#: error for a caller when the queue is too long. The events of a pool are public. But
+#: a listener cannot turn a caller away, and each event makes every operation slower.
+QUEUE_METHODS = ("_get_conn", "_raise_if_not_ready", "_raise_wait_queue_timeout", "closed")
+QUEUE_NUMBERS = ("requests", "max_pool_size", "_pending", "active_sockets", "_max_connecting_cond")
+
+
+def has_known_queue(pool: Any) -> bool:
+    """Whether the class *pool* has a queue for connections as we know it. Where it has not, callers
+    wait as they do with PyMongo's own client.
+    """
+    if not isinstance(pool, type) or not all(hasattr(pool, name) for name in QUEUE_METHODS):
+        return False
+    taken = list(inspect.signature(pool._get_conn).parameters)  # type: ignore[attr-defined] # is there
+    made: set[str] = set()
+    for kind in pool.__mro__:
+        code = getattr(vars(kind).get("__init__"), "__code__", None)
+        made.update(code.co_names if code is not None else ())
+    return taken == ["self", "checkout_started_time", "handler"] and made.issuperset(QUEUE_NUMBERS)
+
+
+def waiting_on(condition: Any) -> int:
+    """How many callers wait on a *condition* of a pool, in the ways of PyMongo 4.9 to 4.20."""
+    line = getattr(condition, "_condition", condition)
+    return len(getattr(line, "_waiters", ()))
+
+
+def opening(pool: Any) -> int:
+    """How many callers have a place in *pool* and no connection yet."""
+    return int(pool._pending) + waiting_on(pool._max_connecting_cond)

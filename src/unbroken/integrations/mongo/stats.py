@@ -11,6 +11,7 @@ from unbroken.brain.stats import Stats
 from unbroken.errors import ConfigurationError
 from unbroken.integrations.mongo.per_process import Current, PerProcess
 from unbroken.integrations.mongo.process_aware import ProcessAware
+from unbroken.integrations.mongo.pymongo_internals import waiting_on
 from unbroken.messages.integrations import MONGO_CLIENT_NOT_OURS
 
 
@@ -60,24 +61,17 @@ def _counted(now: Current, most: int, least: int) -> Stats:
         idle=idle,
         used=used - pending,
         opening=pending,
-        waiting=sum(_waiting(pool) for pool in pools),
+        waiting=sum(waiting_on(pool.size_cond) for pool in pools),
         acquired=now.uses,
         opened=sockets.opened,
         connect_seconds=sockets.connect_seconds,
         connect_failures=sockets.connect_failures,
         closed=dict(sockets.closed),
         turned_away=gate.turned_away,
+        shed=per_process.overload.shed,
         outages=gate.outages,
         outage_seconds=gate.outage_seconds,
         away_for=gate.writes.age(at),
         away_because=gate.writes.fault.text if gate.writes.fault else "",
         pings=beats.successes + beats.failures,
     )
-
-
-def _waiting(pool: Any) -> int:
-    """Return how many callers wait for a connection of *pool*, in the ways of PyMongo 4.9 to
-    4.20.
-    """
-    line = getattr(pool.size_cond, "_condition", pool.size_cond)
-    return len(getattr(line, "_waiters", ()))

@@ -20,7 +20,7 @@ from typing import Any
 from pymongo.errors import AutoReconnect, BulkWriteError, CursorNotFound, PyMongoError, WriteError
 
 from unbroken.abc import Cause, Fault, FaultKind
-from unbroken.errors import OutageError
+from unbroken.errors import OutageError, PoolTimeoutError
 from unbroken.integrations.mongo.faults import fault_of, said
 from unbroken.ledger import scope, unit
 
@@ -36,6 +36,11 @@ READS = frozenset(
 #: server's answer.
 _followed: ContextVar[Write | None] = ContextVar("unbroken.mongo.write", default=None)
 
+
+#: The last operation that was reported and is no followed write: its unit and number, or None.
+_reported: ContextVar[tuple[unit.Unit, int] | None] = ContextVar(
+    "unbroken.mongo.reported", default=None
+)
 
 _keys = count(1)
 
@@ -107,15 +112,28 @@ def report(operation: Any) -> None:
     if unit is None:
         return
     unit.ask(_meaning)
+    if _reported.get() is not None:
+        _reported.set(None)
     if _followed.get() is not None:
         return
     name = str(getattr(operation, "value", operation))
     if name not in READS:
-        unit.doubt(f"MongoDB's {name!r} was sent, which may have stored something")
+        key = next(_keys)
+        unit.sends(key, f"MongoDB's {name!r} was sent, which may have stored something")
+        _reported.set((unit, key))
+
+
+def not_sent() -> None:
+    """The operation of this context that was reported last was not sent: there was no connection
+    for it.
+    """
+    reported = _reported.get()
+    if reported is not None:
+        reported[0].answered(reported[1], stored=False)
 
 
 def _meaning(exc: BaseException) -> Fault | None:
-    if isinstance(exc, OutageError):
+    if isinstance(exc, (OutageError, PoolTimeoutError)):
         return None  # waiting again would exceed the request's time
     if isinstance(exc, CursorNotFound):
         return Fault(FaultKind.LOST, Cause.CRASHED, exc.code, said(exc))

@@ -26,8 +26,10 @@ from unbroken.messages.integrations import FLASK_TOO_LATE, MONGO_SETTINGS
 _ENGINE_NAMES = frozenset(
     "alias db name host port read_preference username password authentication_source"
     " authentication_mechanism authmechanismproperties mongo_client_class is_mock connect tz_aware"
-    " document_class type_registry outage_wait".split()
+    " document_class type_registry outage_wait election_wait max_waiting shed_target".split()
 )
+#: Options of our client that PyMongo's own does not take.
+_OURS = frozenset("outage_wait election_wait max_waiting shed_target".split())
 #: Flask-MongoEngine's flat configuration: these, without MONGODB_, are keys of MONGODB_SETTINGS.
 _FLAT = tuple(
     f"MONGODB_{name}"
@@ -252,7 +254,7 @@ def _initialising(flask_pymongo: Any) -> Any:
         if "unbroken" not in app.extensions:
             plain(self, app, uri, *args, **kwargs)
             return
-        passed = {name: value for name, value in kwargs.items() if name != "outage_wait"}
+        passed = {name: value for name, value in kwargs.items() if name not in _OURS}
         # it creates nothing but an unused client
         plain(self, app, uri, *args, **{**passed, "connect": False})
         uri = uri or app.config["MONGO_URI"]
