@@ -66,7 +66,9 @@ def flask_app(*, ours: bool) -> Any:
     from sqlalchemy import create_engine, text
 
     more: dict[str, Any] = {"plugins": ["unbroken"]} if ours else {}
-    engine = create_engine(URL, pool_size=SIZE, max_overflow=0, pool_timeout=10, **more)
+    target = os.environ.get("SHED_TARGET", "") if ours else ""
+    url = f"{URL}{'&' if '?' in URL else '?'}shed_target={target}" if target else URL
+    engine = create_engine(url, pool_size=SIZE, max_overflow=0, pool_timeout=10, **more)
     app = flask.Flask(__name__)
     if ours:
         import unbroken.flask
