@@ -176,6 +176,8 @@ class Model:
     unit: Sampler = exponential
     seed: int = 1
     threads: int | None = None  #: of a web server that has so many: others wait before it
+    #: seconds of the one processor that such a thread needs for each answer (Python's lock)
+    answering: float = 0.0
     now: float = 0.0
     callers: list[Caller] = field(default_factory=list)
 
@@ -185,6 +187,7 @@ class Model:
         self._events: list[tuple[float, int, Callable[..., None], Any]] = []
         self._number = itertools.count()
         self._busy = 0
+        self._answered = 0.0  #: when the processor has done with all answers
         self._before: deque[Caller] = deque()
         for _ in range(self.size):
             self.kernel.opening += 1
@@ -262,9 +265,10 @@ class Model:
         self._over(caller, how)
 
     def _over(self, caller: Caller, how: str) -> None:
-        caller.over, caller.how = self.now, how
+        self._answered = max(self.now, self._answered) + self.answering
+        caller.over, caller.how = self._answered, how
         if self.threads is not None:
-            self.at(self.now + THREAD, self._thread_is_free)
+            self.at(self._answered + THREAD, self._thread_is_free)
         if caller.again and self.now < self.ends:
             another = Caller(self.now, again=True, web=caller.web, rank=caller.rank)
             self.at(self.now, self._comes, another)

@@ -293,6 +293,23 @@ def test_a_line_that_a_web_servers_threads_keep_short_is_seen_to_stand(overload,
     assert found[0].goodput > 0.8 > 0.3 > found[1].goodput
 
 
+@pytest.mark.parametrize("threads", [20, 40])
+@pytest.mark.parametrize("factor", [2.0, 3.0])
+def test_such_a_line_is_noticed_before_requests_pile_up_that_nobody_waits_for(
+    overload, monkeypatch, threads, factor
+):
+    """Each answer costs a threaded server 2.7 ms under Python's lock, an error too. What has piled
+    up before the line counts as standing takes as long to be answered.
+    """
+    monkeypatch.setattr(overload, "UNIT", 0.05)
+    model = overload.Model(5, overload.Ours(), overload.constant, 1, threads, answering=0.0027)
+    model.open_loop(0.0, 3.0, 0.9, **USERS)
+    model.open_loop(3.0, 9.0, factor, **USERS)
+    found = model.run()
+    assert found.between(3.0, 9.0).goodput >= 0.9
+    assert found.between(0.0, 3.0).share("shed") == 0.0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [20, 100, 1000])
 def test_nobody_of_a_batch_job_is_told_to_go(overload, number, kind):

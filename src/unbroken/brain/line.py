@@ -52,6 +52,8 @@ STANDS, STANDS_GRANTS = 0.25, 80
 #: At the end of an interval the limit is halved if more than MANY of the callers were refused, or
 #: if none were although the line stands. It is doubled if less than FEW were refused.
 MANY, FEW = 0.25, 0.1
+#: A line that was never shorter than this fraction of its length is kept at that length.
+PINNED = 0.75
 #: Maximum number of halvings. The limit stays at or above this many callers, or one unit of work.
 STRICTEST, LEAST_CALLERS = 8, 4
 #: Fraction of the callers that must leave early before their patience counts.
@@ -101,9 +103,9 @@ class Line:
         "_patience",
         "_quick",
         "_refused",
+        "_shortest",
         "_since",
         "_until",
-        "_was_short",
         "gap",
         "strictness",
     )
@@ -118,7 +120,7 @@ class Line:
         self.strictness = 0  #: 0: a burst is allowed; else limit / 2 ** (strictness - 1)
         self._until = -math.inf  #: when it is decided again …
         self._came, self._refused = 0, 0  #: … by the callers that came since then, and were refused
-        self._was_short = False  #: … and by whether the line was short in between
+        self._shortest = 0  #: … and by how short the line was in between
         self._leavers = 0.0  #: fraction of the callers that left before their time
         self._patience = 0.0  #: seconds that they waited
         self._left = self._mattered = -math.inf  #: when one left, and when that made a difference
@@ -201,7 +203,7 @@ class Line:
         if self._since == -math.inf:
             self._since = now
         if users is not None:
-            self._watch(now, users <= places / 2)
+            self._watch(now, users, ahead - users, places, target)
         if rank is Rank.HEALTH or not self._knows or now - self._last > STALE:
             return None
         surely = (ahead + 1) * min(self.gap, self._quick)
@@ -213,7 +215,7 @@ class Line:
         expected = ((ahead if users is None else users) + 1) * self.gap
         # A caller that is served next, or within a unit of work, is never refused.
         least = max(places, LEAST_CALLERS) * self.gap
-        limit = min(self._limit(places, target), max(patience / 2, least))
+        limit = min(self._limit(places, target, self.strictness), max(patience / 2, least))
         if expected <= limit:
             return None
         self._refused += 1
@@ -222,32 +224,54 @@ class Line:
             return Refusal(ahead, expected, limit, f"{OVERLOAD}, and leave after {patience:.2f} s")
         return Refusal(ahead, expected, limit, OVERLOAD)
 
-    def _watch(self, now: float, is_short: bool) -> None:
-        """A caller comes. At the end of each interval, decide how strict the limit is."""
+    def _watch(
+        self, now: float, users: int, others: int, places: int, target: float | None
+    ) -> None:
+        """A caller comes behind so many *users* and *others*. At the end of each interval, decide
+        how strict the limit is.
+        """
         self._came += 1
-        self._was_short = self._was_short or is_short
+        self._shortest = min(self._shortest, users)
         if now < self._until:
             return
         interval = max(STANDS, STANDS_GRANTS * self.gap)
         share = self._refused / max(1, self._came)
-        if now - self._until > interval or (self._was_short and not self._refused):
+        if now - self._until > interval or (self._shortest <= places / 2 and not self._refused):
             self.strictness = 0
-        elif share > MANY or not self._refused:
+        elif share > MANY:
             self.strictness = min(self.strictness + 1, STRICTEST)
+        elif not self._refused:
+            self.strictness = self._effective(users, others, places, target)
         elif share < FEW:
             self.strictness = max(self.strictness - 1, 1)
         self._until = now + interval
-        self._came, self._refused, self._was_short = 0, 0, is_short
+        self._came, self._refused, self._shortest = 0, 0, users
 
-    def _limit(self, places: int, target: float | None) -> float:
-        """How many seconds a caller may have to wait."""
+    def _effective(self, users: int, others: int, places: int, target: float | None) -> int:
+        """The strictness that follows for a standing line in which nobody was refused.
+
+        A line that always has nearly the same length is kept short by something else: the threads
+        of a web server. Callers that nobody sees wait before it, so the limit is halved until it is
+        below the line's length. Not so where most of the line are *others*: users behind a batch
+        job always wait.
+        """
+        stricter = min(self.strictness + 1, STRICTEST)
+        if self._shortest < PINNED * users or others > users:
+            return stricter
+        wait = (self._shortest + 1) * self.gap
+        while stricter < STRICTEST and self._limit(places, target, stricter) > wait:
+            stricter += 1
+        return stricter
+
+    def _limit(self, places: int, target: float | None, strictness: int) -> float:
+        """How many seconds a caller may have to wait, by so much *strictness*."""
         unit = self.gap * places
         learned = max(LEAST, min(CALLERS * self.gap, MOST), UNITS * unit)
         base = learned if target is None else target
-        if not self.strictness:
+        if not strictness:
             return max(BURST, base)
         least = max(unit, LEAST_CALLERS * self.gap)
-        halved = base / (1 << (self.strictness - 1))
+        halved = base / (1 << (strictness - 1))
         return max(halved, min(base, least))
 
     def late(self, now: float, line: Iterable[Ticket], places: int) -> list[Ticket]:
