@@ -221,7 +221,7 @@ def test_after_a_slow_login_in_a_crowd_those_who_have_one_leave_the_line_to_othe
     pause = outage.ask(ME, 100.0, 1, is_served=True)
     assert pause is not None
     assert (pause > 0) is waits
-    assert pause <= LONELY_PACE, "whoever has lost what it had must not sleep on"
+    assert pause <= LONELY_PACE, "a pool that has lost its connections must not go on waiting"
     assert outage.ask(ME, 100.0, 1) == 0.0, "it has none"
 
 

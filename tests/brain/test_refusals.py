@@ -76,7 +76,7 @@ def test_a_caller_is_told_after_the_wait_and_only_of_what_is_known_to_be_so_stil
 
 
 def test_the_end_of_an_attempt_that_nobody_answered_says_nothing_of_now() -> None:
-    """Who comes then is told after the next attempt, which is made at once."""
+    """A caller that comes then gets its error after the next attempt, which begins at once."""
     refusals, silent = Refusals(), Fault(FaultKind.UNREACHABLE, None, 110, "timed out")
     refusals.failed(100.0, 105.0, silent, ERROR, Random(1))
     refusals.failed(105.1, 110.1, silent, ERROR, Random(1))

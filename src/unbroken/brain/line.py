@@ -52,8 +52,9 @@ STANDS, STANDS_GRANTS = 0.25, 80
 #: At the end of an interval the limit is halved if more than MANY of the callers were refused, or
 #: if none were although the line stands. It is doubled if less than FEW were refused.
 MANY, FEW = 0.25, 0.1
-#: A line that was never shorter than this fraction of its length is kept at that length.
-PINNED = 0.75
+#: A line that was never shorter than this fraction of its length, nor than so many units of work,
+#: is kept at that length. (At 90 % of the capacity, shorter lines stay alike by chance.)
+PINNED, PINNED_UNITS = 0.75, 2.0
 #: Maximum number of halvings. The limit stays at or above this many callers, or one unit of work.
 STRICTEST, LEAST_CALLERS = 8, 4
 #: Fraction of the callers that must leave early before their patience counts.
@@ -256,7 +257,7 @@ class Line:
         job always wait.
         """
         stricter = min(self.strictness + 1, STRICTEST)
-        if self._shortest < PINNED * users or others > users:
+        if self._shortest < max(PINNED * users, PINNED_UNITS * places) or others > users:
             return stricter
         wait = (self._shortest + 1) * self.gap
         while stricter < STRICTEST and self._limit(places, target, stricter) > wait:

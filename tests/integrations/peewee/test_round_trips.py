@@ -13,6 +13,8 @@ import pytest
 import unbroken.peewee
 from unbroken_drill import FaultProxy
 
+from ..counting import per_request
+
 pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
 
 #: one way, in seconds; long, so that a slow machine counts the same round trips
@@ -109,15 +111,9 @@ class Far:
         self.block(WRITE)
         self.proxy.latency(FAR)
         request()
-        counts: list[float] = []
-        while right not in counts and len(counts) < 4:
-            # a pause of this machine may cost one more now and then
-            before = self.proxy.round_trips
-            for _ in range(4):
-                request()
-            counts.append((self.proxy.round_trips - before) / 4)
+        costs = per_request(self.proxy, FAR, request)
         self.proxy.latency(0)
-        assert right in counts, counts
+        assert costs == right
 
     def healed(self) -> int:
         async def ask() -> int:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from ..counting import per_request
 from .conftest import DRIVERS
 
 pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
@@ -54,25 +55,7 @@ def trips(face: Any, far: Any, request: Any) -> float:
     if face.name not in TRIPS:
         pytest.skip("its next statement waits for the answer")
 
-    def total(times: int) -> int:
-        rest(far.proxy)
-        before: int = far.proxy.round_trips
-        for _ in range(times):
-            request()
-        rest(far.proxy)
-        return int(far.proxy.round_trips - before)
-
-    # the smallest: where something keeps this process from going on at once, it waits for answers
-    few, many = (min(total(times) for _ in range(2)) for times in (3, 7))
-    return (many - few) / 4
-
-
-def rest(proxy: Any) -> None:
-    """Wait until nothing is on its way."""
-    seen = -1
-    while (now := proxy.round_trips) != seen:
-        seen = now
-        time.sleep(4 * FAR)
+    return per_request(far.proxy, FAR, request)
 
 
 def test_a_request_that_reads_once_costs_one_round_trip(face: Any, far: Any) -> None:
