@@ -164,13 +164,16 @@ class Storm:
             return "SELECT nextval('storm_attempts')", f"SELECT pg_sleep({WORK})"
         return "SELECT NEXTVAL(storm_attempts)", f"SELECT SLEEP({WORK})"
 
-    def _ended(self, number: int, began: float, error: BaseException | None) -> None:
+    def _ended(self, who: int, number: int, began: float, error: BaseException | None) -> None:
         now = time.monotonic()
         self.report.longest = max(self.report.longest, now - began)
         if error is None:
             self.told[number] = "done"
+            if self.is_over and self.killed_at < began:
+                self.well.add(who)
             return
         self.failed_at = now
+        self.well.discard(who)
         if isinstance(error, unbroken.CommitUnknownError):
             self.told[number] = "unknown"
         elif any(NOTE in note for note in getattr(error, "__notes__", [])):
@@ -208,11 +211,7 @@ class Storm:
                 pool.run(unit, number)
             except Exception as exc:
                 error = exc
-            self._ended(number, began, error)
-            if error is None and self.is_over and self.killed_at < began:
-                self.well.add(who)
-            elif error is not None:
-                self.well.discard(who)
+            self._ended(who, number, began, error)
 
     async def _call_async(self) -> None:
         count, work = self.statements
@@ -236,11 +235,7 @@ class Storm:
                     await pool.run(unit, number)
                 except Exception as exc:
                     error = exc
-                self._ended(number, began, error)
-                if error is None and self.is_over and self.killed_at < began:
-                    self.well.add(who)
-                elif error is not None:
-                    self.well.discard(who)
+                self._ended(who, number, began, error)
 
         async with unbroken.AsyncPool(self.server.url(self.driver), **self.settings) as pool:
             await asyncio.gather(*(caller(i) for i in range(CALLERS)))

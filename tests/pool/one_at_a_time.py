@@ -6,52 +6,25 @@ from __future__ import annotations
 
 import selectors
 import socket
-import threading
 import time
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
+
+from .relaying import Relay
 
 _HEADER = 4
 #: Seconds that each answer is on its way.
 AWAY = 0.003
 
 
-class OneAtATime:
+class OneAtATime(Relay):
     """In front of *server*. ``closed`` counts the connections that it closed for that."""
 
     def __init__(self, server: Any) -> None:
-        self.upstream = (server.host, server.port)
-        self.closed = self.opened = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
+        super().__init__(server)
+        self.closed = 0
 
-    @property
-    def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each in (self._listener, *self._open):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self.upstream)
-                for each in (client, server):
-                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._open += (client, server)
-                self.opened += 1
-                threading.Thread(target=self._pass, args=(client, server), daemon=True).start()
-
-    def _pass(self, client: socket.socket, server: socket.socket) -> None:
+    def relay(self, client: socket.socket, server: socket.socket) -> None:
         commands, is_busy, is_late = _Commands(), False, False
         with suppress(OSError, ValueError), selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ)

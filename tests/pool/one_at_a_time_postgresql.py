@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import selectors
 import socket
-import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
+
+from .relaying import Relay
 
 _REFUSES_TLS = b"\x04\xd2\x16\x2f"
 _NOTICE = b"SNOTICE\0VNOTICE\0C00000\0Mhere I am\0\0"
@@ -21,7 +22,7 @@ def _message(kind: bytes, body: bytes) -> bytes:
     return kind + (len(body) + 4).to_bytes(4) + body
 
 
-class Proxy:
+class Proxy(Relay):
     """In front of *server*. *kind* says what it does with a second statement:
 
     ``closes`` the connection, ``drops`` it, ``turns`` the two answers round, ``repeats`` the first
@@ -33,37 +34,13 @@ class Proxy:
     """
 
     def __init__(self, server: Any, kind: str) -> None:
-        self.upstream, self.kind = (server.host, server.port), kind
+        super().__init__(server)
+        self.kind = kind
         self.away = 0.003
-        self.met = self.opened = self.requests = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
+        self.met = self.requests = 0
 
-    @property
-    def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each in (self._listener, *self._open):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self.upstream)
-                for each in (client, server):
-                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._open += (client, server)
-                self.opened += 1
-                threading.Thread(target=_Link(self, client, server).run, daemon=True).start()
+    def relay(self, client: socket.socket, server: socket.socket) -> None:
+        _Link(self, client, server).run()
 
 
 class _Link:
