@@ -21,6 +21,7 @@ from unbroken.logs import Part
 from unbroken.messages.units import NO_BUDGET
 from unbroken.pool.registry import every
 from unbroken.pool.servers import Server, server_at
+from unbroken.pool.undone import mark
 from unbroken.settings import Settings
 
 log = Part("replay")
@@ -57,6 +58,7 @@ def may_replay(unit: Unit, exc: BaseException, fault: Fault) -> bool:
         _count(state)
         who = in_words(*subjects(unit))
         work = f"this unit of work ({who})" if who else "this unit of work"
+        mark(exc, is_curable=True)
         exc.add_note(NO_BUDGET(f"unbroken did not replay {work}: {words(state)}"))
     return granted
 

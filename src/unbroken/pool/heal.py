@@ -21,7 +21,7 @@ from unbroken.pool.budget import NO_REPLAY, may_repeat
 from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
-from unbroken.pool.undone import Ending, tell_on
+from unbroken.pool.undone import Ending, mark, tell_on
 
 log = Part("replay")
 
@@ -76,8 +76,9 @@ def connections(state: Any) -> Iterator[int]:
 
 def tell_spent(error: BaseException, why: object) -> None:
     """Add to *error* that its statement is not sent again because the retry budget is spent, with
-    *why*. One log line covers all of them.
+    *why*. One log line covers all of them. Another attempt was safe, or no budget would be asked.
     """
+    mark(error, is_curable=True)
     error.add_note(NO_BUDGET(f"unbroken did not run this statement again: {why}"))
 
 

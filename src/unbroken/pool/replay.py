@@ -100,6 +100,7 @@ def replay(
                     not_replayed(
                         unit,
                         unknown,
+                        fault,
                         NOT_REPLAYED,
                         f"unbroken did not replay {_this(unit)}: {verdict.reason}",
                     )
@@ -109,6 +110,7 @@ def replay(
                         not_replayed(
                             unit,
                             exc,
+                            fault,
                             NOT_REPLAYED,
                             f"unbroken did not replay {_this(unit)}: {verdict.reason}",
                         )
@@ -124,6 +126,7 @@ def replay(
                     not_replayed(
                         unit,
                         exc,
+                        fault,
                         GAVE_UP,
                         f"unbroken gave up after {replays + waits} replays of {_this(unit)},"
                         f" because {limit}: {fault.text}",

@@ -11,12 +11,15 @@ from unbroken.abc import CANNOT_SERVE, Fault
 from unbroken.brain.entry import Entry
 from unbroken.ledger.subjects import Request, in_words, subjects
 from unbroken.ledger.unit import Unit
-from unbroken.ledger.verdicts import Action
+from unbroken.ledger.verdicts import Action, Verdict
 from unbroken.logs import Part
 from unbroken.messages import Message
 from unbroken.messages.units import NOT_RUN_AGAIN
 
 log = Part("replay")
+
+#: The attribute of an error whose work is lost: see :func:`mark`.
+_MARK = "unbroken_lost_work"
 
 #: Advice for getting work outside of any unit run again.
 REMEDY = "call it by pool.run, or mark its function @unbroken.replayable"
@@ -30,6 +33,8 @@ class Ending:
     request: str | None
     #: Why it was not run again, as its error says. None: other code runs it again, or reports it.
     note: str | None
+    #: Whether the ledger allows another attempt, which can succeed.
+    is_curable: bool = False
 
     @property
     def who(self) -> str:
@@ -45,19 +50,20 @@ def ending_of(unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remed
     if unit is not None and not unit.observing:
         return Ending(function, request, None)
     who = in_words(function, request)
-    reason, then = _why(unit, entry, conn_id, fault, remedy)
+    verdict = None if unit is None else unit.verdict(fault, conn_id=conn_id)
+    reason, then = _why(unit, entry, verdict, remedy)
     note = f"unbroken did not run {who or 'this work'} again: {reason}"
     if then:
         note = f"{note}. If it may run twice, {then}"
-    return Ending(function, request, NOT_RUN_AGAIN(note))
+    is_curable = verdict is not None and verdict.action is Action.REPLAY
+    return Ending(function, request, NOT_RUN_AGAIN(note), is_curable)
 
 
 def _why(
-    unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remedy: str
+    unit: Unit | None, entry: Entry, verdict: Verdict | None, remedy: str
 ) -> tuple[str, str]:
     """Why it is not run again, by the ledger's verdict if there is one, and the advice."""
-    if unit is not None:
-        verdict = unit.verdict(fault, conn_id=conn_id)
+    if verdict is not None:
         if verdict.action is not Action.REPLAY:
             return verdict.reason, ""
         request = watched(unit)
@@ -84,6 +90,20 @@ def tell_on(exc: BaseException, ending: Ending | None) -> None:
     if ending is None or ending.note is None or ending.note in getattr(exc, "__notes__", ()):
         return
     exc.add_note(NOT_RUN_AGAIN(ending.note))
+    mark(exc, is_curable=ending.is_curable)
+
+
+def mark(exc: BaseException, *, is_curable: bool) -> None:
+    """Record on *exc* that its work lost its connection and is not run again. *is_curable*: another
+    attempt is safe, and can succeed. The web bodies' answer depends on it.
+    """
+    exc.__dict__[_MARK] = is_curable
+
+
+def mark_of(exc: BaseException) -> bool | None:
+    """What :func:`mark` recorded on *exc*. None: nothing."""
+    is_curable: bool | None = exc.__dict__.get(_MARK)
+    return is_curable
 
 
 def concerns(fault: Fault) -> bool:
@@ -91,9 +111,15 @@ def concerns(fault: Fault) -> bool:
     return fault.is_lost or fault.kind in CANNOT_SERVE
 
 
-def not_replayed(unit: Unit, exc: BaseException, message: Message, text: str) -> None:
-    """Add to *exc*, and to the log, that *unit* was not run again. *text* is the reason."""
+def not_replayed(
+    unit: Unit, exc: BaseException, fault: Fault, message: Message, text: str
+) -> None:
+    """Add to *exc*, which meant *fault*, and to the log, that *unit* was not run again. *text* is
+    the reason.
+    """
     exc.add_note(message(text))
+    if concerns(fault):
+        mark(exc, is_curable=unit.verdict(fault).action is Action.REPLAY)
     function, request = subjects(unit)
     origin, entry = unit.casualty()
     name = getattr(origin, "name", None)

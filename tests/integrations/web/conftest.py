@@ -27,6 +27,10 @@ import pytest
 from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
 from unbroken_drill.servers.folders import free_port
 
+from .fates import body, place
+
+__all__ = ["body", "place"]  # fixtures
+
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 

@@ -20,10 +20,9 @@ from unbroken.integrations.django.others import follow, follow_others
 from unbroken.integrations.django.request_body import Body
 from unbroken.integrations.django.units import attempt, attempt_async, give_back, give_back_async
 from unbroken.integrations.web import exchange as _http
-from unbroken.integrations.web.answers import Swallowed, answer_to, page, report
+from unbroken.integrations.web.answers import Swallowed, page, report
 from unbroken.integrations.web.exchange import Exchange
 from unbroken.integrations.web.settings import HttpSettings
-from unbroken.ledger.verdicts import Fate
 from unbroken.pool import running, running_async
 
 #: The key under which a request holds its :class:`_Exchange`.
@@ -200,7 +199,7 @@ class _Exchange(Exchange):
         """
         if self.limits is not None:
             give_back()
-        if not self.would_replay(exc) and not self._is_ours(exc):
+        if not self.would_replay(exc) and not self.is_ours(exc):
             return None
         stands_for = HttpResponse(status=503)
         stands_for.unbroken_cause = exc
@@ -215,9 +214,6 @@ class _Exchange(Exchange):
         if cause is not None:
             raise Swallowed(f"answered with {response.status_code}") from cause
         return response
-
-    def _is_ours(self, exc: BaseException) -> bool:
-        return answer_to(exc, self.heard, Fate.NOTHING, self.method) is not None
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -251,16 +247,15 @@ class _Exchange(Exchange):
         """Handle the failure of all attempts. Raises the exception that Django should make a page
         of.
         """
-        if not self._is_ours(exc):
-            raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
         return self._filled(HttpResponse(), exc)
 
     def _filled(self, response: Any, exc: BaseException) -> Any:
         """Return *response* filled with the answer to *exc*, and with the headers that middleware
-        has added.
+        has added. Raises the app's error if it is not a database's.
         """
         answer = self.answer(exc)
-        assert answer is not None
+        if answer is None:
+            raise exc.__cause__ if isinstance(exc, Swallowed) and exc.__cause__ is not None else exc
         report(answer, self.method, self.request.path)
         headers, body = page(answer, self.request.META.get("HTTP_ACCEPT", ""))
         for name in ("Content-Encoding", "ETag"):  # of the page that it replaced

@@ -27,6 +27,7 @@ from unbroken.ledger.verdicts import Fate
 from unbroken.logs import Part
 from unbroken.messages.integrations import ANSWERED
 from unbroken.pool.rollbacks import EXCEPT
+from unbroken.pool.undone import mark_of
 
 log = Part("web")
 
@@ -97,10 +98,14 @@ def answer_to(
     *heard* are errors that the app did not let through. *fate* is the ledger's knowledge of the
     writes of the request, *method* is the request's. Only a request that stored nothing is told to
     try again. *keeps*: some of its writes may have gone to tables without transactions.
+
+    A lost connection counts only if its error is behind *exc*: the app may have handled another.
     """
     found = [*chain(exc), *(link for each in heard for link in chain(each))]
     kinds = (_is_unknown, _is_of_mongo, _is_away)  # the worst is reported
     away = next((link for is_so in kinds for link in found if is_so(link)), None)
+    if away is None:
+        away = next((link for link in chain(exc) if _is_lost(link, fate)), None)
     if away is None:
         return None
     cause = one_line(away)
@@ -112,18 +117,24 @@ def answer_to(
         words = f"{words} [{code}]"
         return Answer("500 Internal Server Error", error, words, None, fate, cause, code)
     seconds = max(1, math.ceil(getattr(away, "retry_after", 1.0)))
-    why = "cannot be reached at the moment"
-    if isinstance(away, DeadlineExceeded):
-        why = "did not answer in time"
-    elif isinstance(away, PoolTimeoutError) or _is_queue_timeout(away):
-        why = "has no connection free at the moment"
     words = (
-        f"The database {why}; nothing of this request is stored{EXCEPT if keeps else ''}."
+        f"{_why(away)}; nothing of this request is stored{EXCEPT if keeps else ''}."
         f" Please try again in {seconds} s. [{code}]"
     )
     return Answer(
         "503 Service Unavailable", "service unavailable", words, seconds, fate, cause, code
     )
+
+
+def _why(exc: BaseException) -> str:
+    """Return the fact that a client is told."""
+    if isinstance(exc, DeadlineExceeded):
+        return "The database did not answer in time"
+    if isinstance(exc, PoolTimeoutError) or _is_queue_timeout(exc):
+        return "The database has no connection free at the moment"
+    if isinstance(exc, ConnectionLostError) or mark_of(exc) is not None:
+        return "The connection to the database was lost"
+    return "The database cannot be reached at the moment"
 
 
 def _code_of(exc: BaseException) -> str:
@@ -142,6 +153,15 @@ def _is_away(exc: BaseException) -> bool:
     return isinstance(
         exc, (OutageError, PoolTimeoutError, DeadlineExceeded, ConnectionLostError)
     ) or _is_queue_timeout(exc)
+
+
+def _is_lost(exc: BaseException, fate: Fate) -> bool:
+    """Return whether *exc* is a driver's error whose work was lost and is not run again.
+
+    If nothing is stored and another attempt cannot succeed, the error remains the app's own.
+    """
+    is_curable = mark_of(exc)
+    return is_curable is not None and (is_curable or fate is not Fate.NOTHING)
 
 
 def _is_of_mongo(exc: BaseException) -> bool:

@@ -212,7 +212,7 @@ class Exchange:
             reason, then = self.why_not()
             text = f"unbroken did not run {self.title()} again: {reason}"
             text = f"{text}. If it may run twice, {then}" if then else text
-            not_replayed(unit, exc, NOT_RUN_AGAIN, text)
+            not_replayed(unit, exc, fault, NOT_RUN_AGAIN, text)
 
     def tell(self, exc: BaseException) -> None:
         """Report the exceptions behind *exc* to the unit, also through SQLAlchemy's wrappers and
@@ -227,6 +227,13 @@ class Exchange:
             unit.note(exc, fault)
 
     # -- the answer --------------------------------------------------------------------------------
+
+    def is_ours(self, exc: BaseException) -> bool:
+        """Return whether the response to *exc* is ours, as far as is known before open work is
+        rolled back.
+        """
+        fates = (Fate.NOTHING, self.fate)
+        return any(answer_to(exc, self.heard, fate, self.method) is not None for fate in fates)
 
     def answer(self, exc: BaseException | None) -> Answer | None:
         """Return the response to *exc*; with None, the one to the errors behind the app's own error

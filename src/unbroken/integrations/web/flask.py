@@ -17,11 +17,10 @@ from unbroken.integrations.web import flask_mongo as _flask_mongo
 from unbroken.integrations.web import health as _health
 from unbroken.integrations.web import request_leaks
 from unbroken.integrations.web import wsgi as _wsgi
-from unbroken.integrations.web.answers import Answer, answer_to, json_page, page, report
+from unbroken.integrations.web.answers import Answer, json_page, page, report
 from unbroken.integrations.web.exchange import KEY, log
 from unbroken.integrations.web.flask_engines import make_unbroken
 from unbroken.integrations.web.settings import HttpSettings
-from unbroken.ledger.verdicts import Fate
 from unbroken.messages.configuration import BAD_SETTING
 from unbroken.messages.integrations import FLASK_USAGE, MONGO_SETTINGS, SESSION_NOT_ENDED
 
@@ -319,12 +318,13 @@ class _Hooks:
             return self._exception(*args)
         if exchange.would_replay(exc):
             raise exc
-        if answer_to(exc, exchange.heard, Fate.NOTHING, exchange.method) is None:
+        if not exchange.is_ours(exc):
             return self._exception(*args)
         # otherwise open work might be committed, by an after_request function, say
         self._roll_back()
         answer = exchange.answer(exc)
-        assert answer is not None
+        if answer is None:
+            return self._exception(*args)
         report(answer, flask.request.method, flask.request.path)
         response: flask.Response = self._app.finalize_request(
             *args[:-1], self._page(answer), from_error_handler=True
