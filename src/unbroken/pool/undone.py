@@ -101,7 +101,7 @@ def mark(exc: BaseException, *, is_curable: bool) -> None:
 
 
 def mark_of(exc: BaseException) -> bool | None:
-    """What :func:`mark` recorded on *exc*. None: nothing."""
+    """Return the value that :func:`mark` recorded on *exc*. None: it is not marked."""
     is_curable: bool | None = exc.__dict__.get(_MARK)
     return is_curable
 
