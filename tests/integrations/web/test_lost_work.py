@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from unbroken.pool import servers
 
-from .fates import Awaiting, Django, Place, Wsgi, told
+from .fates import Awaiting, Django, Flask, Place, Wsgi, told
 
 #: What a view of a POST that is not marked does, and what its client must be told: status, fate,
 #: rows stored.
@@ -131,4 +132,17 @@ def test_the_app_may_still_answer_a_loss_by_itself(place: Place) -> None:
     body.lose = lose  # type: ignore[method-assign]
     body.steps = ["lose"]
     assert body.ask("POST")[0] == 200
+    body.close()
+
+
+def test_a_page_that_an_error_handler_makes_of_a_loss_is_its_own(place: Place) -> None:
+    body = Flask(place)
+
+    @body.app.errorhandler(sa.exc.DBAPIError)
+    def sorry(_error: Exception) -> Any:
+        return "sorry", 500
+
+    body.steps = ["lose"]
+    answer = body.ask("POST")
+    assert (answer[0], answer[2]) == (500, b"sorry")
     body.close()
