@@ -229,5 +229,5 @@ def test_servers_and_proxy_work_with_the_two_wheels_and_nothing_else(
     done = venv.run("unbroken", "drill")
     assert (done.returncode, done.stderr) == (
         2,
-        'unbroken: the command line needs two packages more: pip install "unbroken[drill]"\n',
+        'unbroken: the command needs click and rich. Install them: pip install "unbroken[drill]"\n',
     )

@@ -80,13 +80,13 @@ def test_a_url_that_cannot_work(url, says):
         ("acquire_timeout", 0, "more than 0"),
         ("acquire_timeout", None, "number of seconds"),
         ("acquire_timeout", math.nan, "number of seconds"),
-        ("connect_timeout", math.inf, "give it a bound"),
+        ("connect_timeout", math.inf, "give a number of seconds"),
         ("outage_wait", -1, "at least 0"),
         ("leak_after", -5, "more than 0"),
         ("reclaim", "yes", "True or False"),
         ("reset", "commit", "'rollback', 'session', None or a callable"),
         ("deadline", 0, "more than 0"),
-        ("name", "", "not empty"),
+        ("name", "", "non-empty"),
     ],
 )
 def test_a_setting_that_cannot_work(setting, value, says):

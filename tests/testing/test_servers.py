@@ -672,7 +672,7 @@ def test_a_cache_that_others_may_write_to_is_refused(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(folders, "base_folder", lambda: base)
         cache = folders.cache_folder()
         cache.chmod(0o777)
-        with pytest.raises(ServerUnavailable, match="not ours alone"):
+        with pytest.raises(ServerUnavailable, match="is not private to this user"):
             folders.cache_folder()
     finally:
         shutil.rmtree(base)

@@ -35,7 +35,7 @@ LOGIN_REFUSED = Message(
 )
 NO_LOGIN = Message(
     "UB305",
-    "The pool has no valid login yet: the callable returned none, or the server rejected it.",
+    "The pool has no valid login yet: the callable failed, or the server rejected its result.",
     _NOT_SENT + " The callable's own error is the `__cause__`. The message does not repeat its"
     " text, because the text may contain the secret. The pool keeps asking.",
     "Check the service that the callable asks (a vault, a token service), and give the callable a"
@@ -90,7 +90,7 @@ POOLER_AND_SESSION = Message(
 )
 OWN_TROUBLE = Message(
     "UB313",
-    "Only this pool cannot connect now. The server may serve others.",
+    "This pool cannot connect now, but other clients of the server may be able to.",
     _NOT_SENT + " The message names the cause: a file that an option names, a limit of this user or"
     " database, or the client's own machine. The pool keeps trying, because it has had connections"
     " before, or because connections of other clients count towards that limit.",
