@@ -52,7 +52,7 @@ def told(text):
         ),
         (f"mysql+pymysql://app:{SECRET}@db/shop?max_size=0", "at least 1"),
         (f"mysql+pymysql://app:{SECRET}@db/shop?acquire_timeout=soon", "not a number of seconds"),
-        (f"mysql+pymysql://app:{SECRET}@db/shop?reclaim=perhaps", "use true or false"),
+        (f"mysql+pymysql://app:{SECRET}@db/shop?reclaim=perhaps", "write true or false"),
         (f"mysql+pymysql://app:{SECRET}@db/shop?charset", "?name=value"),
         ("", "is empty"),
         ("sqlite://file.db", "three slashes"),

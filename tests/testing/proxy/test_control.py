@@ -224,7 +224,9 @@ def test_the_command_serves_logs_takes_orders_and_ends_cleanly(
         assert command.stdout is not None
         first, second = command.stdout.readline(), command.stdout.readline()
         control_port = int(re.findall(r"control: http://127\.0\.0\.1:(\d+)/", first)[0])
-        (listening,) = re.findall(r"listening on 127\.0\.0\.1:(\d+), before .*, seed 7", second)
+        (listening,) = re.findall(
+            r"listening on 127\.0\.0\.1:(\d+), in front of .*, seed 7", second
+        )
         conn = plain_line.connect(port=int(listening))
         # the URL told the protocol
         assert Remote(control_port).ask("POST", "/cut_at", {"statement": "SELECT"})[0] == 200
