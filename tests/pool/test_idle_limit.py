@@ -115,7 +115,7 @@ def test_what_ends_idle_connections_on_the_way_is_learned(
             gone(pool)
             assert pool.stats().closed["max idle"] == 1
     (line,) = [each.message for each in caplog.records if "learned that" in each.message]
-    assert "after about 1.2 s: 3 deaths without a word" in line
+    assert "after about 1.2 s: 3 connections lost without a message" in line
 
 
 def test_a_proxy_that_restarts_teaches_nothing_to_an_app_that_idles_longer_in_between(
