@@ -165,7 +165,7 @@ def test_a_framework_that_is_not_installed_is_named_with_its_extra() -> None:
         ("django", "django"),
     ):
         text = (
-            f"unbroken.{door} needs {package}, which is not installed;"
+            f"unbroken.{door} needs {package}, which is not installed. Install it:"
             f' pip install "unbroken[{door}]" [UB122]'
         )
         wanted += [text] * (1 if door == "django" else 2)

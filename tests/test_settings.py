@@ -93,7 +93,7 @@ def test_seconds_are_numbers_that_are_not_negative(name: str, value: Any) -> Non
 
 @pytest.mark.parametrize("name", ["connect_timeout", "ping_timeout"])
 def test_what_must_end_is_not_infinite(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{name}=inf would wait for ever"):
+    with pytest.raises(ConfigurationError, match=f"{name}=inf would wait forever"):
         Settings.of(**{name: math.inf})
 
 
@@ -159,7 +159,7 @@ def test_the_retry_budget_is_a_part_or_off(off: Any) -> None:
 @pytest.mark.parametrize("value", [-0.1, math.nan, "some", None, True, 10**400])
 def test_another_retry_budget_is_refused(value: Any) -> None:
     said = refusal(lambda: Settings.of(retry_budget=value))
-    assert "must be a number, such as 0.2 for a fifth, or 'off'" in str(said)
+    assert "must be a number of at least 0, such as 0.2 for a fifth, or 'off'" in str(said)
 
 
 def test_a_url_says_it_in_the_same_words() -> None:

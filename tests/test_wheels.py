@@ -172,19 +172,25 @@ def test_a_service_needs_the_runtime_wheel_alone(wheels: tuple[Wheel, Wheel], ve
         (
             ["drill", "--all"],
             2,
-            'unbroken: the command drill is in a second package: pip install "unbroken[drill]"',
+            (
+                "unbroken: the command drill is not installed. Install it:"
+                ' pip install "unbroken[drill]"'
+            ),
         ),
         (
             ["proxy", "mysql://h/d"],
             2,
-            'unbroken: the command proxy is in a second package: pip install "unbroken[drill]"',
+            (
+                "unbroken: the command proxy is not installed. Install it:"
+                ' pip install "unbroken[drill]"'
+            ),
         ),
         (
             ["dril"],
             2,
             (
-                "unbroken: no such command 'dril' (did you mean 'drill'?); there is run, and drill"
-                ' and proxy in a second package: pip install "unbroken[drill]"'
+                "unbroken: unknown command 'dril' (did you mean 'drill'?). Known: run. The commands"
+                ' drill and proxy need another package: pip install "unbroken[drill]"'
             ),
         ),
     ],
@@ -223,5 +229,5 @@ def test_servers_and_proxy_work_with_the_two_wheels_and_nothing_else(
     done = venv.run("unbroken", "drill")
     assert (done.returncode, done.stderr) == (
         2,
-        'unbroken: the command line needs two packages more: pip install "unbroken[drill]"\n',
+        'unbroken: the command needs click and rich. Install them: pip install "unbroken[drill]"\n',
     )

@@ -89,6 +89,16 @@ def _unlinked(line: str) -> str:
 
 
 _ROLE = re.compile(r"(?::[\w:]+:)?``?[^`]+``?")
+#: Names of options, verbs or columns within a sentence. At least one of them has an underscore.
+_LISTED = re.compile(r"\b(?=[\w, ]*_)(?:[A-Za-z]\w*, ){3,}[A-Za-z]\w*")
+#: A text that is only names: it has no punctuation, and few of the commonest words of English.
+_NAMES = re.compile(r"[\w-]+(?:\s+[\w-]+){11,}")
+_COMMON = frozenset(
+    "a an and are as at be by for in is it its no not of on or that the to was".split()
+)
+_FEW = 0.15
+#: A program in a text.
+_PROGRAM = re.compile(r"^(?:import|from \S+ import|#include|def) ", re.MULTILINE)
 _DIRECTIVE = re.compile(r"#\s*(?:noqa|type:|pragma|fmt:|mypy:|ruff:|!|-\*-|pyright:|cython:)")
 
 
@@ -119,21 +129,25 @@ def _part(node: ast.expr) -> str:
 
 def _docstring(text: str, line: int) -> Iterator[Paragraph]:
     for block in re.split(r"\n\s*\n", text):
-        if not re.match(r"\s*(?:\.\. |>>> |::)", block):
-            joined = " ".join(_ROLE.sub(CODE, block).split())
+        if not re.match(r"\s*(?:\.\. |>>> |::|\x08)", block):  # \x08: preformatted, for click
+            joined = _prose(block)
             if joined:
                 yield Paragraph(joined, line, "docstring")
         line += block.count("\n") + 2
 
 
-_SQL = re.compile(r"\s*(?:SELECT|INSERT|UPDATE|DELETE|SET|SHOW|WITH|CREATE|DROP|KILL|BEGIN)\b")
+_SQL = re.compile(
+    r"\s*(?:SELECT|INSERT|UPDATE|DELETE|SET|SHOW|WITH|CREATE|DROP|KILL|BEGIN)\b|.*\(SELECT\b"
+)
 
 
 def _message(text: str, line: int) -> Iterator[Paragraph]:
     if text.count(" ") < 4 or _SQL.match(text) or "://" in text[:12] or "\\b" in text:
         return
-    for block in re.split(r"\n\s*\n", _ROLE.sub(CODE, re.sub(r"\{[^{}]*\}|%[sdr.]", CODE, text))):
-        joined = " ".join(block.split())
+    if _PROGRAM.search(text) or _is_names(text):
+        return
+    for block in re.split(r"\n\s*\n", re.sub(r"\{[^{}]*\}|%[sdr.]", CODE, text)):
+        joined = _prose(block)
         if joined and not joined.startswith("```"):
             yield Paragraph(joined, line, "message")
 
@@ -157,4 +171,17 @@ def _comments(text: str) -> Iterator[Paragraph]:
 
 
 def _comment(lines: list[str], start: int) -> Paragraph:
-    return Paragraph(_ROLE.sub(CODE, " ".join(lines)), start, "comment")
+    return Paragraph(_prose(" ".join(lines)), start, "comment")
+
+
+def _prose(text: str) -> str:
+    """Return *text* in one line, with :data:`CODE` for each code name."""
+    plain = _LISTED.sub(lambda found: re.sub(r"\w+", CODE, found[0]), _ROLE.sub(CODE, text))
+    return " ".join(plain.split())
+
+
+def _is_names(text: str) -> bool:
+    """Return whether *text* is a list of names, and no sentence."""
+    words = text.split()
+    common = sum(word in _COMMON for word in words)
+    return _NAMES.fullmatch(text.strip()) is not None and common < _FEW * len(words)

@@ -14,10 +14,10 @@ from unbroken.hints import nearest, shown
 from unbroken.messages.command import NO_SUCH_COMMAND
 
 #: The commands of this distribution, and the action of each.
-HERE = {"run": "start a program, as it is, with engines that do not break and with units of work"}
+HERE = {"run": "start an unchanged program with unbroken engines and units of work"}
 #: The commands of unbroken-drill, and the action of each.
 ELSEWHERE = {
-    "drill": "break a real database under traffic, and show what pools or an app of yours do",
+    "drill": "break a real database under traffic, and show how pools or your app behave",
     "proxy": "break the connections between any client and its server",
 }
 INSTALL = 'pip install "unbroken[drill]"'
@@ -69,22 +69,22 @@ def _run_alone(arguments: Sequence[str]) -> int:
         return 0
     if first in ("", "-h", "--help"):
         print(
-            "Usage: unbroken COMMAND\n\nDatabase connections that do not break. The pools need no"
-            f" command.\n\n  run  {HERE['run']}\n\nFor tests:\n"
+            "Usage: unbroken COMMAND\n\nDatabase connections that do not break. Applications need"
+            f" no command.\n\n  run  {HERE['run']}\n\nFor tests:\n"
         )
         print("\n".join(f"  {name}  {words}" for name, words in ELSEWHERE.items()))
-        print(f"\nThey are not installed here: {INSTALL}")
+        print(f"\nThe commands for tests are not installed. Install them: {INSTALL}")
         return 0 if first else 2
     if first in ELSEWHERE:
         return complain(
-            NO_SUCH_COMMAND(f"the command {first} is in a second package: {INSTALL}"), 2
+            NO_SUCH_COMMAND(f"the command {first} is not installed. Install it: {INSTALL}"), 2
         )
     near = nearest(first, (*HERE, *ELSEWHERE))
     hint = f" (did you mean {near!r}?)" if near else ""
     return complain(
         NO_SUCH_COMMAND(
-            f"no such command {shown(first)}{hint}; there is run, and {' and '.join(ELSEWHERE)} in"
-            f" a second package: {INSTALL}"
+            f"unknown command {shown(first)}{hint}. Known: run. The commands"
+            f" {' and '.join(ELSEWHERE)} need another package: {INSTALL}"
         ),
         2,
     )

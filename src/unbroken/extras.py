@@ -23,7 +23,7 @@ def needed(door: str, *packages: str, extra: str) -> Iterator[None]:
             raise
         raise ModuleNotFoundError(
             NOT_INSTALLED(
-                f"unbroken.{door} needs {missing}, which is not installed; pip install"
+                f"unbroken.{door} needs {missing}, which is not installed. Install it: pip install"
                 f' "unbroken[{extra}]"'
             ),
             name=error.name,

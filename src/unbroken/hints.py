@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 _MS = "in seconds here, not milliseconds"
-_UNIT = "in seconds here, whatever the unit is elsewhere"
-_NEVER = "never is math.inf, not -1, 0 or None"
+_UNIT = "in seconds here; other pools use other units"
+_NEVER = "write math.inf for never, not -1, 0 or None"
 _NO_LIMIT = "a number of connections; 0 is not 'unlimited'"
 #: The maximum number of characters of a wrong value that a message shows.
 _LONGEST = 80
-_SEEN = "not needed: the pool sees a dead connection without a round trip when it lends one"
+_SEEN = "not needed: the pool detects dead connections at acquire, without a round trip"
 
 #: A setting of ours, a fact about it, and its names elsewhere. An empty setting: there is none, and
 #: the text gives the reason.
@@ -22,7 +22,7 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     # -- how many ----------------------------------------------------------------------------------
     (
         "max_size",
-        "it counts all connections, so SQLAlchemy's max_overflow is part of it",
+        "it counts all connections, including SQLAlchemy's max_overflow",
         "pool_size",
     ),  # also Ecto, mysql-connector
     (
@@ -47,21 +47,21 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "",
-        "idle connections are not bounded by number: max_idle closes those that nobody used for so"
-        " many seconds, above min_size",
+        "there is no limit on the number of idle connections: above min_size, the pool closes those"
+        " that were idle for max_idle seconds",
         "maxcached max_idle_count max_idle_conns set_max_idle_conns max_idle_connections"
         " reuse_conns",
     ),
     (
         "max_waiting",
-        "callers that wait at most; acquire_timeout bounds each wait, in seconds",
+        "the maximum number of waiting callers; acquire_timeout limits each wait, in seconds",
         "wait_queue_multiple queue_limit queue_size blocking wait_for_connections",
     ),
     # -- how long to wait --------------------------------------------------------------------------
     (
         "acquire_timeout",
-        "it bounds the wait for a connection; connect_timeout bounds one attempt to connect, and"
-        " deadline all that a lent connection is used for; each in seconds",
+        "it limits the wait for a connection; connect_timeout limits one attempt to connect, and"
+        " deadline limits the whole use of a connection; each in seconds",
         "timeout",
     ),
     (
@@ -83,8 +83,8 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     ),  # Ecto
     (
         "acquire_timeout",
-        "HikariCP and node count milliseconds: in seconds here; if one attempt to connect is meant,"
-        " that is connect_timeout",
+        "in seconds here, but in milliseconds in HikariCP and node; connect_timeout limits one"
+        " attempt to connect",
         "connection_timeout connection_timeout_millis connection_timeout_ms",
     ),
     (
@@ -95,13 +95,13 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "outage_wait",
-        "how long callers wait for a server that is away; in seconds",
+        "how long callers wait for a server that is down; in seconds",
         "reconnect_timeout server_selection_timeout_ms retry_deadline retry_timeout"
         " initialization_fail_timeout",
     ),
     (
         "deadline",
-        "it bounds all that a lent connection is used for; in seconds",
+        "it limits the whole use of a connection; in seconds",
         "command_timeout query_timeout socket_timeout socket_timeout_ms timeout_ms"
         " statement_timeout_ms operation_timeout execution_timeout max_execution_time",
     ),
@@ -126,7 +126,7 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "",
-        "uses are not counted: max_age retires a connection by its age, in seconds",
+        "the pool does not count uses: max_age retires a connection by its age, in seconds",
         "max_queries maxusage max_uses max_usage max_use max_requests",
     ),
     (
@@ -137,7 +137,7 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     # -- whether it is alive -----------------------------------------------------------------------
     (
         "",
-        f"{_SEEN}; ping_after sets after how many idle seconds it also asks the server",
+        f"{_SEEN}; ping_after sets after how many idle seconds it also pings the server",
         "pool_pre_ping pre_ping ping check test_on_borrow test_before_acquire test_while_idle"
         " test_on_return validation_query connection_test_query test_query conn_health_checks"
         " health_check health_checks validate check_on_borrow is_fatal isfatal failures"
@@ -156,20 +156,24 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         "seconds of silence before the first TCP keepalive probe",
         "keepalives_idle keepalives tcp_keepalive keep_alive_delay tcp_keepalives_idle",
     ),
-    ("send_timeout", "in seconds; TCP_USER_TIMEOUT counts milliseconds", "tcp_user_timeout"),
+    ("send_timeout", "in seconds here; TCP_USER_TIMEOUT is in milliseconds", "tcp_user_timeout"),
     # -- leaks -------------------------------------------------------------------------------------
     (
         "leak_after",
-        f"it warns with the line that took the connection; reclaim=True also ends it; {_UNIT}",
+        f"the pool logs the line that acquired the connection; reclaim=True also ends it; {_UNIT}",
         "leak_detection_threshold remove_abandoned_timeout unreturned_connection_timeout"
         " suspect_timeout ownership_timeout leak_timeout leak_detection",
     ),
     (
         "reclaim",
-        "True or False; leak_after says after how many seconds",
+        "True or False; leak_after sets after how many seconds",
         "remove_abandoned remove_abandoned_on_borrow remove_abandoned_on_maintenance",
     ),
-    ("", "not needed: leak_after always logs the line that took the connection", "log_abandoned"),
+    (
+        "",
+        "not needed: leak_after always logs the line that acquired the connection",
+        "log_abandoned",
+    ),
     # -- sessions ----------------------------------------------------------------------------------
     (
         "reset",
@@ -177,11 +181,15 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
         "pool_reset_on_return reset_on_return rollback_on_return no_reset_on_close reset_query"
         " server_reset_query",
     ),
-    ("reset", "reset='session' undoes what statements left on it", "pool_reset_session"),
+    (
+        "reset",
+        "reset='session' undoes the effects of statements on the session",
+        "pool_reset_session",
+    ),
     (
         "",
-        "what each new connection is set up with is the driver's: init_command in a MySQL URL,"
-        " options in PostgreSQL's, or a callable as connect=",
+        "set up new connections with the driver's own options: init_command in a MySQL URL, options"
+        " in a PostgreSQL URL; or give connect= a callable",
         "configure setup init on_connect setsession connection_init_sql connect_query"
         " after_connect after_create session_variables init_sql init_commands",
     ),
@@ -189,14 +197,14 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     # -- retries -----------------------------------------------------------------------------------
     (
         "max_replays",
-        "it bounds how often one unit of work is run again; connects are tried again until"
+        "it limits how often one unit of work is run again; the pool retries connects until"
         " acquire_timeout or outage_wait is over",
         "max_retries retries retry connection_retries retry_count retry_attempts max_attempts"
         " max_connect_retries max_restarts",
     ),
     (
         "retry_budget",
-        "a part of the work that succeeds, such as 0.2",
+        "a fraction of the work that succeeds, such as 0.2",
         "retry_ratio token_ratio percent_can_retry budget_percent retry_percent retries_budget"
         " replay_budget",
     ),
@@ -210,15 +218,14 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     # -- no counterpart ----------------------------------------------------------------------------
     (
         "",
-        "not needed: the pool looks after its connections by itself, without a thread of its own"
-        " per pool",
+        "not needed: the pool maintains its connections by itself, without a thread for each pool",
         "num_workers reaping_frequency reap_interval_millis connection_pruning_interval"
         " time_between_eviction_runs_millis evict prune_interval housekeeping_period"
         " eviction_interval num_helper_threads",
     ),
     (
         "",
-        "not needed: the connection that came back last is lent first",
+        "not needed: the pool hands out the connection first that was released last",
         "pool_use_lifo use_lifo lifo fifo",
     ),
     (
@@ -228,31 +235,31 @@ _POOLS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "",
-        "not a setting: observers= of a pool are called with every event",
+        "not a setting: a pool calls its observers= with every event",
         "reconnect_failed on_error listeners event_listeners",
     ),
-    ("", "connections are never shared by two callers", "maxshared max_shared"),
-    ("", "a pool opens connections when they are asked for; min_size keeps some", "open lazy"),
+    ("", "two callers never share a connection", "maxshared max_shared"),
+    ("", "a pool opens connections on demand; min_size keeps some open", "open lazy"),
     (
         "",
-        "not for a pool: the logger 'unbroken' says all, at DEBUG each open and close",
+        "not for a pool: use the logger 'unbroken', which logs each open and close at DEBUG",
         "echo_pool",
     ),
-    ("", "the pool is unbroken's: choose none", "poolclass pool_class pooling"),
+    ("", "the pool is always unbroken's: remove this option", "poolclass pool_class pooling"),
     (
         "",
-        "give its parts by their own names here, such as max_size=5",
+        "give each setting by its own name here, such as max_size=5",
         "pool pool_options pool_config pool_kwargs pool_settings pool_args",
     ),
     (
         "",
-        "plugin=unbroken is for engines of SQLAlchemy: leave it out here",
+        "plugin=unbroken is for SQLAlchemy engines: remove it here",
         "plugin plugins",
     ),
     ("target", "", "target_role server_type target_server_type read_preference"),
 )
 
-#: Names that belong into the URL: the address, and the driver's options.
+#: Names that belong in the URL: the address, and the driver's options.
 _PLACE = (
     "host hostname hostaddr server port db dbname database schema dsn conninfo uri"
     " connection_string unix_socket socket user username password passwd"
@@ -273,11 +280,13 @@ def _key(name: str) -> str:
 _MEANT = {_key(word): (ours, text) for ours, text, words in _POOLS for word in words.split()}
 _ELSEWHERE = {
     **{
-        _key(word): "it stands in the URL: mysql+pymysql://user:password@host:3306/database"
+        _key(word): "it belongs in the URL: mysql+pymysql://user:password@host:3306/database"
         for word in _PLACE.split()
     },
     **{
-        _key(word): "that is the driver's: write it into the URL, as …/database?option=value"
+        _key(
+            word
+        ): "it is an option of the driver: write it into the URL, as …/database?option=value"
         for word in _OPTION.split()
     },
 }
@@ -316,7 +325,7 @@ def remedy(
     """
     known = sorted(known)
     if not isinstance(name, str):
-        return f"a name is a text; known: {', '.join(known)}"
+        return f"a name must be a text; known: {', '.join(known)}"
     said = word_of_others(name) or (None if in_url else _ELSEWHERE.get(_key(name)))
     near = nearest(name, [*known, *others])
     if said is not None and (near is None or _key(near) != _key(name)):

@@ -1,10 +1,10 @@
-"""Calls a function when a module has been imported, without importing it and without changing how
-it is imported.
+"""Call a function after the import of a module, without importing the module and without changing
+how it is imported.
 
-A finder at the head of ``sys.meta_path`` lets the others find the module, and makes its loader
-report when the module's code has run. The module itself sees the loader that it would have had. A
-module that an earlier finder found, or that was being imported when the call was registered, is
-reported at the next import of anything.
+A finder at the head of ``sys.meta_path`` lets the other finders find the module, and makes its
+loader report when the module's code has run. The module itself sees its normal loader. If an
+earlier finder found the module, or if its import was in progress at registration, the report comes
+at the next import of any module.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _tell(name: str) -> None:
         except Exception:
             log.exception(
                 "import hook failed",
-                CALLBACK_FAILED(f"an error after the import of {name}"),
+                CALLBACK_FAILED(f"a callback failed after the import of {name}"),
                 about=name,
             )
 

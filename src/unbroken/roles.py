@@ -11,7 +11,7 @@ class Role(StrEnum):
 
     PRIMARY = "takes writes"
     STANDBY = "is read-only"
-    #: a node of Galera that is outside of the cluster, or refuses this client
+    #: a Galera node that is not in the cluster, or rejects this client
     UNREADY = "is not ready"
 
 

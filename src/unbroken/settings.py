@@ -158,10 +158,11 @@ class Settings:
     """Maximum number of replays of one unit of work."""
 
     retry_budget: float = 0.2
-    """How much lost work is run again, as a part of the work that succeeds: Finagle's and Linkerd's
-    default. Besides, there is a reserve of three replays for each connection, and a trickle. What
-    is lost beyond that goes to its caller as an error. For this process and server. "off" or
-    math.inf: no bound but max_replays. See docs/overload.md."""
+    """How much lost work this process runs again on this server, as a fraction of the work that
+    succeeds. The default is that of Finagle and Linkerd. A reserve of three replays for each
+    connection, and a slow trickle, come on top. Callers of further lost work get an error. "off" or
+    math.inf: only max_replays limits replays. docs/overload.md has the details.
+    """
 
     name: str | None = None
     """The pool's name in logs and metrics. None: server and database."""
@@ -213,7 +214,7 @@ class Settings:
 OFF = "off"
 #: The largest number of connections or replays.
 MOST = 1_000_000
-#: The maximum of seconds for the system's waits, and of those for drivers' connects.
+#: The maximum number of seconds for waits of the system, and for connects of drivers.
 LONGEST, A_YEAR = 1e9, 31_536_000.0
 _INTS = {"max_size": 1, "min_size": 0, "max_replays": 0, "max_waiting": 0}
 _POSITIVE = {
@@ -225,7 +226,7 @@ _POSITIVE_OR_NONE = {
     "max_age", "max_idle", "idle_limit", "keepalive", "ping_after", "deadline", "shed_target",
 }  # fmt: skip
 _SWITCHES = ("reclaim", "follow_dns", "heal")
-_PART = "a number, such as 0.2 for a fifth, or 'off'"
+_PART = "a number of at least 0, such as 0.2 for a fifth, or 'off'"
 _FINITE = {"connect_timeout", "ping_timeout", "reset_timeout"}
 
 
@@ -246,7 +247,7 @@ def _from_text(name: str, text: str) -> Any:
         if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             return text.lower() in ("1", "true", "yes", "on")
         raise ConfigurationError(
-            BAD_SETTING(f"{name}={shown(text)} is not a boolean; use true or false")
+            BAD_SETTING(f"{name}={shown(text)} is not a boolean; write true or false")
         )
     try:
         return int(text) if name in _INTS else float(text)
@@ -282,7 +283,7 @@ def _validate(s: Settings) -> None:
         wanted(s.target)
     except ValueError as hint:
         raise ConfigurationError(
-            BAD_SETTING(f"target={shown(s.target)} is not a role of a server; {hint}")
+            BAD_SETTING(f"target={shown(s.target)} is not a server's role; {hint}")
         ) from None
     if s.share is not None:
         shared(s.share)
@@ -291,14 +292,12 @@ def _validate(s: Settings) -> None:
     part = s.retry_budget
     is_number = isinstance(part, (int, float)) and not isinstance(part, bool)
     if not is_number or not (0 <= part <= MOST or part == math.inf):
-        raise ConfigurationError(
-            BAD_SETTING(f"retry_budget={shown(part)} must be {_PART}, and not be negative")
-        )
+        raise ConfigurationError(BAD_SETTING(f"retry_budget={shown(part)} must be {_PART}"))
     if s.min_size > s.max_size:
         raise ConfigurationError(
             SETTINGS_CONTRADICT(
-                f"min_size={s.min_size} exceeds max_size={s.max_size}; lower the one or raise the"
-                " other"
+                f"min_size={s.min_size} exceeds max_size={s.max_size}; lower min_size or raise"
+                " max_size"
             )
         )
     for name in _SWITCHES:
@@ -324,7 +323,7 @@ def _validate(s: Settings) -> None:
         )
     if s.name is not None and (not isinstance(s.name, str) or not s.name):
         raise ConfigurationError(
-            BAD_SETTING(f"name={shown(s.name)} must be a text that is not empty, or None")
+            BAD_SETTING(f"name={shown(s.name)} must be a non-empty text, or None")
         )
 
 
@@ -342,8 +341,8 @@ def shared(share: int | str) -> tuple[str | None, int | None]:
     if found is None or (number is not None and not 1 <= number <= MOST):
         raise ConfigurationError(
             BAD_SETTING(
-                f"share={shown(share)} must be 'auto', a number of connections from 1 to {MOST}, or"
-                " one of them after a name, as in 'shop:auto' and 'shop:40'"
+                f"share={shown(share)} must be 'auto' or a number of connections from 1 to {MOST},"
+                " optionally after a name, as in 'shop:auto' and 'shop:40'"
             )
         )
     return found[1], number
@@ -362,11 +361,11 @@ def _check_seconds(name: str, value: Any) -> None:
         raise ConfigurationError(BAD_SETTING(f"{name}={shown(value)} must be {least} 0 s"))
     if value == math.inf and name in _FINITE:
         raise ConfigurationError(
-            BAD_SETTING(f"{name}=inf would wait for ever; give it a bound, such as 5.0")
+            BAD_SETTING(f"{name}=inf would wait forever; give a number of seconds, such as 5.0")
         )
     most = A_YEAR if name in _FINITE else LONGEST
     if most < value < math.inf:
-        never = "" if name in _FINITE else "; math.inf is never"
+        never = "" if name in _FINITE else "; write math.inf for never"
         raise ConfigurationError(
             BAD_SETTING(f"{name}={shown(value)} must be at most {most:.0f} s{never}")
         )

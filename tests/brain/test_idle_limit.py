@@ -57,7 +57,9 @@ def test_two_deaths_teach_nothing_and_three_that_agree_make_a_limit() -> None:
     assert limit.limit == math.inf
     assert die(limit, 500.0, 61.0)
     assert limit.limit == 60.0
-    assert limit.learned_from.startswith("3 deaths without a word after 62.00, 60.00, 61.00 s")
+    assert limit.learned_from.startswith(
+        "3 connections lost without a message after 62.00, 60.00, 61.00 s"
+    )
 
 
 @pytest.mark.parametrize("idles", [(60.0, 5.0, 30.0, 90.0, 12.0), (3.0, 2.0, 3.6, 2.4, 1.3)])

@@ -175,6 +175,33 @@ def work(name: str) -> None:
     ]
 
 
+def read(source: str) -> list[str]:
+    return [each.text for each in readers.source(source)]
+
+
+def test_lists_of_names_and_programs_are_no_sentences() -> None:
+    for names in ("max_size pool_size size host port user a an", "ABS ACOS LIKE IS NOT LOCATE LOG"):
+        assert read(f'_WORDS = "{names} {names.upper()}"') == []
+    assert read('_PROGRAM = """\nimport os, sys\nfor each in os.listdir(): print(each)\n"""') == []
+    assert read('_SQL = "a <> 0 OR EXISTS (SELECT FROM b WHERE c = d)"') == []
+    sentence = "the pool closes a connection of the parent and opens a new one in the child"
+    assert read(f'_TEXT = "{sentence}"') == [sentence]
+
+
+def test_names_in_a_list_within_a_sentence_are_code() -> None:
+    listed = "# The verbs are fin, half_close, latency and heal.\n"
+    assert read(listed.replace(" and", ",")) == [f"The verbs are {', '.join(readers.CODE * 4)}."]
+    plain = "# Reset, close, cut and heal."
+    assert read(plain) == ["Reset, close, cut and heal."]
+
+
+def test_preformatted_paragraphs_for_click_are_not_read() -> None:
+    assert read('"""Break them.\n\n\b\n    curl -d x http://h/heal\n\nEnd it.\n"""') == [
+        "Break them.",
+        "End it.",
+    ]
+
+
 def test_the_baseline_only_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "BASELINE", tmp_path / "baseline.json")
     command.shrink({"old.py": 5, "clean.py": 0})

@@ -252,13 +252,13 @@ APP = ("--url", "http://127.0.0.1:{port}/", "--env", "X")
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--env", "X", "--", "python3"), "an app's drill needs --url"),
+        (("--env", "X", "--", "python3"), "the drill of an app needs --url"),
         ((*APP, "--", "no-such"), "no-such: no such program"),
-        ((*APP, "--html", "/no/such/x.html", "--", "python3"), "there is no folder /no/such"),
+        ((*APP, "--html", "/no/such/x.html", "--", "python3"), "no such folder /no/such"),
         (("--config", "no-such.toml"), "no-such.toml: No such file or directory"),
         (
             (*APP, "--scenarios", "reset", "--", "python3", "-c", "print('no module named shop')"),
-            "nothing could be measured: the app ended with status 0 while starting: no module named shop",  # noqa: E501
+            "no row was measured: the app ended with status 0 while starting: no module named shop",
         ),
     ],
 )  # fmt: skip

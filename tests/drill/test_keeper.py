@@ -95,6 +95,6 @@ def test_a_setup_that_fails_or_hangs_says_what_it_printed(tmp_path: Path) -> Non
     one = app(tmp_path, "true", WHO="me")
     with pytest.raises(AppError, match="ended with status 4: no table for me"):
         one.run_once(["bash", "-c", "echo no table for $WHO; exit 4"], 10.0, time.sleep)
-    with pytest.raises(AppError, match="does not end within 2 s: busy"):
+    with pytest.raises(AppError, match="did not end within 2 s: busy"):
         one.run_once(["bash", "-c", "echo busy; sleep 1000"], 2.0, time.sleep)
     one.run_once(["true"], 10.0, time.sleep)

@@ -45,47 +45,47 @@ def test_the_least_that_is_needed_gives_a_plan_with_the_usual_values() -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"url": None}, "an app's drill needs --url"),
-        ({"env": ()}, "an app's drill needs --env NAME"),
-        ({"arguments": ()}, "an app's drill needs the app's command"),
+        ({"url": None}, "the drill of an app needs --url"),
+        ({"env": ()}, "the drill of an app needs --env NAME"),
+        ({"arguments": ()}, "the drill of an app needs the app's command"),
         ({"arguments": ("no-such-program",)}, "no-such-program: no such program"),
         ({"arguments": ("X=1",)}, "is empty"),
         ({"compare": True, "arguments": ("python3 x",)}, "needs two commands"),
         (
             {"compare": True, "arguments": ("a: python3 x", "a: python3 y")},
-            "two apps are called 'a'",
+            "two apps have the name 'a'",
         ),
         ({"compare": True, "arguments": ("python3 'x", "python3")}, "No closing quotation"),
-        ({"url": ["ftp://127.0.0.1/"]}, "not an http:// URL"),
-        ({"url": ["http://127.0.0.1:99999/"]}, "not an http:// URL"),
-        ({"url": ["http:///items"]}, "not an http:// URL"),
-        ({"url": ["ge$t http://127.0.0.1/"]}, "not an HTTP method"),
-        ({"env": ["1X"]}, "no name of an environment variable"),
-        ({"env": ["X={hots}"]}, "there is no {hots}; known are {url}"),
-        ({"header": ["Accept"]}, "not of the form"),
-        ({"header": ["A: b\nC: d"]}, "not of the form"),
+        ({"url": ["ftp://127.0.0.1/"]}, "is not an http:// URL"),
+        ({"url": ["http://127.0.0.1:99999/"]}, "is not an http:// URL"),
+        ({"url": ["http:///items"]}, "is not an http:// URL"),
+        ({"url": ["ge$t http://127.0.0.1/"]}, "is not an HTTP method"),
+        ({"env": ["1X"]}, "is not the name of an environment variable"),
+        ({"env": ["X={hots}"]}, "unknown part {hots}; known: {url}"),
+        ({"header": ["Accept"]}, "must have the form 'Name: value'"),
+        ({"header": ["A: b\nC: d"]}, "must have the form 'Name: value'"),
         (
             {"servers": "postgres"},
-            "there is no server 'postgres' for an app (did you mean 'postgresql'?)",
+            "unknown server 'postgres' for an app (did you mean 'postgresql'?)",
         ),
-        ({"servers": "mariadb,mysql"}, "there is no server 'mariadb,mysql'"),
+        ({"servers": "mariadb,mysql"}, "unknown server 'mariadb,mysql'"),
         ({"db": "mysql://u:secret@db/shop"}, "add --harm"),
-        ({"db": "redis://db/0", "harm": True}, "not a database URL"),
-        ({"harm": True}, "there is none"),
+        ({"db": "redis://db/0", "harm": True}, "--db is not a database URL"),
+        ({"harm": True}, "remove it, or add --db"),
         ({"scenarios": ["restrat"]}, "did you mean 'restart'"),
         (
             {"db": "mysql://u:secret@db/shop", "harm": True, "scenarios": ["restart"]},
-            "restart is left out: it needs a private server",
+            "restart is skipped: it needs a private server",
         ),
         ({"servers": "mongodb", "scenarios": ["kill"]}, "mongodb cannot kill sessions"),
-        ({"rate": 0.0}, "rate is 0: more than 0"),
+        ({"rate": 0.0}, "rate is 0, but must be more than 0"),
         ({"rate": float("nan")}, "rate is nan"),
         ({"timeout": -1.0}, "timeout is -1"),
         ({"jobs": 2, "url": ["http://127.0.0.1:1/"]}, "write {port}"),
-        ({"judge": ["B"]}, "there is no app of that name"),
+        ({"judge": ["B"]}, "no app has that name"),
         ({"setup_sql": "@/no/such/file"}, "--setup-sql @/no/such/file"),
         ({"setup_sql": "x", "servers": "mongodb"}, "use --setup COMMAND"),
-        ({"folder": "/no/such"}, "there is no such folder"),
+        ({"folder": "/no/such"}, "no such folder"),
     ],
 )
 def test_what_cannot_work_is_said_at_once_in_one_line_without_a_password(
@@ -102,7 +102,7 @@ def test_a_port_that_somebody_listens_on_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(
-            ConfigurationError, match=f"something listens on 127.0.0.1:{port} already"
+            ConfigurationError, match=f"another program already listens on 127.0.0.1:{port}"
         ):
             options.order({**GOOD, "url": [f"http://127.0.0.1:{port}/"]})
 
@@ -166,31 +166,31 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     ("text", "problem"),
     [
         ("rate = ", "Invalid value"),
-        ("rtae = 5", "there is no 'rtae' (did you mean 'rate'?)"),
-        ('rate = "5"', "rate = '5': a number is wanted"),
-        ("rate = true", "a number is wanted"),
-        ("seed = 1.5", "a whole number is wanted"),
-        ("url = [1]", "a text or a list of texts is wanted"),
-        ("harm = 1", "true or false is wanted"),
-        ("compare = 1", "a table of names and commands"),
-        ("scenario = 1", "a list of tables"),
+        ("rtae = 5", "unknown key 'rtae' (did you mean 'rate'?)"),
+        ('rate = "5"', "rate = '5' must be a number"),
+        ("rate = true", "must be a number"),
+        ("seed = 1.5", "must be a whole number"),
+        ("url = [1]", "must be a text or a list of texts"),
+        ("harm = 1", "must be true or false"),
+        ("compare = 1", "compare must be a table of names and commands"),
+        ("scenario = 1", "scenario must be a list of tables"),
         ("[[scenario]]\nsteps = ['run 1']", "scenario 'no. 1': name is missing"),
         ("[[scenario]]\nname = 'x'", "scenario 'x': steps is missing"),
         (
             "[[scenario]]\nname = 'x'\nsteps = ['run 1']\nstep = 1",
-            "scenario 'x': there is no 'step' (did you mean 'steps'?)",
+            "scenario 'x': unknown key 'step' (did you mean 'steps'?)",
         ),
         (
             "[[scenario]]\nname = 'x'\nsteps = ['rnu 1']",
-            "scenario 'x': step 'rnu 1': there is no 'rnu' (did you mean 'run'?)",
+            "scenario 'x': step 'rnu 1': unknown step 'rnu' (did you mean 'run'?)",
         ),
         (
             "[[scenario]]\nname = 'x'\nsteps = ['run 1']\nserver_idle_limit = 0",
-            "whole seconds from 1 on",
+            "server_idle_limit is 0, but must be a whole number of at least 1",
         ),
         (
             "[[scenario]]\nname='x'\nsteps=['run 1']\n[[scenario]]\nname='x'\nsteps=['run 1']",
-            "two scenarios 'x'",
+            "two scenarios have the name 'x'",
         ),
     ],
 )

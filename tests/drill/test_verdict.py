@@ -23,7 +23,7 @@ def row(scenario: str, *, ours: bool = True, **values: object) -> SmallResult:
         ("kill", {"wrong": 1}, "1 wrong"),
         ("storm", {"hung": 2}, "2 requests hung"),
         ("idle", {"unwell": 1}, "after all faults had ended"),
-        ("kill", {"told": 1}, "a deadline that was not set"),
+        ("kill", {"told": 1}, "reported a deadline, but none was set"),
         ("freeze", {"told": 3, "slowest": 2.6}, "a request took 2.60 s"),
         ("restart", {"recoveries": [0.3]}, "first success 300 ms"),
         ("crash", {"recoveries": [0.01, 0.06, 0.06, 0.06, 0.01], "runs": 5}, "first success 60 ms"),
@@ -32,7 +32,7 @@ def row(scenario: str, *, ours: bool = True, **values: object) -> SmallResult:
         ("forget", {"sessions": 6}, "6 sessions on the server, 5 allowed"),
         ("fork", {"sessions": 41}, "41 sessions on the server, 40 allowed"),
         ("hold", {"left": 1}, "1 sessions left"),
-        ("idle", {"failure": "no server"}, "could not be measured: no server"),
+        ("idle", {"failure": "no server"}, "not measured: no server"),
     ],
 )
 def test_unbroken_breaks_its_contract(scenario: str, values: dict[str, object], said: str) -> None:

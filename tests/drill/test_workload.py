@@ -14,14 +14,10 @@ def test_the_right_answers_are_right() -> None:
 
 def test_an_answer_that_belongs_to_somebody_else_shows() -> None:
     unit = workload.reading("postgresql", 70, 0.0)
-    assert (
-        workload.problem(unit, [(71, 1234), (workload.body_of(6),)]) == "asked for 70, was told 71"
-    )
-    assert workload.problem(unit, [None, None]) == "asked for 70, was told None"
-    assert workload.problem(unit, []) == "asked for 70, was told None"
-    assert (
-        workload.problem(unit, [(70, 1234), ("item 5",)]) == "asked for item 6, was given 'item 5'"
-    )
+    assert workload.problem(unit, [(71, 1234), (workload.body_of(6),)]) == "asked for 70, got 71"
+    assert workload.problem(unit, [None, None]) == "asked for 70, got None"
+    assert workload.problem(unit, []) == "asked for 70, got None"
+    assert workload.problem(unit, [(70, 1234), ("item 5",)]) == "asked for item 6, got 'item 5'"
 
 
 def test_places_are_numbered_for_asyncpg() -> None:

@@ -47,7 +47,7 @@ def test_fifty_lines_of_one_event_are_one_line_and_one_with_their_number(clock, 
     part.warning("another", "something else")
     assert messages(caplog) == [
         "caller 0 was turned away",
-        "49 times more within 10 s, the last: caller 49 was turned away",
+        "49 more lines of this kind within 10 s, the last: caller 49 was turned away",
         "something else",
     ]
     assert caplog.records[1].unbroken_count == 49
@@ -64,7 +64,9 @@ def test_what_was_left_out_is_told_in_time_where_somebody_keeps_it(clock, caplog
     assert when == clock[0] + SHORTEST
     clock[0] = when
     say_rest()
-    assert messages(caplog)[1:] == ["2 times more within 10 s, the last: a connection ended"]
+    assert messages(caplog)[1:] == [
+        "2 more lines of this kind within 10 s, the last: a connection ended"
+    ]
 
 
 def test_a_line_that_is_to_be_logged_once_is(clock, caplog):

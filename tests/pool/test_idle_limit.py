@@ -108,12 +108,14 @@ def test_what_ends_idle_connections_on_the_way_is_learned(
             ask(pool)
             stats = pool.stats()
             assert stats.idle_limit == pytest.approx(IDLE, abs=0.2)
-            assert stats.idle_limit_learned_from.startswith("3 deaths without a word after 1.")
+            assert stats.idle_limit_learned_from.startswith(
+                "3 connections lost without a message after 1."
+            )
             time.sleep(IDLE)  # closed by the pool itself from now on
             gone(pool)
             assert pool.stats().closed["max idle"] == 1
     (line,) = [each.message for each in caplog.records if "learned that" in each.message]
-    assert "after about 1.2 s: 3 deaths without a word" in line
+    assert "after about 1.2 s: 3 connections lost without a message" in line
 
 
 def test_a_proxy_that_restarts_teaches_nothing_to_an_app_that_idles_longer_in_between(
@@ -160,7 +162,7 @@ def test_haproxys_limit_is_learned_and_its_restarts_are_not(driver: str, server:
                 gone(pool)  # after two seconds
             ask(pool)
             assert pool.stats().idle_limit == pytest.approx(2.0, abs=0.2)
-            assert "without a word after 2." in pool.stats().idle_limit_learned_from
+            assert "lost without a message after 2." in pool.stats().idle_limit_learned_from
 
 
 def test_a_balancer_that_is_restarted_again_and_again_teaches_nothing(

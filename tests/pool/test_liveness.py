@@ -135,7 +135,7 @@ def test_where_the_limit_may_not_be_asked_it_is_learned_from_the_deaths(own_face
         until(lambda: pool.stats().size == 0)
     fill(face, pool, 1)  # asks how long the server is up
     assert pool.stats().idle_limit == pytest.approx(0.95, abs=0.25)
-    assert "without a word" in pool.stats().idle_limit_learned_from
+    assert "lost without a message" in pool.stats().idle_limit_learned_from
 
 
 def test_no_socket_stays_in_close_wait_not_even_one_that_is_held(own_face, until, in_close_wait):

@@ -141,6 +141,6 @@ def test_where_no_server_has_the_role_each_says_why(clusters: Any, opened: Any, 
     with pytest.raises(unbroken.OutageError) as caught:
         pool.port(0.8)
     told = str(caught.value)
-    assert f"127.0.0.1:{primary.port}: takes writes, and target=standby" in told
+    assert f"127.0.0.1:{primary.port}: takes writes, but target=standby" in told
     assert f"127.0.0.1:{standby.port}: " in told
     assert "\n" not in told

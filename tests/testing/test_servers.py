@@ -334,7 +334,7 @@ def test_a_stopped_server_refuses_and_a_restarted_one_has_its_rows(server: Serve
     assert not psutil.pid_exists(pid)
     with pytest.raises((pymysql.OperationalError, psycopg.OperationalError)):
         connect(server)
-    with pytest.raises(ServerError, match="does not run"):
+    with pytest.raises(ServerError, match="is not running"):
         _ = server.pid
     server.start()
     assert server.pid != pid
@@ -581,7 +581,7 @@ def test_what_is_available_and_what_is_not_is_said_in_a_line(
     assert available("mariadb") is None
     assert available("mysql") is None
     assert available("postgresql") is None
-    assert "known are galera, haproxy, mariadb, mongodb, mysql, pgbouncer" in (
+    assert "known: galera, haproxy, mariadb, mongodb, mysql, pgbouncer" in (
         available("oracle") or ""
     )
     monkeypatch.setenv("UNBROKEN_MARIADBD", "/nowhere/mariadbd")
@@ -672,7 +672,7 @@ def test_a_cache_that_others_may_write_to_is_refused(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(folders, "base_folder", lambda: base)
         cache = folders.cache_folder()
         cache.chmod(0o777)
-        with pytest.raises(ServerUnavailable, match="not ours alone"):
+        with pytest.raises(ServerUnavailable, match="is not private to this user"):
             folders.cache_folder()
     finally:
         shutil.rmtree(base)

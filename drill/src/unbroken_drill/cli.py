@@ -27,11 +27,11 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
             for name in (*each.opts, *each.secondary_opts)
         } if error.ctx is not None else set()  # fmt: skip
         name = error.option_name
-        text = f"there is no option {shown(name)}{_near(name, names)}"
+        text = f"unknown option {shown(name)}{_near(name, names)}"
     elif isinstance(error, click.exceptions.NoSuchCommand):
         name = error.command_name
-        text = f"there is no command {shown(name)}{_near(name, _COMMANDS)}"
-    return f"{text.rstrip('.')}; '{at} --help' tells what there is"
+        text = f"unknown command {shown(name)}{_near(name, _COMMANDS)}"
+    return f"{text.rstrip('.')}. Run '{at} --help'"
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         import click
         import rich  # noqa: F401 - the commands print with it
     except ImportError:
-        return complain(f"the command line needs two packages more: {INSTALL}", 2)
+        return complain(f"the command needs click and rich. Install them: {INSTALL}", 2)
     from unbroken.errors import ConfigurationError, UnbrokenError
     from unbroken_drill.drill.command import drill
     from unbroken_drill.proxy_command import proxy
@@ -80,8 +80,8 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get("UNBROKEN_TRACEBACK"):
             raise
         return complain(
-            f"unexpected {type(error).__name__}: {error}; this is a bug, UNBROKEN_TRACEBACK=1 shows"
-            " where",
+            f"unexpected {type(error).__name__}: {error}. This is a bug; set UNBROKEN_TRACEBACK=1"
+            " to see the traceback",
             1,
         )
     return 0

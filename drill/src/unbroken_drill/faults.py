@@ -63,7 +63,7 @@ class Fault:
     def __init__(self, name: str, server: Server, seconds: float = 0.3) -> None:
         if name not in KINDS:
             raise ConfigurationError(
-                UNKNOWN_NAME(f"there is no fault {name!r}; known are {', '.join(KINDS)}")
+                UNKNOWN_NAME(f"unknown fault {name!r}; known: {', '.join(KINDS)}")
             )
         self.name, self.server, self.seconds = name, server, seconds
         self.proxy: FaultProxy | None = (
@@ -122,8 +122,7 @@ class Fault:
         if self.proxy is None:
             raise ConfigurationError(
                 PROXY_STATE(
-                    f"the fault {self.name!r} is on the way to the server: use it inside"
-                    " fault.ready()"
+                    f"the fault {self.name!r} needs the fault proxy: play it inside fault.ready()"
                 )
             )
         return self.proxy

@@ -27,8 +27,12 @@ class Leak:
     forgotten: bool  #: True: its holder was collected; False: some code still has it
 
     def __str__(self) -> str:
-        what = "forgotten without being given back" if self.forgotten else "still checked out"
-        return f"a connection of pool {self.pool} is {what}; it was taken at {self.place}"
+        what = (
+            "was garbage-collected without being released"
+            if self.forgotten
+            else "is still checked out"
+        )
+        return f"a connection of pool {self.pool} {what}; it was acquired at {self.place}"
 
 
 class LeakWatch:

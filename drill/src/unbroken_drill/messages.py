@@ -1,202 +1,202 @@
 """UB91x to UB95x: the drill, the fault proxy and the servers for tests.
 
-The format is that of :mod:`unbroken.messages`, whose groups end with the command line.
+The format is that of :mod:`unbroken.messages`, whose last group is the command line.
 """
 
 from __future__ import annotations
 
 from unbroken.messages import Message
 
-_BEFORE = "The drill was not begun. No server was touched."
-_PROXY = "The bytes of connections are not changed by it."
-_TEST_SERVER = "Only a private server for tests is concerned."
+_BEFORE = "The drill did not start, and changed no server."
+_PROXY = "The call changed nothing on the connections of the proxy."
+_TEST_SERVER = "Only a private test server is affected."
 
 # -- the drill ------------------------------------------------------------------------------------
 
 UNKNOWN_NAME = Message(
     "UB910",
-    "There is nothing of this name: no such contender, server, scenario, topology, fault or app.",
+    "The name is unknown: no contender, server, scenario, topology, fault or app has it.",
     _BEFORE,
     "Use one of the names that the message lists.",
 )
 OPTIONS_EXCLUDE = Message(
     "UB911",
-    "Two options cannot be given together, or one is for another kind of drill.",
+    "Two options exclude each other, or an option is for another kind of drill.",
     _BEFORE,
-    "Leave out the one that the message names.",
+    "Remove the option that the message names.",
 )
 OPTION_MISSING = Message(
     "UB912",
-    "The drill needs an option that was not given.",
+    "A required option of the drill is missing.",
     _BEFORE,
-    "Add the option, as the message says.",
+    "Add the option that the message names.",
 )
 BAD_OPTION_VALUE = Message(
     "UB913",
-    "An option of the drill has a value that it cannot have.",
+    "An option of the drill has an invalid value.",
     _BEFORE,
-    "Give a value of the kind that the message names.",
+    "Give a value as the message describes it.",
 )
 DRILL_NEEDS = Message(
     "UB914",
-    "The drill needs something that is not installed here.",
+    "The drill needs a package or program that is not installed.",
     _BEFORE,
-    "Install what the message names.",
+    "Install the package or program that the message names.",
 )
 HARM = Message(
     "UB915",
-    "The drill would write to a server that was given by `--db`, and cut its connections.",
+    "The drill would write to the server of `--db` and cut its connections.",
     _BEFORE,
-    "Add `--harm` if that is meant. Never name a server in production.",
+    "If the drill may do that, add `--harm`. Never name a production server.",
 )
 PORT_TAKEN = Message(
     "UB916",
-    "Something listens already where the app is to listen.",
+    "Another program already listens on the app's address.",
     _BEFORE,
-    "End that program, or choose another port.",
+    "Stop that program, or choose another port.",
 )
 NO_PROGRAM = Message(
     "UB917",
-    "The program of the app's command cannot be found.",
+    "The program in the app's command was not found.",
     _BEFORE,
     "Correct the command, or install the program in this environment.",
 )
 PROJECT_FILE = Message(
     "UB918",
-    "The project file of the drill cannot be read or understood.",
+    "The drill's project file cannot be read, or is invalid.",
     _BEFORE,
-    "Correct the line that the message names.",
+    "Correct the file or key that the message names.",
 )
 BAD_SCENARIO = Message(
     "UB919",
-    "A scenario has a step that cannot be understood, or that makes no sense where it stands.",
+    "A scenario has an invalid step, or a step in the wrong place.",
     _BEFORE,
-    "Correct the step that the message names; see [The drill](drill.md).",
+    "Correct the step that the message names. [The drill](drill.md) lists all steps.",
 )
 NOTHING_MEASURED = Message(
     "UB920",
-    "No row could be measured.",
-    "Private servers were started and ended.",
-    "Correct what the message names as the first row's failure.",
+    "The drill could not measure any row.",
+    "The drill started private servers and stopped them again.",
+    "Correct the failure of the first row, which the message names.",
 )
 APP_FAILED = Message(
     "UB921",
-    "The app of the drill, or its set-up command, failed.",
+    "The app of the drill, or its setup command, failed.",
     _TEST_SERVER,
-    "Start the command by hand, and correct what the app's last words name.",
+    "The message ends with the last output of the app. Start the command by hand to correct it.",
 )
 WORKER_ENDED = Message(
     "UB922",
-    "A process of the drill ended, hangs, or reported an error.",
-    "The row is not measured. " + _TEST_SERVER,
-    "Look at its last words in the message.",
+    "A worker process of the drill ended, hangs, or reported an error.",
+    "The drill did not measure this row. " + _TEST_SERVER,
+    "Read the process's last output in the message.",
 )
 
 # -- the proxy ------------------------------------------------------------------------------------
 
 PROXY_ADDRESS = Message(
     "UB930",
-    "The proxy was given an address or a URL that it cannot stand before or listen on.",
-    "No connection was passed on.",
+    "The proxy got an invalid address or URL, for the server or for itself.",
+    "The proxy has not passed on any connection.",
     "Write the address as the message shows.",
 )
 PROXY_ARGUMENT = Message(
     "UB931",
-    "A method of the proxy was given an argument that it cannot take.",
+    "A method of the proxy got an invalid argument.",
     _PROXY,
-    "Give a value of the kind that the message names.",
+    "Give a value as the message describes it.",
 )
 PROXY_HOST = Message(
     "UB932",
-    "The proxy cannot find the server's host by its name.",
-    "No connection was passed on.",
-    "Give an address, or a name that this machine knows.",
+    "The proxy cannot resolve the name of the server's host.",
+    "The proxy has not passed on any connection.",
+    "Give an address, or a name that this machine can resolve.",
 )
 PROXY_CANNOT_LISTEN = Message(
     "UB933",
-    "The proxy cannot listen at its address.",
-    "No connection was passed on.",
-    "Choose another address, or port 0 for one that is free.",
+    "The proxy cannot listen on its address.",
+    "The proxy has not passed on any connection.",
+    "Choose another address, or port 0 for a free port.",
 )
 PROXY_STATE = Message(
     "UB934",
-    "The proxy, a connection of it or a fault is not in the state that this call needs.",
+    "The proxy, its connection or a fault is not in the state that this call needs.",
     _PROXY,
-    "Call it when the message says that it can be called.",
+    "Make the call in the state that the message names.",
 )
 PROXY_CUT = Message(
     "UB935",
-    "A cut at a statement did not come about.",
-    "Connections that were not cut go on.",
-    "Look whether the statement is executed, whether the protocol is given, and whether the"
-    " connection is without TLS.",
+    "`cut_at` did not cut a connection at the statement.",
+    "Other connections continue to work.",
+    "Check that the statement is executed, that the proxy knows the protocol, and that the"
+    " connection does not use TLS.",
 )
 CONTROL_REQUEST = Message(
     "UB936",
-    "A request to the proxy's control port is not one that it can carry out.",
+    "A request to the proxy's control port is invalid.",
     _PROXY,
-    "Send what the message shows.",
+    "Send a request as the message describes it.",
 )
 PROXY_KERNEL = Message(
     "UB938",
-    "This system cannot break connections in this way.",
+    "This operating system cannot break connections in this way.",
     _PROXY,
-    "Use the way that the message names.",
+    "Use the method that the message names.",
 )
 
 # -- the servers for tests ------------------------------------------------------------------------
 
 SERVER_NOT_HERE = Message(
     "UB940",
-    "A program or a file that a test server needs is not here.",
+    "A program or a file that a test server needs is not installed.",
     "No server was started.",
-    "Install what the message names, or set the variable that it names to the program's path.",
+    "Install the program that the message names, or set the named variable to its path.",
 )
 SERVER_NOT_STARTED = Message(
     "UB941",
     "A test server did not start, or does not answer.",
     _TEST_SERVER,
-    "Look at the end of the server's log in the message.",
+    "Read the end of the server's log in the message.",
 )
 SERVER_STATE = Message(
     "UB942",
     "The test server is not in the state that this call needs.",
     _TEST_SERVER,
-    "Do first what the message names.",
+    "First make the call that the message names.",
 )
 SERVER_CANNOT = Message(
     "UB943",
-    "This kind of test server cannot do that.",
+    "This kind of test server does not support the operation.",
     _TEST_SERVER,
-    "Use what the message names instead.",
+    "Use the alternative that the message names.",
 )
 SERVER_LATE = Message(
     "UB944",
-    "A test server (or its processes) did not come to a state in time.",
+    "A test server (or its processes) did not reach a state in time.",
     _TEST_SERVER,
-    "Look whether the machine is overloaded, and at the server's log.",
+    "Check whether the machine is overloaded, and read the server's log.",
 )
 SERVER_REFUSED = Message(
     "UB945",
     "A test server answered a statement or a setting with an error.",
     _TEST_SERVER,
-    "Correct what the server's words name.",
+    "Correct the statement or setting: the message has the server's error.",
 )
 SERVER_GONE = Message(
     "UB946",
-    "A test server does not answer its administrator, or hung up.",
+    "A test server does not answer on its administration socket, or closed it.",
     _TEST_SERVER,
-    "Look at the server's log.",
+    "Read the server's log.",
 )
 DOWNLOAD = Message(
     "UB947",
-    "Programs for a test server could not be downloaded or unpacked.",
+    "Programs of a test server could not be downloaded or unpacked.",
     "Nothing was started.",
-    "Look at the network and the mirror that the message names, and try again.",
+    "Check the network and the mirror that the message names, and try again.",
 )
 FOLDER = Message(
     "UB948",
-    "A test server has no folder, port or user that it can use safely.",
+    "There is no folder, port or user that a test server can use safely.",
     "Nothing was started.",
     "Set `TMPDIR` to a private folder, or do as the message says.",
 )

@@ -1,5 +1,5 @@
-"""``unbroken proxy`` on the command line: a fault proxy before a server, controlled by HTTP, with a
-live log.
+"""``unbroken proxy`` on the command line: a fault proxy in front of a server, controlled by HTTP,
+with a live log.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _GOOD, _WARNING = ("healed",), ("unreadable", "connect failed", "accept failed",
     default="127.0.0.1:0",
     show_default=True,
     metavar="ADDRESS",
-    help="Where clients connect. Port 0: a free one.",
+    help="The address for clients. Port 0: a free port.",
 )
 @click.option(
     "--control",
     default="127.0.0.1:0",
     show_default=True,
     metavar="ADDRESS",
-    help="The HTTP port that takes orders; - for none.",
+    help="The address of the HTTP control port; - for none.",
 )
 @click.option(
     "--control-anywhere",
     is_flag=True,
-    help="Let --control be an address that others reach: they may then break connections.",
+    help="Allow --control on an address that others reach. They can then break connections.",
 )
 @click.option(
     "--protocol",
     type=click.Choice(["mysql", "postgresql"]),
-    help="Needed by cut_at. Known already when UPSTREAM is a URL.",
+    help="The protocol, which cut_at needs. A URL as UPSTREAM already names it.",
 )
-@click.option("--seed", type=int, help="For jitter. Default: a new one, shown at the start.")
+@click.option("--seed", type=int, help="Decides the jitter. Default: random, shown at the start.")
 def proxy(
     *,
     upstream: str,
@@ -56,10 +56,10 @@ def proxy(
     protocol: str | None,
     seed: int | None,
 ) -> None:
-    """Stand before a server, and break connections to it on demand.
+    """Run a proxy in front of a server, and break connections to it on demand.
 
-    UPSTREAM is HOST:PORT, a unix socket's path, or a database URL. Connect the application to the
-    address that is shown, then give orders to the control port, and see what happens:
+    UPSTREAM is HOST:PORT, the path of a unix socket, or a database URL. Connect the application to
+    the address that the proxy prints. Then send commands to the control port:
 
     \b
       curl -d '' http://127.0.0.1:PORT/rst
@@ -67,8 +67,8 @@ def proxy(
       curl -d '' http://127.0.0.1:PORT/heal
 
     The verbs: fin, rst, half_close, cut_after, blackhole, stall, idle_limit, latency, throttle,
-    slice, quiet_after, refuse, hang_connect, fail_next, cut_at, heal. A GET of / tells their
-    arguments. Ctrl-C ends it.
+    slice, quiet_after, refuse, hang_connect, fail_next, cut_at, heal. GET / lists their arguments.
+    Ctrl-C ends the proxy.
     """
     console = Console(highlight=False)
     with contextlib.ExitStack() as stack:
@@ -81,8 +81,8 @@ def proxy(
         if port is not None:
             console.print(
                 Text(
-                    f"control: http://{port.address}/ (POST {VERBS[0]}, {VERBS[1]} …; GET / tells"
-                    " all)",
+                    f"control: http://{port.address}/ (POST {VERBS[0]}, {VERBS[1]} …; GET /"
+                    " lists all)",
                     "bold",
                 ),
                 soft_wrap=True,
@@ -110,7 +110,7 @@ def follow(made: FaultProxy, console: Console) -> None:
         for event in made.events_after(last, _POLL):
             if event.serial > last + 1:
                 console.print(
-                    Text(f"{event.serial - last - 1} events were too many to show", "dim")
+                    Text(f"{event.serial - last - 1} events are not shown: too many at once", "dim")
                 )
             last = event.serial
             console.print(Text(str(event), style(event)), soft_wrap=True)

@@ -44,12 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The settings for pytest.ini and pyproject.toml."""
     parser.addini(
         "unbroken_missing_server",
-        "what a test does whose server is not installed: fail (the default) or skip",
+        "the result of a test whose server is not installed: fail (the default) or skip",
         default="fail",
     )
     parser.addini(
         "unbroken_no_connection_leaks",
-        "watch every test as the marker of that name does",
+        "check every test as the marker of that name does",
         type="bool",
         default=False,
     )
@@ -58,12 +58,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """The markers."""
     faults = (
-        f"{_FAULTS}: run the test once per fault: played when it calls its fixture unbroken_fault,"
-        " else beside it"
+        f"{_FAULTS}: run the test once for each fault. The test plays it with the fixture"
+        " unbroken_fault; otherwise the fault comes during the test"
     )
     leaks = (
         "unbroken_no_connection_leaks: fail the test if it leaves a connection checked out, and"
-        " name the place that took it"
+        " name the line that acquired it"
     )
     config.addinivalue_line("markers", faults)
     config.addinivalue_line("markers", leaks)
@@ -257,14 +257,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     options = set(marker.kwargs) - {"server", "seconds", "after", "every"}
     if wrong or options or not marker.args:
         what = (
-            f"there is no fault {wrong[0]!r}"
+            f"unknown fault {wrong[0]!r}"
             if wrong
-            else f"there is no option {min(options)!r}"
+            else f"unknown option {min(options)!r}"
             if options
-            else "it names no fault"
+            else "no fault is named"
         )
         raise pytest.UsageError(
-            f"{metafunc.definition.nodeid}: @pytest.mark.{_FAULTS}: {what}; faults are"
+            f"{metafunc.definition.nodeid}: @pytest.mark.{_FAULTS}: {what}; faults:"
             f" {', '.join(KINDS)}"
         )
     by_itself = "unbroken_fault" not in metafunc.fixturenames
@@ -309,8 +309,8 @@ def unbroken_fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
     )
     if len(kinds) != 1 or kinds[0] not in _SERVERS:
         said = f"uses {' and '.join(kinds) or 'none'}" if kind is None else f"says server={kind!r}"
-        wanted = f"say unbroken_faults(…, server=…), of {', '.join(_SERVERS)}"
-        pytest.fail(f"which server is to have the fault? the test {said}; {wanted}", pytrace=False)
+        wanted = f"write unbroken_faults(…, server=…) with one of {', '.join(_SERVERS)}"
+        pytest.fail(f"no server for the fault: the test {said}; {wanted}", pytrace=False)
     with Fault(
         name, request.getfixturevalue(f"unbroken_{kinds[0]}"), marker.kwargs.get("seconds", 0.3)
     ).ready() as made:
@@ -351,18 +351,20 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
                 )
             if not fault.played:
                 said = (
-                    "ask for the fixture unbroken_fault and play it, or let it come sooner:"
+                    "play it with the fixture unbroken_fault, or let it come sooner:"
                     " unbroken_faults(…, after=0.0)"
                 )
                 pytest.fail(
-                    f"the test was over before its fault {fault.name!r} came, after {after} s:"
+                    f"the test ended before its fault {fault.name!r}, which comes after {after} s;"
                     f" {said}",
                     pytrace=False,
                 )
         leaks = watch.leaks(_GRACE) if watch is not None else []
         if leaks:
             pytest.fail(
-                "\n".join(["the test left connections behind:", *(f"  {leak}" for leak in leaks)]),
+                "\n".join(
+                    ["the test did not release all connections:", *(f"  {leak}" for leak in leaks)]
+                ),
                 pytrace=False,
             )
     return result

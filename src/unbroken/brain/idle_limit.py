@@ -166,8 +166,8 @@ class IdleLimit:
         self.learned, self._learned_at, self._former = limit, now, None
         idles = ", ".join(f"{each.idle:.2f}" for each in agreeing[-5:])
         self.learned_from = (
-            f"{len(agreeing)} {'deaths' if len(agreeing) > 1 else 'death'} without a word after"
-            f" {idles} s of idleness, the server being up all the while"
+            f"{len(agreeing)} {'connections' if len(agreeing) > 1 else 'connection'} lost without"
+            f" a message after {idles} s of idleness, while the server was up"
         )
         return True
 

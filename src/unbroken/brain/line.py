@@ -66,8 +66,8 @@ BELIEVED = 60.0
 #: A caller that leaves sooner than this, or than six units of work, leaves for other reasons.
 LEAST_PATIENCE = 0.2
 
-NO_TIME = "its time would be up before that"
-OVERLOAD = "callers come faster than they are served"
+NO_TIME = "its time would be up before its turn"
+OVERLOAD = "callers arrive faster than they are served"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,9 @@ class Line:
         self._refused += 1
         if patience < math.inf:
             self._mattered = now
-            return Refusal(ahead, expected, limit, f"{OVERLOAD}, and leave after {patience:.2f} s")
+            return Refusal(
+                ahead, expected, limit, f"{OVERLOAD}, and give up after {patience:.2f} s"
+            )
         return Refusal(ahead, expected, limit, OVERLOAD)
 
     def _watch(

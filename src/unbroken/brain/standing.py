@@ -63,14 +63,14 @@ class Standing:
         if role is Role.UNREADY:
             return role.value
         if role is None and want in (Wanted.PRIMARY, Wanted.STANDBY):
-            return f"does not say its role, and target={want.value}"
+            return f"does not report its role, but target={want.value}"
         if role is Role.STANDBY and want is Wanted.PRIMARY:
-            return f"{role.value}, and target=primary"
+            return f"{role.value}, but target=primary"
         if role is Role.PRIMARY and want is Wanted.STANDBY:
-            return f"{role.value}, and target=standby"
+            return f"{role.value}, but target=standby"
         was_demoted = self.took_writes and not self.is_reduced and not waited_enough
         if role is Role.STANDBY and want is Wanted.ANY and was_demoted:
-            return f"{role.value}, and took writes before"
+            return f"{role.value}, but took writes before"
         return None
 
     def serves(self, role: Role | None, want: Wanted, now: float) -> News:

@@ -34,10 +34,12 @@ _ON = ("1", "true", "yes", "on")
 USAGE = """\
 Usage: unbroken run [--units NAME,...] COMMAND [ARGUMENT ...]
 
-Start a program of Python's, as it is, with connections that do not break. All of its SQLAlchemy
-engines get the plugin (UNBROKEN_SQLALCHEMY=0: none of them; UNBROKEN_SQLALCHEMY=leak_after=10: with
-settings, as in a URL's query). Calls of the functions that are named become units of work:
-package.module:Class.method, or package.module:Class for all of its public methods."""
+Start an unchanged Python program with connections that do not break. All of its SQLAlchemy engines
+get the plugin. UNBROKEN_SQLALCHEMY=0 turns this off. UNBROKEN_SQLALCHEMY=leak_after=10 gives the
+engines settings, in the form of a URL's query.
+
+Each call of a function in --units becomes a unit of work. A NAME is package.module:Class.method, or
+package.module:Class for all public methods of the class."""
 
 
 def command(
@@ -56,13 +58,14 @@ def command(
         name, equals, value = option.partition("=")
         if name == "--units" and not (equals or rest):
             raise ConfigurationError(
-                RUN_USAGE("--units needs names: unbroken run --units shop.orders:Store …")
+                RUN_USAGE("--units needs a list of names: unbroken run --units shop.orders:Store …")
             )
         if name != "--units":
             near = " (did you mean '--units'?)" if nearest(name, ["--units"]) else ""
             raise ConfigurationError(
                 RUN_USAGE(
-                    f"unbroken run takes --units NAME,... and a command, not {shown(option)}{near}"
+                    f"unbroken run has no option {shown(option)}{near}. Its only option is"
+                    " --units NAME,..."
                 )
             )
         units.append(value if equals else rest.pop(0))
@@ -97,7 +100,8 @@ def _check_units(units: Sequence[str]) -> None:
         if not is_well_formed(name):
             raise ConfigurationError(
                 RUN_USAGE(
-                    f"--units: {shown(name)} names no function; write package.module:Class.method"
+                    f"--units: {shown(name)} is not a function's name; write"
+                    " package.module:Class.method"
                 )
             )
 
@@ -137,7 +141,7 @@ def settings_in(text: str) -> dict[str, Any] | None:
     if not settings:
         raise ConfigurationError(
             BAD_SETTING(
-                f"{ENGINES}={shown(text)} is not 1, 0 or settings such as"
+                f"{ENGINES}={shown(text)} must be 1, 0 or settings such as"
                 " leak_after=10&outage_wait=20"
             )
         )

@@ -1,4 +1,4 @@
-"""How the library logs: one logger for each part, named fields, and no line without a bound.
+"""Logging: one logger for each part, named fields, and a limit for repeated lines.
 
 ``docs/logging.md`` has the rule for levels and the list of fields.
 """
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 
 from unbroken.logs.allowance import Allowance
 
-#: The parts, and what each one logs. The logger of a part is ``unbroken.<part>``.
+#: The parts, and the subjects that each one logs. The logger of a part is ``unbroken.<part>``.
 PARTS = {
     "pool": "connections: opened, closed, refused; learned idle limits; workers",
     "outage": "servers that cannot serve: the beginning, each minute, the end",
@@ -25,16 +25,16 @@ PARTS = {
     "replay": "work that was run again after a loss, or was not, and why",
     "leak": "connections that were held for too long, forgotten or left behind",
     "fork": "pools in forked child processes",
-    "web": "requests: what was answered in place of an error, sessions at their end",
-    "driver": "what the library found wrong with a driver, an engine or a client",
+    "web": "requests: answers that replaced an error, sessions at their end",
+    "driver": "problems with a driver, an engine or a client",
     "adoption": "functions that became units of work by their name",
     "net": "the watcher of sockets and timers",
 }
 
 
 class Fields(TypedDict, total=False):
-    """The fields of a record. Each is an attribute of the record, ``unbroken_`` before its name.
-    Those that are None are left out.
+    """The fields of a record. Each is an attribute of the record, named ``unbroken_`` and the
+    field's name. Fields that are None are left out.
     """
 
     pool: str | None  #: the pool's name
@@ -48,36 +48,36 @@ class Fields(TypedDict, total=False):
     place: str | None  #: the line that took the connection
     function: str | None  #: the function of the unit of work
     request: str | None  #: the request's method and path
-    fate: str | None  #: what the ledger knows of the writes
+    fate: str | None  #: the ledger's knowledge of the writes
     status: int | None  #: the status of an answer
     attempts: int | None  #: how many attempts there were
     callers: int | None  #: how many callers were turned away
     seconds: float | None  #: how long it took
 
 
-#: Of every record, or of some, beside :class:`Fields`.
+#: Further attributes of a record, besides :class:`Fields`.
 ALWAYS = {
-    "event": "what happened, in words that stay the same",
-    "code": "the code at the end of the message, where there is one",
-    "count": "how many lines this one stands for, where it stands for several",
+    "event": "the event, in words that stay the same",
+    "code": "the code at the end of the message, if it has one",
+    "count": "how many lines this one stands for, if more than one",
 }
 
-#: Calls a function at a moment of the monotonic clock; gives None where it cannot.
+#: Calls a function at a time of the monotonic clock. Returns None if it cannot.
 Timekeeper: TypeAlias = Callable[[float, Callable[[], None]], object]
 
 _allowance = Allowance()
 _lock = threading.RLock()
 _timekeeper: Timekeeper | None = None
-_wakes = -math.inf  # when a call of _say_rest is on its way
+_wakes = -math.inf  # the time of the next call of _say_rest
 _CODE = re.compile(r"\[(UB\d+)\]$")
 
 
 class Part:
     """One part's logger.
 
-    ``event`` says what happened, in words that stay the same; ``text`` is the whole message.
-    ``about`` tells apart what must not share a bound, beside the event, the pool and the cause.
-    ``once``: the line is logged once in a process, for each ``about``.
+    ``event`` names the event, in words that stay the same; ``text`` is the whole message. Lines
+    with the same event, pool, cause and ``about`` share one limit. ``once``: the line is logged
+    once in a process, for each ``about``.
     """
 
     def __init__(self, name: str) -> None:
@@ -85,11 +85,11 @@ class Part:
         self.logger = logging.getLogger(f"unbroken.{name}")
 
     def wants(self, level: int) -> bool:
-        """Whether a line of *level* is logged anywhere."""
+        """Return whether a line of *level* is logged anywhere."""
         return self.logger.isEnabledFor(level)
 
     def debug(self, event: str, text: str, **fields: Unpack[Fields]) -> None:
-        """Log one step. Not bounded: nobody is told of steps who did not ask for them."""
+        """Log one step. It has no limit: only readers who turned DEBUG on get it."""
         if self.logger.isEnabledFor(logging.DEBUG):
             _log(self, logging.DEBUG, event, text, fields, stacklevel=3)
 
@@ -102,7 +102,7 @@ class Part:
         once: bool = False,
         **fields: Unpack[Fields],
     ) -> None:
-        """Log what nobody has noticed."""
+        """Log an event that no user noticed."""
         self._say(logging.INFO, event, text, about, once, fields)
 
     def warning(
@@ -114,13 +114,13 @@ class Part:
         once: bool = False,
         **fields: Unpack[Fields],
     ) -> None:
-        """Log what somebody may have noticed, or must do something about."""
+        """Log an event that a user may have noticed, or that needs a change."""
         self._say(logging.WARNING, event, text, about, once, fields)
 
     def error(
         self, event: str, text: str, *, about: Hashable = None, **fields: Unpack[Fields]
     ) -> None:
-        """Log what does not work, and will not by itself."""
+        """Log a failure that does not recover by itself."""
         self._say(logging.ERROR, event, text, about, False, fields)
 
     def exception(
@@ -180,8 +180,8 @@ def _log(
 
 
 def _wait_for(due: float) -> None:
-    """Have what was left out told when its window is over. Where nobody keeps the time, the next
-    line of any kind tells.
+    """Log the number of suppressed lines at *due*, the end of their window. Without a timekeeper,
+    the next line of any kind does that.
     """
     global _wakes
     with _lock:
@@ -200,24 +200,24 @@ def _say_rest_when_due() -> None:
 
 
 def _say_rest() -> None:
-    """Log, for each window that is over, how many lines were left out in it."""
+    """Log, for each window that is over, how many lines were suppressed in it."""
     with _lock:
         found = _allowance.rest(monotonic())
     for each in found:
         part, level, event, text, fields = each.last
-        times = "once more" if each.count == 1 else f"{each.count:,} times more"
-        text = f"{times} within {each.seconds:.0f} s, the last: {text}"
+        lines = "1 more line" if each.count == 1 else f"{each.count:,} more lines"
+        text = f"{lines} of this kind within {each.seconds:.0f} s, the last: {text}"
         _log(part, level, event, text, fields, count=each.count)
 
 
 def keep_time_by(timekeeper: Timekeeper) -> None:
-    """Have *timekeeper* call when a window is over."""
+    """Use *timekeeper* to run a function when a window is over."""
     global _timekeeper
     _timekeeper = timekeeper
 
 
 def forget() -> None:
-    """Forget all that was logged, so that each line may be logged again. For tests."""
+    """Forget all earlier lines, so that each can be logged again. For tests."""
     global _allowance, _wakes
     with _lock:
         _allowance, _wakes = Allowance(), -math.inf

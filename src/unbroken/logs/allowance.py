@@ -1,8 +1,8 @@
-"""May this line be logged now, and how many like it were left out?
+"""Decides whether a line may be logged now, and counts the lines that are suppressed.
 
-Pure: the time is an argument, and nothing is logged here. The first line of a kind is logged at
-once. Those that follow within a window are counted, and one line at its end gives their number. As
-long as more follow, each window is twice as long as the one before it.
+Pure: the time is an argument, and nothing is logged here. The first line of a kind is logged
+immediately. Lines that follow within a window are counted, and one line at its end gives their
+number. As long as more follow, each window is twice as long as the one before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 #: Seconds of the first window after a line, and of the longest one.
 SHORTEST = 10.0
 LONGEST = 600.0
-#: Kinds of lines that are told apart. Those beyond share the window of their first word.
+#: The maximum number of kinds of lines with windows of their own. Further kinds share a window by
+#: the first part of their key.
 MOST = 500
 
 
@@ -33,7 +34,7 @@ class _Window:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What was left out in one window: how many lines, in how many seconds, and the last one."""
+    """The suppressed lines of one window: their number, the window's seconds, the last line."""
 
     count: int
     seconds: float
@@ -41,25 +42,25 @@ class Rest:
 
 
 class Allowance:
-    """What one process has logged lately. The caller guards it against other threads."""
+    """The recent lines of one process. Callers must hold a lock."""
 
     __slots__ = ("_once", "_windows", "due")
 
     def __init__(self) -> None:
         self._windows: dict[Hashable, _Window] = {}
         self._once: set[Hashable] = set()
-        self.due = math.inf  #: when :meth:`rest` has something to give
+        self.due = math.inf  #: when :meth:`rest` returns something
 
     def once(self, key: Hashable) -> bool:
-        """Whether *key* is asked about for the first time. After :data:`MOST` keys: False."""
+        """Return True on the first call for *key*. After :data:`MOST` keys: False."""
         if key in self._once or len(self._once) >= MOST:
             return False
         self._once.add(key)
         return True
 
     def may(self, key: tuple[Hashable, ...], line: Any, now: float) -> bool:
-        """Whether *line*, which is of the kind *key*, may be logged at *now*. Else it is counted,
-        and kept as the last one of its kind.
+        """Return whether *line*, of the kind *key*, may be logged at *now*. Otherwise it is counted
+        and kept as the last line of its kind.
         """
         window = self._windows.get(key)
         if window is None and len(self._windows) >= MOST and not self._made_room(now):
@@ -78,7 +79,7 @@ class Allowance:
         return True
 
     def rest(self, now: float) -> list[Rest]:
-        """What was left out in the windows that are over by *now*."""
+        """Return the suppressed lines of the windows that are over at *now*."""
         if now < self.due:
             return []
         found = []
@@ -92,12 +93,12 @@ class Allowance:
         return found
 
     def forget_windows(self) -> None:
-        """In a forked child: what was left out is the parent's to tell."""
+        """Forget suppressed lines in a forked child: the parent logs them."""
         self._windows.clear()
         self.due = math.inf
 
     def _made_room(self, now: float) -> bool:
-        """Forget the kinds that have been quiet for long."""
+        """Forget kinds that have been quiet for long. Return whether there is room now."""
         for key, window in list(self._windows.items()):
             if not window.count and now - window.ends >= LONGEST:
                 del self._windows[key]

@@ -1,13 +1,14 @@
 """Every message of unbroken has a code, such as ``UB203``, that leads to its paragraph in
 docs/messages.md.
 
-The catalogue has one module for each group of codes. A place that raises, notes or logs writes the
-sentence with its numbers itself, and has the catalogue's entry put the code at its end::
+The catalogue has one module for each group of codes. The code that raises, notes or logs writes the
+text with its numbers, and calls the catalogue's entry, which appends the code::
 
     raise ConfigurationError(UNKNOWN_SETTING(f"unknown setting {name!r}; {hint}"))
 
-One code is one situation with one remedy; several places may share it. A code is never given to
-another situation, and new ones are appended to their group: applications and dashboards know them.
+A code stands for one situation with one remedy. Several places can share a code. A code never
+changes its meaning, because applications and dashboards use it. New codes go to the end of their
+group.
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One situation that unbroken tells about."""
+    """One situation that unbroken reports."""
 
-    #: ``UB`` and three digits, of which the first is the group's.
+    #: ``UB`` and three digits. The first digit is the group's.
     code: str
-    #: What is true then, as one short sentence.
+    #: The situation, as one short sentence.
     title: str
-    #: What is known besides, about data too.
+    #: Further facts, also about data.
     known: str
-    #: What the reader can do.
+    #: The remedy.
     do: str
 
     def __call__(self, text: str) -> str:
-        """*text*, the words of one occasion (or a format for them, in a log), with the code at its
-        end. A text that ends with this code already is left as it is.
-        """
+        """Return *text*, a message or a format for one, with the code at its end, once."""
         end = f" [{self.code}]"
         return text if text.endswith(end) else text + end

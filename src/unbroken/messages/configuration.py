@@ -1,153 +1,154 @@
-"""UB1xx: a URL, a setting or an argument that cannot work. Nothing was connected to yet."""
+"""UB1xx: a URL, a setting or an argument that cannot work. No connection was attempted yet."""
 
 from __future__ import annotations
 
 from unbroken.messages import Message
 
-_NO_DATA = "It was found before anything was connected to. No data is concerned."
+_NO_DATA = "The library found this before it connected to anything. No data is affected."
 
 UNKNOWN_SETTING = Message(
     "UB101",
-    "There is no setting of this name.",
+    "No setting has this name.",
     _NO_DATA,
     "Correct the name as the message proposes, or look it up in [Settings](settings.md).",
 )
 BAD_SETTING = Message(
     "UB102",
-    "A setting has a value that it cannot have.",
+    "A setting has an invalid value.",
     _NO_DATA,
-    "Give a value of the kind that the message names. Times are seconds, as numbers.",
+    "Give a value as the message describes it. Times are numbers of seconds.",
 )
 SETTINGS_CONTRADICT = Message(
     "UB103",
-    "Two settings cannot be true together.",
+    "Two settings contradict each other.",
     _NO_DATA,
-    "Change one of the two that the message names.",
+    "Change one of the two settings that the message names.",
 )
 SETTING_TWICE = Message(
     "UB104",
     "The same thing was set twice.",
     _NO_DATA,
-    "Leave one of the two out. unbroken does not guess which one is meant.",
+    "Remove one of the two. unbroken does not guess which one you mean.",
 )
 SETTING_HAS_NO_USE = Message(
     "UB105",
-    "A setting was given where nothing could come of it.",
+    "A setting was given where it can have no effect.",
     _NO_DATA,
-    "Leave it out, and use what the message names in its place.",
+    "Remove the setting. Use what the message names instead.",
 )
 SETTING_MISPLACED = Message(
     "UB106",
-    "A setting stands where nothing reads it.",
+    "A setting is in a place that nothing reads.",
     _NO_DATA,
-    "Move it to the place that the message names.",
+    "Move the setting to the place that the message names.",
 )
 NO_WAY_TO_CONNECT = Message(
     "UB110",
-    "A pool was given no way to connect.",
+    "A pool was created without a way to connect.",
     _NO_DATA,
-    "Give a database URL; or `connect=`, a function that returns a new connection, together with"
-    " `driver=`, the name of its library.",
+    "Give a database URL. Or give `connect=`, a function that returns a new connection, together"
+    " with `driver=`, the name of its library.",
 )
 NOT_A_URL = Message(
     "UB111",
-    "The text is not the URL of a database.",
+    "The text is not a database URL.",
     _NO_DATA,
     "Write `scheme://user:password@host:port/database`, such as"
-    " `postgresql://app:secret@db.example/shop`. A SQLite file has three slashes.",
+    " `postgresql://app:secret@db.example/shop`. The URL of a SQLite file has three slashes.",
 )
 URL_UNREADABLE = Message(
     "UB112",
-    "The database URL cannot be read.",
-    _NO_DATA + " The message never repeats the URL, for it may hold a password.",
-    "Percent-encode special characters in the user's name, the password and the database's name"
+    "The database URL cannot be parsed.",
+    _NO_DATA + " The message never repeats the URL, because the URL may contain a password.",
+    "Percent-encode special characters in the user name, the password and the database name"
     " (`urllib.parse.quote(text, safe='')`): `@` is `%40`, `:` is `%3A`, `/` is `%2F`.",
 )
 UNKNOWN_SCHEME = Message(
     "UB113",
-    "No database is known by the URL's scheme.",
+    "The scheme of the URL belongs to no known database.",
     _NO_DATA,
-    "Use one of the schemes that the message names; a driver stands behind a plus, as in"
-    " `mysql+pymysql://`. See [Drivers](drivers.md).",
+    "Use one of the schemes that the message names. A driver follows after a plus sign, as in"
+    " `mysql+pymysql://`. [Drivers](drivers.md) lists all of them.",
 )
 URL_HOSTS = Message(
     "UB114",
-    "The hosts or ports of the database URL cannot be understood.",
+    "The hosts or ports in the database URL are invalid.",
     _NO_DATA,
-    "Write hosts as `db1:5432,db2:5432`, each once, an IPv6 address in brackets. A password with"
-    " special characters must be percent-encoded, else a part of it is read as a host.",
+    "Write hosts as `db1:5432,db2:5432`, each host once, and IPv6 addresses in brackets."
+    " Percent-encode special characters in the password. Otherwise a part of it is read as a host.",
 )
 URL_QUERY = Message(
     "UB115",
-    "The query of the database URL cannot be understood.",
+    "The query of the database URL is invalid.",
     _NO_DATA,
-    "Write `?name=value&name=value`, each name once, special characters percent-encoded.",
+    "Write `?name=value&name=value`, each name once, and percent-encode special characters.",
 )
 UNKNOWN_OPTION = Message(
     "UB116",
-    "An option was given that the driver does not know.",
+    "The driver has no such option.",
     _NO_DATA,
-    "Correct the name as the message proposes, or leave the option out. The options of each driver"
-    " are in [Drivers](drivers.md). A setting of unbroken's must stand where the message says.",
+    "Correct the name as the message proposes, or remove the option. [Drivers](drivers.md) lists"
+    " the options of each driver. If the name is a setting of unbroken, move it to the place that"
+    " the message names.",
 )
 BAD_OPTION = Message(
     "UB117",
-    "An option of the database URL has a value that it cannot have.",
+    "An option in the database URL has an invalid value.",
     _NO_DATA,
-    "Give a value of the kind that the message names.",
+    "Give a value as the message describes it.",
 )
 OPTION_HAS_NO_PLACE = Message(
     "UB118",
-    "An option of the database URL cannot be used here.",
-    _NO_DATA + " The driver has this option, and unbroken (or this kind of database) cannot work"
+    "An option in the database URL cannot be used here.",
+    _NO_DATA + " The driver has this option, but unbroken or this kind of database does not work"
     " with it.",
-    "Leave the option out, or do as the message says.",
+    "Remove the option, or do as the message says.",
 )
 UNKNOWN_DRIVER = Message(
     "UB120",
-    "No driver is known by this name.",
+    "No driver has this name.",
     _NO_DATA,
     "Use one of the names in [Drivers](drivers.md).",
 )
 DRIVER_DOES_NOT_FIT = Message(
     "UB121",
-    "The driver is not for this database, or not for this kind of pool.",
+    "The driver does not fit this database or this kind of pool.",
     _NO_DATA,
-    "Use a driver that the message names: `Pool` takes blocking drivers, `AsyncPool` those for"
-    " asyncio.",
+    "Use a driver that the message names. `Pool` takes blocking drivers, and `AsyncPool` takes"
+    " asyncio drivers.",
 )
 NOT_INSTALLED = Message(
     "UB122",
-    "A package that this needs is not installed, or is too old.",
+    "A required package is not installed, or is too old.",
     _NO_DATA,
-    "Run the `pip install` that the message names, in the environment that the program runs in.",
+    "Run the `pip install` command from the message in the program's environment.",
 )
 DRIVER_NOT_SUPPORTED = Message(
     "UB123",
-    "The driver that the URL names is one that unbroken does not support.",
+    "unbroken does not support the driver that the URL names.",
     _NO_DATA,
     "Use one of the drivers that the message names.",
 )
 BAD_LOGIN = Message(
     "UB130",
     "`user=` or `password=` is neither a text nor a function that this pool can call.",
-    "No connection was opened. No data is concerned.",
+    "No connection was opened. No data is affected.",
     "Give a text, or a function without arguments that returns one. Only `AsyncPool` takes a"
     " coroutine function.",
 )
 OPTION_TO_BLAME = Message(
     "UB131",
-    "An option of the driver, or a file that it names, will not do.",
-    "The pool has never connected, and the server had no part in it: it is not asked again until"
-    " the next caller comes. No data is concerned.",
-    "Correct the option that the message names, in the place that it names: the URL,"
-    " `connect_args`, `OPTIONS`, the environment.",
+    "An option of the driver, or a file that it names, does not work.",
+    "The cause is on the client's side, and this pool has never connected. It tries again only when"
+    " the next caller asks for a connection. No data is affected.",
+    "Correct the option in the place that the message names: the URL, `connect_args`, `OPTIONS` or"
+    " the environment.",
 )
 EVENTLET = Message(
     "UB132",
-    "The process is patched by eventlet, and unbroken does not work on its green threads.",
-    "No connection was opened. No data is concerned.",
-    "Use threads, gevent or asyncio with unbroken. eventlet's own makers advise against new uses of"
-    " it. Without `monkey_patch()`, or with neither sockets, `select` nor threads patched, eventlet"
-    " may be imported.",
+    "This process is patched by eventlet, and unbroken does not work with its green threads.",
+    "No connection was opened. No data is affected.",
+    "Use threads, gevent or asyncio. The maintainers of eventlet advise against new uses of it. A"
+    " program can import eventlet without `monkey_patch()`, or with `monkey_patch()` that leaves"
+    " sockets, `select` and threads alone.",
 )

@@ -1,81 +1,81 @@
-"""UB4xx: lost connections, deadlines, and what is known about the data then."""
+"""UB4xx: lost connections, deadlines, and the state of the data after them."""
 
 from __future__ import annotations
 
 from unbroken.messages import Message
 
-_EARLIER = " What was committed on it before is stored."
+_EARLIER = " Work that was committed earlier on this connection is stored."
 
 COMMIT_UNKNOWN = Message(
     "UB401",
-    "COMMIT was sent, and no answer says whether the server carried it out.",
-    "That transaction is stored whole, or not at all: unknown. `fate` of the error is `unknown`.",
-    "Look whether the work is stored before you repeat it.",
+    "COMMIT was sent, but no answer shows whether the server carried it out.",
+    "The transaction is stored as a whole, or not at all. `fate` of the error is `unknown`.",
+    "Check whether the work is stored before you repeat it.",
 )
 LOST_BEFORE_COMMIT = Message(
     "UB402",
-    "The connection was lost, or could not be used any more, before the pool sent COMMIT.",
-    "Nothing of the open transaction is stored, where the message says so without a condition: the"
-    " ledger proves it, or the driver's last answer. Rows in tables without transactions (MyISAM,"
-    " Aria, MEMORY) stay; which tables those are cannot be seen. Otherwise the code that had the"
-    " connection may have sent a COMMIT of its own, whose answer nobody saw." + _EARLIER,
-    "Run the transaction again: as a unit of work (`@replayable`, `pool.run`) the library does so"
-    " by itself.",
+    "The connection was lost or became unusable before the pool sent COMMIT.",
+    "If the message states no condition, nothing of the open transaction is stored: the ledger or"
+    " the driver's last answer proves it. Rows in tables without transactions (MyISAM, Aria,"
+    " MEMORY) stay; the library cannot see which tables those are. If the message states a"
+    " condition, the code that held the connection may have sent a COMMIT itself, and its answer"
+    " was not seen." + _EARLIER,
+    "Run the transaction again. If it is a unit of work (`@replayable`, `pool.run`), the library"
+    " runs it again by itself.",
 )
 CLOSED_BY_HOLDER = Message(
     "UB403",
-    "The code that had the connection closed it, so the pool could not commit.",
-    "What that code committed is stored, if its COMMIT was answered. What was still open is not.",
-    "Leave the closing to the pool: do not call `close()` on the connection inside of its `with`"
-    " block.",
+    "The code that held the connection closed it, so the pool could not commit.",
+    "Work that this code committed is stored, if its COMMIT was answered. Work that was still open"
+    " is not stored.",
+    "Do not call `close()` on the connection inside its `with` block: the pool closes it.",
 )
 DEADLINE = Message(
     "UB404",
-    "The work took longer than its deadline, and its connection was ended to free the caller.",
-    "The message and `fate` say what became of the writes. A statement outside of a transaction,"
-    " or a COMMIT that was under way, may still be carried out: then it is unknown.",
-    "Raise `deadline=`, or make the work shorter. Look before you repeat writes, unless nothing is"
-    " stored.",
+    "The work took longer than its deadline. The library ended its connection to free the caller.",
+    "The message and `fate` say whether the writes are stored. A statement in autocommit, or a"
+    " COMMIT in progress, can still take effect on the server. In that case the fate is unknown.",
+    "Raise `deadline=`, or make the work shorter. Check before you repeat writes, unless the"
+    " message says that nothing is stored.",
 )
 WRITE_UNKNOWN = Message(
     "UB405",
-    "A write was sent to MongoDB, and no answer says whether it is stored for good.",
-    "It is stored, whole or in part, or not at all: unknown.",
-    "Look whether the write is stored before you repeat it.",
+    "A write was sent to MongoDB, but no answer shows whether it is stored permanently.",
+    "The write is stored as a whole, or in part, or not at all.",
+    "Check whether the write is stored before you repeat it.",
 )
 SESSION_LOST = Message(
     "UB406",
-    "A statement needs what only a session that was lost knew.",
-    "Another connection has taken the place of the lost one between two statements. The statement"
-    " was not sent.",
-    "Do again what the statement builds on (a temporary table, a variable, `LAST_INSERT_ID`),"
-    " together with it in one transaction.",
+    "A statement needs session state that was lost together with its connection.",
+    "Another connection replaced the lost one between two statements. The statement was not sent.",
+    "Recreate the state that the statement needs (a temporary table, a variable,"
+    " `LAST_INSERT_ID`). Run both in one transaction.",
 )
 TRANSACTION_LOST = Message(
     "UB407",
     "The connection was lost inside a transaction.",
-    "The message says what is known of the open transaction, as for `UB402`." + _EARLIER,
-    "Leave the block, and run the transaction again from its beginning: as a unit of work the"
-    " library does so by itself.",
+    "The message says what is known about the open transaction, as for `UB402`." + _EARLIER,
+    "Leave the block, and run the transaction again from its beginning. If it is a unit of work,"
+    " the library runs it again by itself.",
 )
 NO_ANSWER = Message(
     "UB408",
-    "The library ended a connection because a call of its own got no answer in time.",
-    "The server was silent: its network or the server itself is stuck. What became of a statement"
-    " or a COMMIT before it, the error says to which this note belongs.",
-    "Look at the server and the way to it. The bound is that of the setting or the call that the"
-    " note names.",
+    "The library ended a connection because the server did not answer one of its calls in time.",
+    "The server did not respond: the server itself or the network hangs. The error that has this"
+    " note says whether an earlier statement or COMMIT took effect.",
+    "Check the server and the network. The note names the call and its time limit.",
 )
 HELD_REPLACED = Message(
     "UB409",
-    "A connection that its holder keeps between statements ended, and another one takes its place.",
-    "No transaction was open on it at the last answer, so only what was set on the session is"
-    " lost.",
-    "Nothing, if it happens now and then.",
+    "A connection that its holder keeps between statements ended, and another one replaced it.",
+    "According to the last answer, no transaction was open on it. Only session state is lost:"
+    " settings, variables, temporary tables.",
+    "Nothing, if it happens rarely.",
 )
 NO_SUBSTITUTE = Message(
     "UB410",
-    "A connection was lost between two transactions, and another one cannot take its place.",
-    "Nothing was open on it, so nothing is lost but what was set on the session.",
-    "Begin again: the next transaction takes another connection.",
+    "A connection was lost between two transactions, and no other connection can replace it.",
+    "No transaction was open on it. Only session state is lost: settings, variables, temporary"
+    " tables.",
+    "Begin the transaction again: it gets another connection.",
 )

@@ -6,14 +6,14 @@ from unbroken.messages import Message
 
 DRIVER_UNKNOWN = Message(
     "UB801",
-    "The installed version of the driver is not one that unbroken can follow.",
-    "Connections work. Units of work are not run again, because it cannot be seen what they sent;"
-    " what is said of their data is `unknown`.",
-    "Install a version of the driver that the message names, or a newer unbroken.",
+    "unbroken does not know the installed version of the driver well enough to follow it.",
+    "Connections work. The library cannot see which statements a unit of work sent. Therefore it"
+    " does not run lost units again, and reports their `fate` as `unknown`.",
+    "Install a driver version that the message names, or a newer unbroken.",
 )
 TLS_FILES = Message(
     "UB802",
-    "The TLS files were renewed, and cannot be read.",
-    "Connections are opened with the last ones that could be read. No data is concerned.",
-    "Look at the files that the message names: do they exist, and may this user read them?",
+    "The TLS files were replaced, and the new ones cannot be read.",
+    "The driver continues with the last files that it could read. No data is affected.",
+    "Check the files that the message names: do they exist, and can the program's user read them?",
 )

@@ -4,95 +4,99 @@ from __future__ import annotations
 
 from unbroken.messages import Message
 
+_NOT_SENT = "The call that failed sent nothing."
+
 POOL_TIMEOUT = Message(
     "UB201",
-    "No connection became free in the time that the caller had.",
-    "Nothing was sent by the call that failed. The numbers are those of this process's pool: how"
-    " many connections are in use, idle and being opened, and how many callers wait.",
-    "If all are in use: release connections earlier (the message names the lines that hold them),"
-    " raise `max_size`, or wait longer (`acquire_timeout`). If none is in use, the server was"
-    " silent or too slow to let a connection in: look at the server.",
+    "No connection became free within the caller's time.",
+    _NOT_SENT + " The numbers describe this process's pool: connections in use, idle and being"
+    " opened, and waiting callers.",
+    "If all connections are in use, release them earlier (the message names the lines that hold"
+    " them), raise `max_size`, or wait longer (`acquire_timeout`). If none is in use, check the"
+    " server: it did not respond, or was too slow to accept a connection.",
 )
 POOL_CLOSED = Message(
     "UB202",
-    "The pool was closed, and gives out no connection.",
-    "Nothing was sent by the call that failed.",
-    "Make a new pool, or close the pool later: after the last use.",
+    "The pool is closed and hands out no connections.",
+    _NOT_SENT,
+    "Create a new pool, or close the pool only after its last use.",
 )
 NOT_YOURS = Message(
     "UB203",
-    "A connection was released that this pool did not give out, or that was released before.",
-    "The release did nothing. What was sent on the connection is as it was.",
-    "Release each connection once, to the pool that gave it. `with pool.connection()` does so by"
-    " itself.",
+    "A connection was released to a pool that it does not belong to, or was released twice.",
+    "The release had no effect on the connection or its transaction.",
+    "Release each connection once, to the pool that it came from. `with pool.connection()` does"
+    " this automatically.",
 )
 NO_THREAD = Message(
     "UB204",
     "No thread can be started.",
-    "Connections that are open go on working. A caller that needs another one opens it on its own"
-    " thread. Time limits that need the pool's own thread wait until one can be started. No data is"
-    " concerned.",
-    "Look at the limit of threads and of memory of the process and its container (`ulimit -u`,"
+    "Open connections continue to work. A caller that needs a new connection opens it on the"
+    " caller's own thread. Time limits that need the pool's thread take effect only when it can be"
+    " started. No data is affected.",
+    "Check the limits for threads and memory of the process and its container (`ulimit -u`,"
     " `pids.max`).",
 )
 WORKER_FAILED = Message(
     "UB205",
-    "A background task of the pool failed because of an error in unbroken.",
-    "Another one takes its place, so the pool goes on. No data is concerned.",
-    "Report the traceback: this should not happen.",
+    "A background task of the pool failed because of a bug in unbroken.",
+    "Another task replaces it, and the pool continues to work. No data is affected.",
+    "Report the bug, with the traceback.",
 )
 OBSERVER_FAILED = Message(
     "UB206",
-    "A function of the application's, which the pool tells its events, raised an error.",
-    "The event has been told to the other ones, and the pool goes on. No data is concerned.",
-    "Correct the function (`observers=`) at the traceback's end.",
+    "One of the application's `observers=` raised an error.",
+    "The other observers got the event, and the pool continues to work. No data is affected.",
+    "Correct the function at the end of the traceback.",
 )
 CALLBACK_FAILED = Message(
     "UB207",
-    "A function that unbroken calls by itself (after an import, or by a timer) raised an error.",
-    "The others are called all the same. No data is concerned.",
-    "Look at the traceback: correct the function if it is yours, else report it.",
+    "A function that unbroken calls after an import or by a timer raised an error.",
+    "unbroken still calls the other functions. No data is affected.",
+    "Read the traceback. If the function is yours, correct it. Otherwise report the error.",
 )
 CONNECTION_ENDED = Message(
     "UB208",
-    "A connection of the pool ended; the cause is named.",
-    "If it was idle, nothing was lost: the pool opens another one. If it was in use, its holder got"
-    " an error that says what is known about data.",
-    "Nothing, if it happens now and then. If it happens often, look at its cause: who closes idle"
-    " connections, and after how long?",
+    "A connection of the pool ended. The line names the cause.",
+    "If the connection was idle, nothing is lost: the pool opens another one. If it was in use, its"
+    " holder got an error that says what is known about its data.",
+    "Nothing, if it happens rarely. If it happens often, look for the cause: which server, balancer"
+    " or firewall closes idle connections, and after how long?",
 )
 CLOSED_IN_USE = Message(
     "UB209",
-    "A pool was closed while connections of it were in use.",
-    "Their holders go on: each connection is closed when it is released. Nothing was ended, and no"
-    " data is concerned.",
-    "Release them before the pool is closed: the message names the lines that took them. `close()`"
-    " waits up to `timeout` seconds (5.0) for them; an engine's `dispose()` does not wait.",
+    "A pool was closed while some of its connections were in use.",
+    "Their holders can continue: the pool closes each connection when it is released. No work was"
+    " interrupted, and no data is affected.",
+    "Release all connections before you close the pool. The message names the lines that acquired"
+    " them. `close()` waits up to `timeout` seconds (5.0) for them. An engine's `dispose()` does"
+    " not wait.",
 )
 RESET_RAISES = Message(
     "UB210",
     "The application's own `reset=` raised an error.",
-    "The connection is closed in place of being lent again. What was not committed is rolled back.",
-    "Correct the function: as long as it raises, each use costs a new connection.",
+    "The pool closes the connection and does not reuse it. The server rolls back uncommitted work.",
+    "Correct the function. As long as it raises, each use opens a new connection.",
 )
 SHARE_OFF = Message(
     "UB211",
-    "The setting `share` has no effect: the processes of this host do not share out connections.",
-    "The pool goes on as if `share` were not set: it opens up to `max_size` connections. Together"
-    " the processes may open more than the server grants. No data is concerned.",
-    "Give a number (`share=40`) where the server cannot be asked. Where the file cannot be used,"
-    " set `TMPDIR` to a local folder that all processes of the app can write to, and remove what"
-    " the message names. See [sharing a server's connections](sharing.md).",
+    "The setting `share` has no effect: the processes of this host do not share connections.",
+    "The pool works as if `share` were not set, and opens up to `max_size` connections. Together"
+    " the processes may open more connections than the server allows. No data is affected.",
+    "If the server cannot be asked for its limit, give a number, such as `share=40`. If the shared"
+    " file cannot be used, remove the file that the message names. Then set `TMPDIR` to a local"
+    " folder that all processes of the app can write to. See"
+    " [sharing a server's connections](sharing.md).",
 )
 OVERLOADED = Message(
     "UB212",
-    "The line for a connection was too long, so the caller was told before its time was up.",
-    "Nothing was sent by the call that failed. The server and the pool work at full speed, and the"
-    " callers before it in the line are served. `retry_after` of the error is a number of seconds"
-    " after which to come again; it differs from caller to caller.",
-    "If the server has room, raise `max_size` (`maxPoolSize` with MongoDB); else release"
-    " connections earlier, or have fewer callers at a time. `shed_target` says how long callers may"
-    " have to wait, `max_waiting` how many may wait, and `shed_target=math.inf` turns off all but"
-    " the check of each caller's own time. Work that no user waits for belongs into"
-    ' `unbroken.priority("background")`.',
+    "Too many callers wait for a connection, so this caller got its error early.",
+    _NOT_SENT + " The server and the pool work at full capacity, and callers that came earlier are"
+    " still served. `retry_after` of the error is a number of seconds after which to try again. It"
+    " differs from caller to caller.",
+    "If the server has spare capacity, raise `max_size` (`maxPoolSize` with MongoDB). Otherwise"
+    " release connections earlier, or limit the number of concurrent callers. `shed_target` limits"
+    " how long callers wait, and `max_waiting` limits how many wait. `shed_target=math.inf` turns"
+    " off everything except the check of each caller's own time. Put work that no user waits for"
+    ' into `unbroken.priority("background")`.',
 )

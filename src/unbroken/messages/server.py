@@ -4,116 +4,116 @@ from __future__ import annotations
 
 from unbroken.messages import Message
 
-_NOT_SENT = "Nothing was sent by the call that failed."
+_NOT_SENT = "The call that failed sent nothing."
 
 OUTAGE = Message(
     "UB301",
-    "The server cannot be reached, or does not serve.",
-    _NOT_SENT + " The message says for how long, and what the last attempt was told.",
-    "Look at the server and the way to it. Nothing needs a restart: attempts go on, and callers"
-    " are served as soon as one succeeds. `outage_wait` says how long callers wait.",
+    "The server cannot be reached, or cannot serve.",
+    _NOT_SENT + " The message says how long the outage has lasted, and how the last attempt"
+    " failed.",
+    "Check the server and the network. Nothing needs a restart: the pool keeps trying, and serves"
+    " callers as soon as an attempt succeeds. `outage_wait` sets how long callers wait.",
 )
 NAME_LEADS_NOWHERE = Message(
     "UB302",
-    "The host's name could not be found, and never could since the process began.",
+    "The host name cannot be resolved, and has never been resolved since the process started.",
     _NOT_SENT,
-    "Correct the host in the URL, or the name service that this machine asks.",
+    "Correct the host in the URL, or this machine's name service.",
 )
 CONNECT_REJECTED = Message(
     "UB303",
-    "The server, or the driver, refused the connection, and waiting would not change that.",
-    _NOT_SENT + " The server's (or driver's) own words are in the message; its error is the"
+    "The server or the driver rejected the connection for a reason that waiting does not change.",
+    _NOT_SENT + " The message contains the text of the server or driver. The driver's error is the"
     " `__cause__`.",
-    "Correct what those words name: user, password, database, permission, TLS.",
+    "Correct what the text names: user, password, database, permission or TLS.",
 )
 LOGIN_REFUSED = Message(
     "UB304",
-    "The server refused the login, each time after the application was asked for it anew.",
+    "The server rejected the login every time, although the pool asked for a new login each time.",
     _NOT_SENT,
-    "Look whether the secret that `password=` (or `user=`) returns is the one that the server"
-    " knows.",
+    "Check whether the secret that `password=` (or `user=`) returns is the one on the server.",
 )
 NO_LOGIN = Message(
     "UB305",
-    "There is no login yet: the callable for it gave none, or the server refused what it gave.",
-    _NOT_SENT + " The callable's own error is the `__cause__`; its text is not repeated, because it"
-    " may quote the secret. The pool keeps asking.",
-    "Look at what the callable asks (a vault, a token service), and give it a time limit. If the"
-    " server refused: does it know that secret?",
+    "The pool has no valid login yet: the callable failed, or the server rejected its result.",
+    _NOT_SENT + " The callable's own error is the `__cause__`. The message does not repeat its"
+    " text, because the text may contain the secret. The pool keeps asking.",
+    "Check the service that the callable asks (a vault, a token service), and give the callable a"
+    " time limit. If the server rejected the login, check whether the server has that secret.",
 )
 OUTAGE_ENDED = Message(
     "UB306",
     "The server serves again.",
-    "Callers that waited are served. The message says how long the server was away.",
+    "The pool serves the waiting callers. The message says how long the server was down.",
     "Nothing.",
 )
 TAKES_NO_WRITES = Message(
     "UB307",
-    "The server takes no writes, and the pool uses it for what only reads.",
-    "A write that the server refuses is not stored. The pool looks for a server that"
-    " takes writes once a second.",
-    "Look at the cluster: it has no primary at the address of the URL. `target=primary` makes"
-    " callers wait for one instead.",
+    "The server takes no writes, and the pool uses it for reads only.",
+    "A write that the server rejects is not stored. Once a second, the pool looks for a server that"
+    " takes writes.",
+    "Check the cluster: the address in the URL leads to no primary. With `target=primary` callers"
+    " wait for a primary instead.",
 )
 TAKES_WRITES = Message(
     "UB308",
     "The server takes writes again.",
-    "Connections to servers that do not are replaced.",
+    "The pool replaces connections to servers that take no writes.",
     "Nothing.",
 )
 NAME_MOVED = Message(
     "UB309",
-    "The host's name leads to another address now, so connections to the old one are replaced.",
-    "Connections in use are replaced after they are released. Nothing is lost.",
-    "Nothing, if the move was meant.",
+    "The host name now leads to another address, so the pool replaces connections to the old one.",
+    "The pool replaces connections in use when they are released. Nothing is lost.",
+    "Nothing, if the change was intended.",
 )
 PLACE_MOVED = Message(
     "UB310",
-    "New connections are opened at another host of the URL from now on.",
-    "Connections to the former host are replaced when each is idle. Nothing is lost by it.",
-    "Look at the former host: it failed, or was silent.",
+    "The pool now opens new connections to another host of the URL.",
+    "It replaces connections to the previous host when they are idle. Nothing is lost.",
+    "Check the previous host: it failed or did not respond.",
 )
 POOLER_AND_PREPARED = Message(
     "UB311",
-    "Prepared statements are on by a setting, behind a pooler that may not know them.",
-    "A pooler that gives each transaction another session, and does not follow prepared statements,"
-    " answers an execution with an error, or meets another client's statement of that name.",
-    "Leave the setting out, or use a pooler that follows them (PgBouncer 1.21 or newer, with"
-    " `max_prepared_statements`).",
+    "A setting turns prepared statements on, behind a pooler that can lack support for them.",
+    "In transaction mode a pooler gives each transaction another session. If it does not track"
+    " prepared statements, executing one fails, or runs another client's statement of that name.",
+    "Remove the setting, or use a pooler that tracks prepared statements (PgBouncer 1.21 or newer,"
+    " with `max_prepared_statements`).",
 )
 POOLER_AND_SESSION = Message(
     "UB312",
-    "Something was left on a session that a pooler shares with other clients.",
-    "The next statement may not find it, and other clients may. What a transaction stored is not"
-    " concerned.",
-    "Use what the message names inside of one transaction instead, or a pooler in session mode.",
+    "A statement left state on a session that the pooler shares among clients.",
+    "The next statement can miss that state, and other clients can find it. Stored data is not"
+    " affected.",
+    "Use the state only inside one transaction, or use a pooler in session mode.",
 )
 OWN_TROUBLE = Message(
     "UB313",
-    "This pool alone cannot connect for now; the server may serve others.",
-    _NOT_SENT + " The message says what stands in the way: a file that an option names, a limit of"
-    " this user or database, or the client's own machine. The pool has had connections before, or"
-    " the limit is one that others' connections count for, so it goes on trying.",
-    "Put right what the message names. Nothing needs a restart. Other pools of the server are not"
-    " concerned.",
+    "This pool cannot connect now, but other clients of the server may be able to.",
+    _NOT_SENT + " The message names the cause: a file that an option names, a limit of this user or"
+    " database, or the client's own machine. The pool keeps trying, because it has had connections"
+    " before, or because connections of other clients count towards that limit.",
+    "Correct what the message names. Nothing needs a restart. Other pools of the server are not"
+    " affected.",
 )
 OWN_CONNECT = Message(
     "UB314",
-    "The application's own `connect=` raised an error, or gave something that is no connection.",
-    _NOT_SENT + " Its error is the `__cause__`.",
-    "Correct the function. It takes no argument and returns a new connection of the library that"
+    "The application's own `connect=` raised an error, or did not return a connection.",
+    _NOT_SENT + " The function's error is the `__cause__`.",
+    "Correct the function. It takes no argument, and returns a new connection of the library that"
     " `driver=` names.",
 )
 EXHAUSTED = Message(
     "UB315",
-    "The process, or its machine, has no file descriptors, local ports or memory left.",
+    "The process or its machine has no file descriptors, local ports or memory left.",
     _NOT_SENT,
-    "Raise the limit (`ulimit -n`), or find out what keeps so many files or sockets open.",
+    "Raise the limit (`ulimit -n`), or find out which code keeps so many files or sockets open.",
 )
 STRANGER = Message(
     "UB316",
-    "Something else than a server of the kind that the URL names answers at its address.",
-    _NOT_SENT + " The message shows the first bytes that came. The pool has never connected; one"
-    " that has connected before waits, as in an outage.",
-    "Correct the host or the port, or the scheme of the URL.",
+    "The URL's address is not a server of the kind that the URL names.",
+    _NOT_SENT + " The message shows the first bytes of the answer. The pool has never connected. A"
+    " pool that has connected before would wait, as in an outage.",
+    "Correct the host, the port or the scheme of the URL.",
 )

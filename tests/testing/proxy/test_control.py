@@ -97,9 +97,9 @@ def test_it_tells_what_it_can(plain_line: Line, remote: Remote) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "said"),
     [
-        ("GET", "/nothing", None, 404, "there is /, /connections"),
-        ("POST", "/close", {}, 404, "there is no such verb"),
-        ("POST", "/__init__", {}, 404, "there is no such verb"),
+        ("GET", "/nothing", None, 404, "known: GET /, GET /connections"),
+        ("POST", "/close", {}, 404, "unknown verb; known: "),
+        ("POST", "/__init__", {}, 404, "unknown verb; known: "),
         ("POST", "/rst", {"onn": 1}, 400, "rst has no argument 'onn'; it takes on"),
         ("POST", "/rst", {"on": "both"}, 400, "on='both' must be"),
         ("POST", "/rst", [1], 400, "takes a JSON object"),
@@ -110,11 +110,17 @@ def test_it_tells_what_it_can(plain_line: Line, remote: Remote) -> None:
         ("POST", "/latency", b'{"seconds": NaN}', 400, "the body is not JSON"),
         ("POST", "/cut_at", {}, 400, "cut_at needs statement"),
         ("POST", "/cut_at", {"pattern": "("}, 400, "pattern='(' is not a regular expression"),
-        ("POST", "/cut_at", {"pattern": 1}, 400, "a statement or a pattern, as text"),
-        ("POST", "/cut_at", {"pattern": "a", "statement": "b"}, 400, "a statement or a pattern"),
+        ("POST", "/cut_at", {"pattern": 1}, 400, "either a statement or a pattern, as text"),
+        (
+            "POST",
+            "/cut_at",
+            {"pattern": "a", "statement": "b"},
+            400,
+            "either a statement or a pattern",
+        ),
         ("POST", "/rst", b" " * 70_000, 400, "Content-Length"),
-        ("POST", "/rst", {"on": 1}, 409, "connection 1 is closed already"),
-        ("GET", "/events?after=x", None, 400, "after is a whole number"),
+        ("POST", "/rst", {"on": 1}, 409, "connection 1 is already closed"),
+        ("GET", "/events?after=x", None, 400, "after must be a whole number"),
         ("GET", "/events?wait=nan", None, 400, "wait=nan"),
     ],
 )
@@ -144,7 +150,7 @@ def test_a_web_page_cannot_steer_it() -> None:
 
 def test_it_listens_on_the_loopback_only_unless_told() -> None:
     with FaultProxy(("127.0.0.1", 9)) as proxy:
-        with pytest.raises(ConfigurationError, match="only the loopback"):
+        with pytest.raises(ConfigurationError, match="is not a loopback address"):
             Control(proxy, "0.0.0.0:0")
         with pytest.raises(ConfigurationError, match="must be a TCP address"):
             Control(proxy, "/tmp/s")
@@ -218,7 +224,9 @@ def test_the_command_serves_logs_takes_orders_and_ends_cleanly(
         assert command.stdout is not None
         first, second = command.stdout.readline(), command.stdout.readline()
         control_port = int(re.findall(r"control: http://127\.0\.0\.1:(\d+)/", first)[0])
-        (listening,) = re.findall(r"listening on 127\.0\.0\.1:(\d+), before .*, seed 7", second)
+        (listening,) = re.findall(
+            r"listening on 127\.0\.0\.1:(\d+), in front of .*, seed 7", second
+        )
         conn = plain_line.connect(port=int(listening))
         # the URL told the protocol
         assert Remote(control_port).ask("POST", "/cut_at", {"statement": "SELECT"})[0] == 200
@@ -244,10 +252,10 @@ def test_the_command_serves_logs_takes_orders_and_ends_cleanly(
         (["sqlite:///x.db"], "a sqlite URL names no server"),
         (["mysql+pymysqll://app:geheim@db/x"], "did you mean"),
         (["127.0.0.1:9", "--listen", "nowhere"], "listen='nowhere' is not an address"),
-        (["127.0.0.1:9", "--control", "0.0.0.0:0"], "only the loopback"),
+        (["127.0.0.1:9", "--control", "0.0.0.0:0"], "is not a loopback address"),
         (["127.0.0.1:9", "--protocol", "oracle"], "oracle"),
         (["127.0.0.1:9", "--seed", "x"], "--seed"),
-        (["no-such-host.invalid:1"], "cannot find 'no-such-host.invalid'"),
+        (["no-such-host.invalid:1"], "cannot resolve 'no-such-host.invalid'"),
         ([], "Missing argument 'UPSTREAM'"),
     ],
 )

@@ -183,11 +183,15 @@ def test_where_tls_hides_the_statements_that_is_said_at_once_and_never_silently_
             cut = line.proxy.cut_at("SELECT")  # nobody there yet
             client = line.client()
             (event,) = [event for event in line.proxy.events if event.name == "unreadable"]
-            assert "TLS began" in event.text
+            assert "the client uses TLS" in event.text
             assert client.ask() == 1  # it goes on, unread
-            with pytest.raises(ProxyError, match="no cut at 'SELECT': connection 1: TLS began"):
+            with pytest.raises(
+                ProxyError, match="no cut at 'SELECT': connection 1: the client uses TLS"
+            ):
                 cut.wait(5)
-            with pytest.raises(ProxyError, match=r"connection 1: TLS began .* connect without TLS"):
+            with pytest.raises(
+                ProxyError, match=r"connection 1: the client uses TLS .* connect without TLS"
+            ):
                 line.proxy.cut_at("SELECT")
             line.proxy.cut_at("SELECT", on="new")  # not about that one
 
@@ -199,6 +203,6 @@ def test_where_the_protocol_is_another_that_is_said(servers: Any) -> None:
         line.proxy = line.before((line.server.host, line.server.port))
         line.client()
         assert any(
-            event.name == "unreadable" and "not PostgreSQL's protocol" in event.text
+            event.name == "unreadable" and "does not speak PostgreSQL's protocol" in event.text
             for event in line.proxy.events
         )

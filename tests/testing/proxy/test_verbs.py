@@ -132,7 +132,7 @@ def test_a_black_hole_that_drops_heals_for_those_who_lost_nothing_and_resets_tho
     line.proxy.heal()
     assert isinstance(asked.wait(), LOST)
     assert silent.ask() == line.client().ask() == 1
-    assert "dropped, which nobody can send again" in line.info(2).reason
+    assert "dropped and cannot be sent again" in line.info(2).reason
 
 
 def test_what_is_lost_below_tcp_is_not_acknowledged_and_is_sent_again_once_healed(
@@ -361,7 +361,9 @@ def test_a_verb_reaches_those_that_were_meant(plain_line: Line) -> None:
     assert min(took(quick.ask) for _ in range(5)) < delayed
     plain_line.proxy.heal(4)
     assert min(took(slow.ask) for _ in range(5)) < delayed
-    with pytest.raises(ProxyError, match="connection 2 is closed already; open are 1, 4, 5"):
+    with pytest.raises(
+        ProxyError, match="connection 2 is already closed; open connections: 1, 4, 5"
+    ):
         plain_line.proxy.rst(2)
 
 
@@ -505,9 +507,9 @@ def test_closed_it_leaves_nothing_and_says_so(plain_line: Line) -> None:
     proxy.close()
     until(lambda: client.kernel.state == CLOSE_WAIT)
     assert len(os.listdir("/proc/self/fd")) < descriptors
-    with pytest.raises(ProxyError, match="is closed: open a new one"):
+    with pytest.raises(ProxyError, match="is closed; create a new one"):
         proxy.rst()
-    with pytest.raises(ProxyError, match="was started already"):
+    with pytest.raises(ProxyError, match="was already started"):
         proxy.start()
     assert proxy.connections[0].state == "closed"
     assert proxy.events[-1].name == "closed"
@@ -516,7 +518,7 @@ def test_closed_it_leaves_nothing_and_says_so(plain_line: Line) -> None:
 
 
 def test_a_name_that_nobody_knows_and_an_address_that_is_taken_are_said(plain_line: Line) -> None:
-    with pytest.raises(ProxyError, match=r"cannot find 'no-such-host\.invalid'"):
+    with pytest.raises(ProxyError, match=r"cannot resolve 'no-such-host\.invalid'"):
         FaultProxy(("no-such-host.invalid", 1)).start()
     with pytest.raises(ProxyError, match=r"cannot listen on .* in use; choose another"):
         FaultProxy(("127.0.0.1", 9), (plain_line.proxy.host, plain_line.proxy.port)).start()

@@ -30,17 +30,17 @@ from unbroken_drill.servers import folders
 
 _HELP = """Break real servers under real traffic, and print what their users noticed.
 
-Without a command, the drill's own small apps are drilled: unbroken beside other ways to connect.
-With --url, --env and a command, or a drill.toml, your own app is drilled, in whatever language it
-is written: a private server and a fault proxy are started, and your app is started with the
-variable of --env leading there.
+Without a command, the drill tests its own small apps: unbroken beside other ways to connect. With
+--url, --env and a command, or with a drill.toml, it tests your own app, in any language. It starts
+a private server, a fault proxy in front of it, and your app with the variable of --env pointing to
+the proxy.
 
 \b
     unbroken drill
     unbroken drill --url http://127.0.0.1:8000/items --env DATABASE_URL -- gunicorn app:app
 
-The exit status is 1 when a limit is broken (an app's, or unbroken's contract), 2 for a wrong
-command line. LIST: names with commas between.
+The exit status is 1 if a limit was broken (an app's, or unbroken's contract), and 2 for a wrong
+command line. A LIST is names, separated by commas.
 """
 
 
@@ -48,7 +48,7 @@ command line. LIST: names with commas between.
 @click.option(
     "--servers",
     metavar="LIST",
-    help="Of postgresql, mariadb; for an app one, also mysql or mongodb. Default: postgresql.",
+    help="postgresql, mariadb; for an app one of them, or mysql or mongodb. Default: postgresql.",
 )
 @click.option(
     "--topology",
@@ -58,46 +58,48 @@ command line. LIST: names with commas between.
 )
 @click.option(
     "--scenarios", metavar="LIST",
-    help="Of idle, kill, restart, crash, freeze, reset, nat, mute, refuse, slow, and drill.toml's; "
-    "small apps also fork, forget, hold, storm. Of a topology: promote, switchover, demote, "
-    "rolling, reject, pooler-restart, rotate.",
+    help="idle, kill, restart, crash, freeze, reset, nat, mute, refuse, slow, or one of "
+    "drill.toml; small apps also fork, forget, hold, storm; topologies: promote, switchover, "
+    "demote, rolling, reject, pooler-restart, rotate.",
 )  # fmt: skip
 @click.option(
     "--repeat",
     type=click.IntRange(1),
-    help="Runs of each. The time to be back is their median. Default: 1.",
+    help="Number of runs of each scenario. Recovery times are their median. Default: 1.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="How many at a time, each with a server of its own. Default: 2, or 1 on one core; apps 1.",
+    help="Contenders at a time, each with its own server. Default: 2, or 1 on one core; apps 1.",
 )
 @click.option(
-    "--seed", type=int, help="When requests and kills come. Default: a new one, shown at the end."
+    "--seed",
+    type=int,
+    help="Decides when requests and kills come. Default: random, shown at the end.",
 )
 @click.option(
     "--json",
     metavar="FILE",
-    help="Also write everything as JSON; - for standard output (the tables then go to stderr).",
+    help="Also write all results as JSON; - is standard output (the tables then go to stderr).",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also print all that the errors said.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print the texts of all errors.")
 @click.option(
-    "--all", is_flag=True, help="Small apps: every server, contender and scenario there is."
+    "--all", is_flag=True, help="Small apps: every available server, contender and scenario."
 )
 @click.option(
     "--contenders",
     metavar="LIST",
-    help="Of unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, asyncpg, peewee.",
+    help="Small apps: unbroken, one, sqlalchemy, pre_ping, dbutils, psycopg_pool, asyncpg, peewee.",
 )
 @click.option(
     "--gevent",
     is_flag=True,
-    help="Small apps: greenlets for threads, by gevent's monkey.patch_all() in each process.",
+    help="Small apps: greenlets instead of threads (gevent's monkey.patch_all() in each process).",
 )
 @click.option(
     "--url",
     multiple=True,
-    help="Where your app answers; several are asked in turn. {port}: a free port.",
+    help="The address of your app; several are requested in turn. {port}: a free port.",
 )
 @click.option(
     "--env",
@@ -106,33 +108,39 @@ command line. LIST: names with commas between.
     help="The variable that your app reads its database URL from.",
 )
 @click.option(
-    "--compare", is_flag=True, help="What follows are whole commands, each quoted: NAME: COMMAND."
+    "--compare", is_flag=True, help="Several whole commands follow, each quoted: 'NAME: COMMAND'."
 )
 @click.option(
     "--config",
     metavar="FILE",
-    help="Read options and scenarios from here. Default: ./drill.toml where there is one.",
+    help="Read options and scenarios from this file. Default: ./drill.toml, if it exists.",
 )
-@click.option("--db", metavar="URL", help="This server instead of a private one; needs --harm.")
-@click.option("--harm", is_flag=True, default=None, help="Yes, the server of --db may be harmed.")
+@click.option("--db", metavar="URL", help="Use this server instead of a private one; needs --harm.")
+@click.option("--harm", is_flag=True, default=None, help="Allow harm to the server of --db.")
 @click.option("--driver", help="The driver in the URL's scheme: pymysql gives mysql+pymysql://.")
 @click.option(
-    "--setup", metavar="COMMAND", help="Run once before the app, as it would run: a migration."
+    "--setup",
+    metavar="COMMAND",
+    help="Run once before the app, with its environment, such as a migration.",
 )
 @click.option("--setup-sql", metavar="SQL|@FILE", help="Run once on the private server.")
 @click.option("--rate", type=float, help="Requests a second, sent on schedule. Default: 50.")
-@click.option("--concurrency", type=int, help="The most under way at a time. Default: 256.")
+@click.option(
+    "--concurrency", type=int, help="Maximum number of requests in progress. Default: 256."
+)
 @click.option(
     "--timeout",
     type=float,
-    help="A request without an answer for so many seconds hangs. Default: 10.",
+    help="Seconds without an answer after which a request counts as hung. Default: 10.",
 )
 @click.option(
-    "--start-timeout", type=float, help="Seconds that your app may take to start. Default: 30."
+    "--start-timeout",
+    type=float,
+    help="Maximum number of seconds that your app takes to start. Default: 30.",
 )
 @click.option(
     "--method",
-    help="Default: GET, with --body POST. A URL may have its own: --url 'POST http://…'.",
+    help="Default: GET, or POST with --body. A URL can have its own: --url 'POST http://…'.",
 )
 @click.option("--header", multiple=True, metavar="'NAME: VALUE'", help="Sent with each request.")
 @click.option("--body", help="Sent with each request. {n}: the request's number.")
@@ -148,11 +156,15 @@ command line. LIST: names with commas between.
     metavar="NAME",
     help="With --compare: only these decide the exit status.",
 )
-@click.option("--folder", metavar="DIR", help="Where the commands are run. Default: here.")
+@click.option(
+    "--folder",
+    metavar="DIR",
+    help="The folder in which the commands run. Default: the current one.",
+)
 @click.option(
     "--clean",
     is_flag=True,
-    help="Remove the cache of servers' programs and empty data folders, and do nothing else.",
+    help="Remove the cache (server programs, empty data folders), and do nothing else.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 def drill(**given: Any) -> None:
@@ -187,9 +199,9 @@ def _clean(given: dict[str, Any]) -> str:
     other orders.
     """
     if project.stated(given):
-        raise ConfigurationError(OPTIONS_EXCLUDE("--clean stands alone: leave out the rest"))
+        raise ConfigurationError(OPTIONS_EXCLUDE("--clean takes no other option"))
     folder, size = folders.remove_cache()
-    return f"there is no cache at {folder}" if size is None else f"removed {folder}, {_mb(size)}"
+    return f"no cache at {folder}" if size is None else f"removed {folder}, {_mb(size)}"
 
 
 def _cache() -> str:
@@ -223,7 +235,7 @@ def _play(order: Order, console: Console) -> list[Result]:
     ):
         rows = drill.run(progress)
     if all(row.failure is not None for row in rows):
-        raise ConfigurationError(NOTHING_MEASURED(f"nothing could be measured: {rows[0].failure}"))
+        raise ConfigurationError(NOTHING_MEASURED(f"no row was measured: {rows[0].failure}"))
     return rows
 
 

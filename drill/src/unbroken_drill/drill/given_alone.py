@@ -28,13 +28,13 @@ def scheme_of(db: str) -> str:
     except ValueError as error:
         if "ort" in str(error):  # urllib's error for an impossible port
             raise ConfigurationError(
-                BAD_OPTION_VALUE("--db: its port is not a number from 1 to 65535")
+                BAD_OPTION_VALUE("--db: the port must be a number from 1 to 65535")
             ) from None
-        raise ConfigurationError(BAD_OPTION_VALUE("--db: its host cannot be read")) from None
+        raise ConfigurationError(BAD_OPTION_VALUE("--db: the host is invalid")) from None
     if scheme not in SCHEMES or not host or port == 0:
         raise ConfigurationError(
             BAD_OPTION_VALUE(
-                "--db: not a database URL with a host, such as"
+                "--db is not a database URL with a host, such as"
                 " mysql://user:password@db.example/shop"
             )
         )
@@ -59,7 +59,7 @@ def driver(name: str | None) -> str | None:
     """Return the *name* of --driver, in any language. Raises ConfigurationError for a wrong one."""
     if name is not None and not re.fullmatch(r"[A-Za-z][\w.-]*", name):
         raise ConfigurationError(
-            BAD_OPTION_VALUE(f"--driver {name!r}: not a driver's name, such as pymysql")
+            BAD_OPTION_VALUE(f"--driver {name!r} is not the name of a driver, such as pymysql")
         )
     return name
 

@@ -156,7 +156,7 @@ def _meanings(rows: Sequence[AppResult]) -> str:
     items = "".join(
         f"<dt>{escape(sign)}</dt><dd>{escape(meaning)}</dd>" for sign, _, meaning in legend(rows)
     )
-    return f"<h2>What it means</h2><dl>{items}</dl>"
+    return f"<h2>Legend</h2><dl>{items}</dl>"
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -164,7 +164,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
         f"<dt>{escape(name)}</dt><dd>{'<br>'.join(_lines(value))}</dd>"
         for name, value in facts.items()
     )
-    return f"<h2>The same again</h2><dl>{items}</dl>"
+    return f"<h2>Repeat this drill</h2><dl>{items}</dl>"
 
 
 def _lines(value: Any) -> Iterable[str]:

@@ -48,7 +48,7 @@ class Probe(threading.Thread):
         if self.accepted is None:
             raise ServerError(
                 SERVER_NOT_STARTED(
-                    f"{self._server!r} was started and does not answer the drill's probe within"
+                    f"{self._server!r} was started, but did not answer the drill's probe within"
                     f" {timeout} s"
                 )
             )

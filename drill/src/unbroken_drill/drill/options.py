@@ -79,8 +79,8 @@ def chooses_small(given: Mapping[str, Any]) -> bool:
     if small and own:
         raise ConfigurationError(
             OPTIONS_EXCLUDE(
-                f"--{small[0]} chooses among the drill's own small apps,"
-                f" {_spelled(own[0])} is for an app of yours"
+                f"--{small[0]} is for the drill's own small apps, but {_spelled(own[0])} is for"
+                " your own app; remove one of the two"
             )
         )
     return bool(small)
@@ -113,7 +113,7 @@ def _topology(given: Mapping[str, Any]) -> Topology | None:
     for other in ("servers", "db"):
         if given.get(other):
             raise ConfigurationError(
-                OPTIONS_EXCLUDE(f"--topology brings its own servers: leave out --{other}")
+                OPTIONS_EXCLUDE(f"--topology starts its own servers; remove --{other}")
             )
     return topologies.find(name)
 
@@ -149,7 +149,7 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
         if topology.backend not in _SMALL_ON:
             raise ConfigurationError(
                 OPTIONS_EXCLUDE(
-                    f"--topology {topology.name} is for an app of yours: no small app is for"
+                    f"--topology {topology.name} is for your own app: no small app supports"
                     f" {SERVERS[topology.backend]}"
                 )
             )
@@ -166,7 +166,7 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
         if name not in _SMALL_ON:
             raise ConfigurationError(
                 UNKNOWN_NAME(
-                    f"there is no server {name!r}{nearest(name, _SMALL_ON)}; known are"
+                    f"unknown server {name!r}{nearest(name, _SMALL_ON)}; known:"
                     f" {', '.join(_SMALL_ON)}"
                 )
             )
@@ -178,10 +178,10 @@ def _servers(given: Mapping[str, Any], left_out: list[str]) -> list[str]:
         elif text or not given.get("all"):
             raise ConfigurationError(DRILL_NEEDS(reason))
         else:
-            left_out.append(f"{SERVERS[name]} is left out: {reason}")
+            left_out.append(f"{SERVERS[name]} is skipped: {reason}")
     if not found:
         raise ConfigurationError(
-            OPTION_MISSING("no server to drill: name one with --servers, such as postgresql")
+            OPTION_MISSING("no server was selected; name one with --servers, such as postgresql")
         )
     return found
 
@@ -191,7 +191,7 @@ def _entrants(
 ) -> list[contenders.Entrant]:
     text, green = given.get("contenders"), bool(given.get("gevent"))
     if green and importlib.util.find_spec("gevent") is None:
-        raise ConfigurationError(DRILL_NEEDS("--gevent needs gevent: pip install gevent"))
+        raise ConfigurationError(DRILL_NEEDS("--gevent needs gevent; pip install gevent"))
     usual = contenders.USUAL if _topology(given) is None else contenders.ON_TOPOLOGIES
     everyone = [e.key for e in contenders.ENTRANTS] if given.get("all") else list(usual)
     names = names_of(text) if text is not None else everyone
@@ -200,17 +200,17 @@ def _entrants(
         if entrant.missing:
             todo = " ".join(entrant.missing)
             left_out.append(
-                f"{entrant.title} is left out on {SERVERS[entrant.backend]}: pip install {todo}"
+                f"{entrant.title} is skipped on {SERVERS[entrant.backend]}: pip install {todo}"
             )
         elif green and not entrant.is_green:
-            left_out.append(f"{entrant.title} is left out: it does not wait by gevent")
+            left_out.append(f"{entrant.title} is skipped: it does not support gevent")
         else:
             there.append(entrant)
     if not there:
         also = "".join(f"; {line}" for line in left_out)
         raise ConfigurationError(
             DRILL_NEEDS(
-                f"no contender is left: none of {', '.join(names)} is installed for"
+                f"no contender is available: none of {', '.join(names)} is installed for"
                 f" {', '.join(backends)}{also}"
             )
         )
@@ -227,20 +227,20 @@ def of_apps(given: Mapping[str, Any]) -> Order:
         from unbroken_drill.drill.apps.actor import OwnApp
     except ImportError:
         raise ConfigurationError(
-            DRILL_NEEDS('the drill of an app needs one package more: pip install "unbroken[drill]"')
+            DRILL_NEEDS('the drill of an app needs another package: pip install "unbroken[drill]"')
         ) from None
     variants = _variants(given)
     backend = _backend(given)
     folder = Path(given.get("folder") or ".").resolve()
     if not folder.is_dir():
-        raise ConfigurationError(BAD_OPTION_VALUE(f"folder {folder}: there is no such folder"))
+        raise ConfigurationError(BAD_OPTION_VALUE(f"--folder {folder}: no such folder"))
     chosen, left_out = _scenarios(given, backend)
     made = AppPlan(
         targets=tuple(_targets(given)),
         environment=tuple(
             database_variable(text)
             for text in given.get("env")
-            or _missing("--env NAME: what does the app read its URL from?")
+            or _missing("--env NAME: the variable from which the app reads its URL")
         ),
         backend=backend,
         db=given.get("db"),
@@ -260,7 +260,7 @@ def of_apps(given: Mapping[str, Any]) -> Order:
 
 
 def _missing(what: str) -> Any:
-    raise ConfigurationError(OPTION_MISSING(f"an app's drill needs {what}"))
+    raise ConfigurationError(OPTION_MISSING(f"the drill of an app needs {what}"))
 
 
 def _variants(given: Mapping[str, Any]) -> list[Variant]:
@@ -281,13 +281,13 @@ def _variants(given: Mapping[str, Any]) -> list[Variant]:
     elif given.get("command"):
         found = [command(given["command"], "app")]
     else:
-        _missing("the app's command: … -- gunicorn app:app")
+        _missing("the app's command, as in: … -- gunicorn app:app")
     names = [each.name for each in found]
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError(
                 BAD_OPTION_VALUE(
-                    f"two apps are called {name!r}: name each, as in --compare 'plain: gunicorn"
+                    f"two apps have the name {name!r}; name each, as in --compare 'plain: gunicorn"
                     " a:app' 'pooled: gunicorn b:app'"
                 )
             )
@@ -299,7 +299,7 @@ def _targets(given: Mapping[str, Any]) -> list[Any]:
     method = given.get("method") or ("POST" if body is not None else "GET")
     headers = dict(header(text) for text in given.get("header") or ())
     urls = given.get("url") or _missing(
-        "--url: where does the app answer, as in http://127.0.0.1:8000/items?"
+        "--url: the address of the app, such as http://127.0.0.1:8000/items"
     )
     return [target(url, method.upper(), body, headers) for url in urls]
 
@@ -312,8 +312,8 @@ def _backend(given: Mapping[str, Any]) -> str:
         if not given.get("harm"):
             raise ConfigurationError(
                 HARM(
-                    "--db: the app will write to that server, and its connections will be cut; if"
-                    " that is all right, add --harm"
+                    "--db: the app will write to that server, and the drill will cut its"
+                    " connections; add --harm to allow that"
                 )
             )
         return SCHEMES[scheme]
@@ -322,14 +322,14 @@ def _backend(given: Mapping[str, Any]) -> str:
         return topology.backend
     if given.get("harm"):
         raise ConfigurationError(
-            OPTIONS_EXCLUDE("--harm says that a server given by --db may be harmed; there is none")
+            OPTIONS_EXCLUDE("--harm allows harm to the server of --db; remove it, or add --db")
         )
     if name is None:
         return _guessed(given)
     if name not in BACKENDS:
         raise ConfigurationError(
             UNKNOWN_NAME(
-                f"there is no server {name!r} for an app{nearest(name, BACKENDS)}; one of"
+                f"unknown server {name!r} for an app{nearest(name, BACKENDS)}; known:"
                 f" {', '.join(BACKENDS)}"
             )
         )
@@ -367,11 +367,11 @@ def _playable(
         each.name: each.obstacle(backend, private=private, small=small, topology=topology)
         for each in chosen
     }
-    left_out = [f"{name} is left out: {reason}" for name, reason in obstacles.items() if reason]
+    left_out = [f"{name} is skipped: {reason}" for name, reason in obstacles.items() if reason]
     if left_out and given.get("scenarios") is not None:
         raise ConfigurationError(DRILL_NEEDS("; ".join(left_out)))
     playable = [each for each in chosen if not obstacles[each.name]]
-    return playable or _missing("a scenario that can be played here"), left_out
+    return playable or _missing("a scenario that this server supports"), left_out
 
 
 def _sql(given: Mapping[str, Any], backend: str) -> str | None:
@@ -380,7 +380,7 @@ def _sql(given: Mapping[str, Any], backend: str) -> str | None:
         return None
     if given.get("db") is not None or backend == "mongodb":
         raise ConfigurationError(
-            OPTIONS_EXCLUDE("--setup-sql is for a private SQL server: use --setup COMMAND here")
+            OPTIONS_EXCLUDE("--setup-sql is for a private SQL server; use --setup COMMAND instead")
         )
     if text.startswith("@"):
         try:

@@ -23,11 +23,9 @@ def writable(option: str, to: str | None) -> Path | None:
     if to == "-":
         return path
     if not path.parent.is_dir():
-        raise ConfigurationError(
-            BAD_OPTION_VALUE(f"--{option} {to}: there is no folder {path.parent}")
-        )
+        raise ConfigurationError(BAD_OPTION_VALUE(f"--{option} {to}: no such folder {path.parent}"))
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigurationError(BAD_OPTION_VALUE(f"--{option} {to}: no file can be written there"))
+        raise ConfigurationError(BAD_OPTION_VALUE(f"--{option} {to}: cannot write a file there"))
     return path
 
 

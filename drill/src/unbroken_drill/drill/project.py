@@ -93,7 +93,7 @@ def names_of(text: str) -> list[str]:
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise ConfigurationError(
-            BAD_OPTION_VALUE(f"the list {text!r} names nothing: write names and commas")
+            BAD_OPTION_VALUE(f"the list {text!r} is empty; write names, separated by commas")
         )
     return found
 
@@ -130,7 +130,7 @@ def _options(document: dict[str, Any]) -> dict[str, Any]:
         ):
             raise ConfigurationError(
                 PROJECT_FILE(
-                    "compare: a table of names and commands is wanted: [compare], then plain ="
+                    "compare must be a table of names and commands: [compare], then plain ="
                     ' "gunicorn app:app"'
                 )
             )
@@ -139,7 +139,7 @@ def _options(document: dict[str, Any]) -> dict[str, Any]:
     names = [each.name for each in found["own"]]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigurationError(PROJECT_FILE(f"there are two scenarios {name!r}"))
+            raise ConfigurationError(PROJECT_FILE(f"two scenarios have the name {name!r}"))
     return found
 
 
@@ -147,7 +147,7 @@ def _tables(own: object) -> list[dict[str, Any]]:
     if own is None:
         return []
     if not isinstance(own, list) or not all(isinstance(each, dict) for each in own):
-        raise ConfigurationError(PROJECT_FILE("scenario: a list of tables is wanted: [[scenario]]"))
+        raise ConfigurationError(PROJECT_FILE("scenario must be a list of tables: [[scenario]]"))
     return own
 
 
@@ -160,7 +160,9 @@ def _scenario(table: dict[str, Any], at: int) -> Scenario:
     limit = table.get("server_idle_limit")
     if limit is not None and limit < 1:
         raise ConfigurationError(
-            PROJECT_FILE(f"{where}server_idle_limit is {limit}: whole seconds from 1 on")
+            PROJECT_FILE(
+                f"{where}server_idle_limit is {limit}, but must be a whole number of at least 1"
+            )
         )
     return scenario(table["name"], table.get("title", ""), table["steps"], limit)
 
@@ -173,12 +175,12 @@ def _check(
             names = (*known, *more)
             raise ConfigurationError(
                 PROJECT_FILE(
-                    f"{where}there is no {key!r}{nearest(key, names)}; known are {', '.join(names)}"
+                    f"{where}unknown key {key!r}{nearest(key, names)}; known: {', '.join(names)}"
                 )
             )
         words, is_right = known[key]
         if not is_right(value):
-            raise ConfigurationError(PROJECT_FILE(f"{where}{key} = {value!r}: {words} is wanted"))
+            raise ConfigurationError(PROJECT_FILE(f"{where}{key} = {value!r} must be {words}"))
 
 
 def _as_list(value: object) -> list[str]:

@@ -307,27 +307,39 @@ def parted(scenarios: Iterable[str], width: int, room: int) -> Iterable[list[str
 
 
 _SIGNS: Final = (
-    ("✓", GOOD, "no request failed, none was slow"),
-    ("12", BAD, "requests that failed; 12! = and some still fail after all faults have ended"),
-    ("4.0s", POOR, f"none failed, but the slowest took that long (shown above {SLOW} s)"),
+    ("✓", GOOD, "no request failed, and no request was slow"),
+    ("12", BAD, "failed requests; 12!: some still failed after all faults had ended"),
+    ("4.0s", POOR, f"no request failed, but the slowest took this long (shown above {SLOW} s)"),
     ("H3", "bold red", "requests without an answer in time"),
 )
 _SMALL_SIGNS: Final = (
-    ("D9", GOOD, "requests ended by their own deadline, in time and with the reason (in freeze)"),
-    ("W3", WRONG, "another's answer, a shared session, an acknowledged write lost, or one doubled"),
-    ("in doubt", FAINT, "writes reported as unknown, for their COMMIT got no answer"),
-    ("back in", FAINT, "from the end of the fault to the first success; the worst of several"),
+    ("D9", GOOD, "requests that their own deadline ended, in time and with the reason (in freeze)"),
+    ("W3", WRONG, "wrong: another request's answer, a shared session, a lost or doubled write"),
+    ("in doubt", FAINT, "writes reported as unknown, because their COMMIT got no answer"),
+    (
+        "back in",
+        FAINT,
+        "time from the end of the fault to the first success; of several faults the worst",
+    ),
 )
 _APP_SIGNS: Final = (
-    ("slowest", FAINT, "counted from when the request was due"),
-    ("back in", FAINT, "from the end of the fault until all goes well; the worst of several"),
+    ("slowest", FAINT, "the longest latency, counted from the time when the request was due"),
+    (
+        "back in",
+        FAINT,
+        "time from the end of the fault until no request failed; of several faults the worst",
+    ),
 )
 _COUNTS: Final = (
-    ("sessions", FAINT, "on the server, after it all; left = still there after the close"),
+    (
+        "sessions",
+        FAINT,
+        "open on the server at the end; left: still there after the contender ended",
+    ),
     (
         "CLOSE_WAIT",
         FAINT,
-        "open sockets whose other end hung up, a second after the fault",
+        "sockets whose other end is closed, one second after the fault",
     ),
 )
 

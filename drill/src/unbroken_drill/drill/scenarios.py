@@ -87,14 +87,16 @@ class Scenario:
             strange = [v.name for v in verbs if v.actor in ("server", "site")]
             strange = [name for name in strange if name not in topology.verbs]
             if strange or idle:
-                return f"{topology.name} cannot {strange[0] if strange else 'set an idle limit'}"
+                return (
+                    f"{topology.name} does not support {strange[0] if strange else 'an idle limit'}"
+                )
         elif any(verb.actor == "site" for verb in verbs):
             return f"it needs several servers: --topology {', '.join(_with(self.steps))}"
         if not small and any(verb.name == "rotate" for verb in verbs):
-            return "only the drill's own small apps read their password anew"
+            return "only the drill's own small apps read the password at each connect"
         own = next((verb.name for verb in verbs if verb.actor == "contender"), None)
         if own is not None and not small:
-            return f"only the drill's own small apps can {own}"
+            return f"only the drill's own small apps support {own}"
         if not private and (
             self.server_idle_limit is not None or any(verb.actor == "server" for verb in verbs)
         ):
@@ -232,12 +234,12 @@ SMALL: Final[tuple[Scenario, ...]] = (
 CLUSTERS: Final[tuple[Scenario, ...]] = (
     scenario(
         "promote",
-        "kill -9 the server that takes writes, another is promoted, the old one comes back",
+        "kill -9 the server that takes writes; another is promoted; the old one comes back",
         ["run 1", "promote", "run 3", "repair", "run 2", "look 1"],
     ),
     scenario(
         "switchover",
-        "another server takes writes, in order; and back",
+        "an orderly switch to another server that takes writes; and back",
         ["run 1", "switchover", "run 2", "switchover", "run 2", "look 1"],
     ),
     scenario(
@@ -247,22 +249,22 @@ CLUSTERS: Final[tuple[Scenario, ...]] = (
     ),
     scenario(
         "rolling",
-        "every server restarts in order, the one that takes writes last",
+        "every server restarts cleanly, the one that takes writes last",
         ["run 1", "rolling", "run 2", "look 1"],
     ),
     scenario(
         "reject",
-        "the server that takes writes answers and refuses for 2 s",
+        "the server that takes writes rejects clients for 2 s",
         ["run 1", "reject", "run 2", "accept", "run 2", "look 1"],
     ),
     scenario(
         "pooler-restart",
-        "the pooler or balancer restarts, away for 1 s",
+        "the pooler or balancer restarts, 1 s down",
         ["run 1", "restart_pooler 1", "run 2", "look 1"],
     ),
     scenario(
         "rotate",
-        "the server wants another password and ends all sessions; 1 s later the app has it",
+        "the server requires another password and ends all sessions; 1 s later the app has it",
         ["run 1", "rotate 1", "run 2", "look 1"],
     ),
 )
@@ -287,8 +289,7 @@ def choose(
             hint = nearest(name, [each.name for each in known])
             raise ConfigurationError(
                 UNKNOWN_NAME(
-                    f"there is no scenario {name!r}{hint}; known are"
-                    f" {', '.join(s.name for s in known)}"
+                    f"unknown scenario {name!r}{hint}; known: {', '.join(s.name for s in known)}"
                 )
             )
     return [each for each in known if each.name in names]

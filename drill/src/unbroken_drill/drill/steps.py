@@ -7,6 +7,7 @@ numbers. Everything is checked on reading, before anything is started.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import shlex
@@ -55,22 +56,24 @@ class Step:
 
 
 def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or value < 0:
-        raise ValueError("a number from 0 on is wanted")
-    return value
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if math.isfinite(value) and value >= 0:
+            return value
+    raise ValueError("must be a number of at least 0")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError("a whole number from 1 on is wanted")
-    return value
+    with contextlib.suppress(ValueError):
+        value = int(text)
+        if value >= 1:
+            return value
+    raise ValueError("must be a whole number of at least 1")
 
 
 def _flag(text: str) -> bool:
     if text not in ("yes", "no"):
-        raise ValueError("yes or no is wanted")
+        raise ValueError("must be yes or no")
     return text == "yes"
 
 
@@ -81,7 +84,7 @@ def _scope(text: str) -> str | int:
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
-            raise ValueError(f"{' or '.join(words)} is wanted")
+            raise ValueError(f"must be {' or '.join(words)}")
         return text
 
     return read
@@ -117,14 +120,14 @@ VERBS: Final[Mapping[str, Verb]] = {
         Verb(
             "run",
             "traffic",
-            "traffic for so long, and up to *jitter* seconds longer",
+            "send requests for *seconds*, and up to *jitter* seconds more",
             (*_SECONDS, Value("jitter", _number, 0.0)),
             is_traffic=True,
         ),
         Verb(
             "quiet",
             "traffic",
-            "no traffic for so long: every connection is idle",
+            "send no requests for *seconds*: every connection is idle",
             _SECONDS,
             begins=True,
             ends=True,
@@ -132,111 +135,114 @@ VERBS: Final[Mapping[str, Verb]] = {
         Verb(
             "look",
             "drill",
-            "after so long, count the sockets in CLOSE_WAIT; traffic goes on",
+            "count the sockets in CLOSE_WAIT after *seconds*; traffic continues",
             _SECONDS,
         ),
         _own(
             "users",
-            "steady traffic comes from so many threads, a request each *every* seconds",
+            "send steady traffic from *threads* threads, each with a request every *every* seconds",
             Value("threads", _count),
             Value("every", _number, 0.25),
         ),
         _own(
             "burst",
-            "so many requests at once, *each* times",
+            "send *threads* requests at the same time, *each* times",
             Value("threads", _count),
             Value("each", _count, 1),
             is_traffic=True,
         ),
         _own(
             "fork",
-            "a warm process forks so many children, and each asks *asks* times who it talks to",
+            "fork *children* children from a warm process; each asks *asks* times for its session",
             Value("children", _count),
             Value("asks", _count, 200),
             is_traffic=True,
         ),
         _own(
             "forget",
-            "so many requests drop their connection without giving it back",
+            "*requests* requests drop their connection without releasing it",
             Value("requests", _count),
             is_traffic=True,
         ),
         _own(
             "hold",
-            "the same, but something keeps the connections alive",
+            "as `forget`, but a reference keeps the connections alive",
             Value("requests", _count),
             is_traffic=True,
         ),
-        Verb("stop", "server", "stop the server in order", begins=True),
+        Verb("stop", "server", "shut the server down cleanly", begins=True),
         Verb("crash", "server", "kill -9 the server", begins=True),
-        Verb("start", "server", "start it again, and wait until it answers", ends=True),
+        Verb("start", "server", "start the server again, and wait until it answers", ends=True),
         Verb(
             "freeze",
             "server",
-            "the server stands still: connections stay open, nothing answers",
+            "suspend the server: connections stay open, and it does not answer",
             begins=True,
         ),
-        Verb("thaw", "server", "it goes on", ends=True),
+        Verb("thaw", "server", "resume the server", ends=True),
         Verb("kill", "server", "end all sessions, as an administrator would", strikes=True),
-        _site("promote", "kill -9 the server that takes writes, and promote another"),
-        _site("switchover", "another server takes writes, in order"),
+        _site("promote", "kill -9 the primary, and promote another server"),
+        _site("switchover", "make another server the primary, cleanly"),
         _site(
             "demote",
-            "the server that takes writes is read-only for so long, then another takes writes",
+            "make the primary read-only for *seconds*, then make another server the primary",
             *_SECONDS,
         ),
-        _site("rolling", "restart every server in order, the one that takes writes last"),
-        Verb("repair", "site", "servers that are away come back, and follow"),
-        Verb("reject", "site", "the server that takes writes answers, and refuses", begins=True),
-        Verb("accept", "site", "it takes writes again", ends=True),
+        _site("rolling", "restart every server, the primary last"),
+        Verb("repair", "site", "start the servers that are down; they follow the primary"),
+        Verb("reject", "site", "make the primary answer clients with a refusal", begins=True),
+        Verb("accept", "site", "make the primary serve clients again", ends=True),
         _site(
             "restart_pooler",
-            "the pooler or balancer before the servers restarts, away for so long",
+            "restart the pooler or balancer in front of the servers, *seconds* down",
             *_SECONDS,
         ),
         _site(
             "rotate",
-            "the server wants another password, ends all sessions; so much later the app knows it",
+            "change the password and end all sessions; the app gets it *seconds* later",
             *_SECONDS,
         ),
         _strike("rst", "reset connections"),
-        _strike("fin", "close connections in order"),
-        _strike("half_close", "close one direction: the client is told, and may still send"),
+        _strike("fin", "close connections with FIN"),
+        _strike(
+            "half_close",
+            "close one direction: the client sees the end of the stream, but can still send",
+        ),
         _fault(
             "blackhole",
-            "nothing gets through; hold: it arrives after heal, drop: never",
+            "pass no data; hold: it arrives later; drop: it never arrives",
             Value("mode", _one_of("hold", "drop"), "hold"),
         ),
-        _fault("stall", "the server's answers stay out"),
+        _fault("stall", "hold the server's answers back"),
         _fault(
-            "latency", "each packet takes so much longer", *_SECONDS, Value("jitter", _number, 0.0)
+            "latency", "delay each packet by *seconds*", *_SECONDS, Value("jitter", _number, 0.0)
         ),
-        _fault("throttle", "so many bytes a second", Value("bytes_per_second", _count)),
-        _fault("slice", "packets of so many bytes", Value("bytes", _count)),
-        _fault("cut_after", "cut each connection after so many seconds", *_SECONDS),
+        _fault("throttle", "limit the bytes per second", Value("bytes_per_second", _count)),
+        _fault("slice", "send data in packets of *bytes* bytes", Value("bytes", _count)),
+        _fault("cut_after", "cut each connection after *seconds*", *_SECONDS),
         Verb("refuse", "proxy", "refuse new connections", begins=True),
-        Verb("hang_connect", "proxy", "new connections get no answer at all", begins=True),
+        Verb("hang_connect", "proxy", "do not answer new connections", begins=True),
         Verb(
             "fail_next",
             "proxy",
-            "the next so many connections fail",
+            "make the next *connections* connections fail",
             (Value("connections", _count, 1),),
             strikes=True,
         ),
         Verb(
             "idle_limit",
             "proxy",
-            "a balancer forgets connections idle for so long: silently, or with a reset",
+            "drop connections that were idle for *seconds*, silently or with a reset",
             (*_SECONDS, Value("reset", _flag, False)),
         ),
         Verb(
             "cut_at",
             "proxy",
-            "the next such statement is executed, and its answer is lost",
+            "let the next matching statement run, and lose its answer",
             (Value("statement", str),),
             strikes=True,
         ),
-        Verb("heal", "proxy", "the network is well again", ends=True),
+        Verb("heal", "proxy", "make the network work again", ends=True),
     )
 }
 
@@ -254,7 +260,7 @@ def read(text: str) -> Step:
     if verb is None:
         raise ConfigurationError(
             BAD_SCENARIO(
-                f"step {text!r}: there is no {word!r}{nearest(word, VERBS)}; known are"
+                f"step {text!r}: unknown step {word!r}{nearest(word, VERBS)}; known:"
                 f" {', '.join(VERBS)}"
             )
         )
@@ -270,14 +276,12 @@ def read(text: str) -> Step:
                 or "nothing"
             )
             raise ConfigurationError(
-                BAD_SCENARIO(f"step {text!r}: {part!r} is too much; {verb.name} takes {wanted}")
+                BAD_SCENARIO(f"step {text!r}: unexpected {part!r}; {verb.name} takes {wanted}")
             )
         try:
             values[value.name] = value.read(given if named else part)
         except ValueError as error:
-            raise ConfigurationError(
-                BAD_SCENARIO(f"step {text!r}: {value.name}: {error}")
-            ) from None
+            raise ConfigurationError(BAD_SCENARIO(f"step {text!r}: {value.name} {error}")) from None
     for value in verb.values:
         if value.name not in values:
             if value.default is None:
@@ -297,50 +301,50 @@ def read_all(texts: Sequence[str]) -> tuple[Step, ...]:
             if stopped is not None:
                 raise ConfigurationError(
                     BAD_SCENARIO(
-                        f"step {step.text!r}: the server is away already, since {stopped!r}"
+                        f"step {step.text!r}: the server is already down, because of {stopped!r}"
                     )
                 )
             stopped = name
         elif name in ("start", "thaw"):
             if stopped is None or (name == "thaw") != (stopped == "freeze"):
                 raise ConfigurationError(
-                    BAD_SCENARIO(f"step {step.text!r}: nothing before it that it would end")
+                    BAD_SCENARIO(f"step {step.text!r}: no earlier step that it could end")
                 )
             stopped = None
         elif name in ("reject", "accept"):
             if (name == "reject") == refusing:
                 raise ConfigurationError(
-                    BAD_SCENARIO(f"step {step.text!r}: nothing before it that it changes")
+                    BAD_SCENARIO(f"step {step.text!r}: the primary is already in that state")
                 )
             refusing = name == "reject"
     if refusing:
         raise ConfigurationError(
-            BAD_SCENARIO("after 'reject' there is no 'accept': the server would refuse on")
+            BAD_SCENARIO("no 'accept' follows 'reject': the server would never serve again")
         )
     if stopped is not None:
         raise ConfigurationError(
             BAD_SCENARIO(
-                f"after {stopped!r} there is no {'thaw' if stopped == 'freeze' else 'start'!r}: the"
-                " server would stay away"
+                f"no {'thaw' if stopped == 'freeze' else 'start'!r} follows {stopped!r}: the server"
+                " would stay down"
             )
         )
     if not any(step.verb.is_traffic for step in steps):
         raise ConfigurationError(
             BAD_SCENARIO(
-                "a scenario without 'run SECONDS' has no traffic: nothing would be measured"
+                "the scenario has no traffic, so nothing would be measured: add 'run SECONDS'"
             )
         )
     if not (steps[-1].verb.is_traffic or steps[-1].verb.name == "look"):
         raise ConfigurationError(
             BAD_SCENARIO(
-                f"the last step is {steps[-1].text!r}: end with 'run SECONDS', or recovery cannot"
-                " be seen"
+                f"the last step is {steps[-1].text!r}, so recovery would not be measured: end with"
+                " 'run SECONDS'"
             )
         )
     return steps
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``: did you mean 'latency'?``, or an empty text."""
+    """Return `` (did you mean 'latency'?)``, or an empty text."""
     found = difflib.get_close_matches(word, list(known), 1, 0.6)
     return f" (did you mean {found[0]!r}?)" if found else ""

@@ -86,7 +86,7 @@ TOPOLOGIES: Final = {
         ),
         Topology(
             "galera",
-            "Galera of three behind HAProxy",
+            "Galera of three nodes behind HAProxy",
             "mariadb",
             ("galera", "haproxy"),
             _ROLES | _REFUSALS | _POOLER | _COMMON,
@@ -129,7 +129,7 @@ def find(name: str) -> Topology:
     if found is None:
         raise ConfigurationError(
             UNKNOWN_NAME(
-                f"there is no topology {name!r}{nearest(name, TOPOLOGIES)}; known are"
+                f"unknown topology {name!r}{nearest(name, TOPOLOGIES)}; known:"
                 f" {', '.join(TOPOLOGIES)}"
             )
         )

@@ -21,9 +21,7 @@ def positive(given: Mapping[str, Any], name: str, default: float, most: float) -
         return default
     if not (math.isfinite(value) and 0 < value <= most):
         raise ConfigurationError(
-            BAD_OPTION_VALUE(
-                f"{name} is {value:g}: more than 0 is wanted, and no more than {most:g}"
-            )
+            BAD_OPTION_VALUE(f"{name} is {value:g}, but must be more than 0 and at most {most:g}")
         )
     return float(value)
 
@@ -32,12 +30,12 @@ def jobs(given: Mapping[str, Any]) -> int:
     """Return how many apps are drilled side by side."""
     many = given.get("jobs") or 1
     if many < 1:
-        raise ConfigurationError(BAD_OPTION_VALUE(f"jobs is {many}: 1 or more"))
+        raise ConfigurationError(BAD_OPTION_VALUE(f"jobs is {many}, but must be at least 1"))
     if many > 1 and not any("{port}" in url for url in given.get("url") or ()):
         raise ConfigurationError(
             BAD_OPTION_VALUE(
-                "--jobs above 1 runs apps side by side: write {port} for the port, in --url and in"
-                " the command"
+                "--jobs above 1 runs apps side by side; write {port} instead of the port, in --url"
+                " and in the command"
             )
         )
     return int(many)
@@ -50,7 +48,7 @@ def judged(given: Mapping[str, Any], variants: Sequence[Variant]) -> tuple[str, 
         if name not in names:
             raise ConfigurationError(
                 UNKNOWN_NAME(
-                    f"--judge {name}: there is no app of that name{nearest(name, names)}; there are"
+                    f"--judge {name}: no app has that name{nearest(name, names)}; known:"
                     f" {', '.join(names)}"
                 )
             )
@@ -70,7 +68,7 @@ def check_ports(made: AppPlan) -> None:
             continue
         raise ConfigurationError(
             PORT_TAKEN(
-                f"something listens on {parts.hostname}:{port} already: end it, or the drill would"
-                " measure it and not your app"
+                f"another program already listens on {parts.hostname}:{port}; stop it, because the"
+                " drill would measure it instead of your app"
             )
         )

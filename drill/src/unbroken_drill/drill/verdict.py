@@ -45,7 +45,7 @@ class Judge:
         if not self.judges(row):
             return []
         if row.failure is not None:
-            return [f"could not be measured: {row.failure}"]
+            return [f"not measured: {row.failure}"]
         if isinstance(row, AppResult):
             return list(_limits(row, self.max_errors))
         scenario = next(each for each in self.scenarios if each.name == row.scenario)
@@ -58,12 +58,12 @@ def _limits(row: AppResult, max_errors: int) -> Iterable[str]:
         hung = f", {row.hung} of them hung" if row.hung else ""
         yield f"{failed} of {row.requests} requests failed{hung}; {max_errors} allowed"
     if row.never_back:
-        yield "requests still failed when the traffic ended"
+        yield "requests were still failing when the traffic ended"
     if row.ended is not None:
         yield f"the app ended by itself: {row.ended}"
     if row.needed_restart:
         helped = "which helped" if row.restart_helped else "which did not help"
-        yield f"it did not recover by itself: it was restarted, {helped}"
+        yield f"the app did not recover by itself; the drill restarted it, {helped}"
 
 
 def _requests(row: Result, scenario: Scenario) -> Iterable[str]:
@@ -77,14 +77,16 @@ def _requests(row: Result, scenario: Scenario) -> Iterable[str]:
         yield f"{row.unwell} requests failed after all faults had ended, 0 allowed"
     deadline = scenario.pool.deadline
     if deadline is None and row.told:
-        yield f"{row.told} requests ended by a deadline that was not set"
+        yield f"{row.told} requests reported a deadline, but none was set"
     if deadline is not None and row.slowest > deadline + DEADLINE_GRACE:
         took = f"a request took {row.slowest:.2f} s"
         yield f"{took} with a deadline of {deadline:.0f} s, {DEADLINE_GRACE} s grace"
     if scenario.is_outage:
         allowed = RECOVERY if row.runs >= RECOVERY_RUNS else RECOVERY_ONCE
         if row.recovery is not None and row.recovery > allowed:
-            took = f"first success {row.recovery * 1000:.0f} ms after the server accepted"
+            took = (
+                f"first success {row.recovery * 1000:.0f} ms after the server accepted connections"
+            )
             yield f"{took}, {allowed * 1000:.0f} ms allowed"
     if row.never_back:
         yield "no success after the fault"

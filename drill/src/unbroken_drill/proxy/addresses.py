@@ -56,8 +56,8 @@ class Address:
         except (OSError, UnicodeError) as error:  # DNS cannot spell every name
             raise ProxyError(
                 PROXY_HOST(
-                    f"cannot find {self.host!r}: {error}; give an address, or a name that this"
-                    " machine knows"
+                    f"cannot resolve {self.host!r}: {error}; give an address, or a name that this"
+                    " machine can resolve"
                 )
             ) from None
         return [(family, address) for family, _, _, _, address in found]
@@ -67,7 +67,7 @@ def address(given: Given, what: str, *, least_port: int = 1) -> Address:
     """Return *given* as an address. A ConfigurationError shows the spelling of *what*."""
     wrong = ConfigurationError(
         PROXY_ADDRESS(
-            f"{what}={given!r} is not an address: write (host, port), 'host:port', '[::1]:port' or"
+            f"{what}={given!r} is not an address; write (host, port), 'host:port', '[::1]:port' or"
             " the path of a unix socket"
         )
     )
@@ -119,11 +119,13 @@ def of_url(url: str) -> tuple[Address, str | None]:
         target = parse(url)
         if target.backend not in _PORTS:
             raise ConfigurationError(
-                PROXY_ADDRESS(f"a {target.backend} URL names no server to stand before")
+                PROXY_ADDRESS(
+                    f"a {target.backend} URL names no server that a proxy can stand in front of"
+                )
             )
         if target.others:
             raise ConfigurationError(
-                PROXY_ADDRESS("a proxy stands before one server, and the URL names several")
+                PROXY_ADDRESS("a proxy stands in front of one server, but the URL names several")
             )
         protocol = "postgresql" if target.backend == "postgresql" else "mysql"
         if target.unix_socket is not None:
@@ -148,7 +150,7 @@ def of_url(url: str) -> tuple[Address, str | None]:
     except ConfigurationError:
         raise ConfigurationError(
             PROXY_ADDRESS(
-                "the URL names no server's host and port: write something like"
+                "the URL names no host and port of a server; write something like"
                 " mysql://app:secret@127.0.0.1:3306/shop"
             )
         ) from None
@@ -193,14 +195,14 @@ def through(url: str, here: Address) -> str:
     if found is None or scheme.startswith("sqlite") or "+srv" in scheme:
         raise ConfigurationError(
             PROXY_ADDRESS(
-                "this is not the URL of a server: write something like"
+                "the text is not the URL of a server; write something like"
                 " mysql+pymysql://user:password@host:3306/database"
             )
         )
     if here.path is not None:
         raise ConfigurationError(
             PROXY_ADDRESS(
-                f"how a {scheme} URL names a unix socket is not known: let the proxy listen on TCP"
+                f"a {scheme} URL cannot name a unix socket here; let the proxy listen on TCP"
             )
         )
     user, at, _ = found[2].rpartition("@")
@@ -213,7 +215,7 @@ def _postgresql_socket(url: str, path: str) -> str:
     if found is None:
         raise ConfigurationError(
             PROXY_ADDRESS(
-                "PostgreSQL's clients look for a socket named .s.PGSQL.5432 in a folder: listen on"
+                "PostgreSQL's clients need a socket with the name .s.PGSQL.5432; listen on"
                 f" such a path, not {path}"
             )
         )

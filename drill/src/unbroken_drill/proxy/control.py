@@ -74,7 +74,8 @@ def _with_pattern(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     if "statement" in rest or not isinstance(given["pattern"], str):
         raise ConfigurationError(
             CONTROL_REQUEST(
-                f"cut_at takes a statement or a pattern, as text; it takes {', '.join(known)}"
+                "cut_at takes either a statement or a pattern, as text; its arguments are"
+                f" {', '.join(known)}"
             )
         )
     try:
@@ -110,11 +111,12 @@ def query(text: str) -> tuple[int, float]:
     except ValueError:
         raise ConfigurationError(
             CONTROL_REQUEST(
-                "after is a whole number and wait a number of seconds: /events?after=12&wait=5"
+                "after must be a whole number, and wait a number of seconds:"
+                " /events?after=12&wait=5"
             )
         ) from None
     if math.isnan(wait):
-        raise ConfigurationError(CONTROL_REQUEST("wait=nan is not a number of seconds"))
+        raise ConfigurationError(CONTROL_REQUEST("wait=nan must be a number of seconds"))
     return after, min(max(wait, 0.0), _LONGEST)
 
 
@@ -140,8 +142,8 @@ class Control:
         if not anywhere and not _is_loopback(wanted.host):
             raise ConfigurationError(
                 PROXY_ADDRESS(
-                    f"control={wanted}: only the loopback, 127.0.0.1, is safe: anybody who reaches"
-                    " this port can break the connections"
+                    f"control={wanted} is not a loopback address such as 127.0.0.1; every client"
+                    " that reaches this port can break the connections"
                 )
             )
         family, name = wanted.resolve()[0]
@@ -244,8 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Origin") is not None or not (_is_loopback(host) or _is_address(host)):
             raise ConfigurationError(
                 CONTROL_REQUEST(
-                    "this port is for programs, not for web pages: no Origin, and an address or"
-                    " localhost as the Host"
+                    "web pages cannot use this port: send no Origin, and an address or localhost"
+                    " as the Host"
                 )
             )
 
@@ -258,16 +260,16 @@ class _Handler(BaseHTTPRequestHandler):
         if where.path == "/events":
             after, wait = query(where.query)
             return 200, [asdict(event) for event in proxy.events_after(after, wait)]
-        return 404, {"error": "there is /, /connections and /events to GET, and each verb to POST"}
+        return 404, {"error": "known: GET /, GET /connections, GET /events, and POST for each verb"}
 
     def _post(self) -> tuple[int, Any]:
         verb = urlsplit(self.path).path.strip("/")
         if verb not in VERBS:
-            return 404, {"error": f"there is no such verb; there are {', '.join(VERBS)}"}
+            return 404, {"error": f"unknown verb; known: {', '.join(VERBS)}"}
         length = self.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdigit() and int(length[:10]) <= _MOST):
             raise ConfigurationError(
-                CONTROL_REQUEST(f"a body has a Content-Length, of {_MOST} bytes at most")
+                CONTROL_REQUEST(f"a body needs a Content-Length of at most {_MOST} bytes")
             )
         getattr(self.server.proxy, verb)(**arguments(verb, body(self.rfile.read(int(length)))))
         return 200, {"done": verb}

@@ -103,7 +103,7 @@ class Cut:
     def __repr__(self) -> str:
         return (
             f"<Cut {'before' if self.before else 'after'} {self.statement!r}: {self.hits} done,"
-            f" {self.left} to come>"
+            f" {self.left} left>"
         )
 
     @property
@@ -111,7 +111,7 @@ class Cut:
         """A description of the cut, for the log."""
         if self.before:
             return f"before {self.statement} reached the server"
-        return f"after {self.statement} was answered, before the client heard of it"
+        return f"after {self.statement} was answered, before the answer reached the client"
 
     @property
     def hits(self) -> int:

@@ -77,7 +77,9 @@ class Engine:
             target=self._run, name=f"fault proxy {self.gate.address}", daemon=True
         )
         _engines.add(self)
-        self.log.add("listening", None, f"on {self.gate.address}, before {upstream}, seed {seed}")
+        self.log.add(
+            "listening", None, f"on {self.gate.address}, in front of {upstream}, seed {seed}"
+        )
         self._thread.start()
 
     # ---- for other threads
@@ -90,7 +92,7 @@ class Engine:
             raise ProxyError(
                 PROXY_STATE(
                     f"this proxy runs in process {self._owner}, not in its forked child"
-                    f" {os.getpid()}: ask it there"
+                    f" {os.getpid()}; call it in that process"
                 )
             )
         future: Future[T] = Future()
@@ -192,7 +194,7 @@ class Engine:
         if isinstance(on, int) and on <= self.count and on not in self.links:
             raise ProxyError(
                 PROXY_STATE(
-                    f"connection {on} is closed already; open are"
+                    f"connection {on} is already closed; open connections:"
                     f" {', '.join(map(str, self.links)) or 'none'}"
                 )
             )
@@ -363,7 +365,7 @@ class Engine:
                 return
             future.set_exception(
                 ProxyError(
-                    PROXY_STATE(f"the proxy on {self.gate.address} is closed: open a new one")
+                    PROXY_STATE(f"the proxy on {self.gate.address} is closed; create a new one")
                 )
             )
 

@@ -22,7 +22,7 @@ from unbroken_drill.proxy.records import ConnectionInfo, Event
 
 T = TypeVar("T")
 
-_TLS_REMEDY = "connect without TLS and compression where statements are to be matched"
+_TLS_REMEDY = "connect without TLS and compression, so that the proxy can match statements"
 
 
 class FaultProxy:
@@ -78,8 +78,8 @@ class FaultProxy:
         if self._engine is not None:
             raise ProxyError(
                 PROXY_STATE(
-                    f"the proxy on {self._engine.gate.address} was started already: a new"
-                    " FaultProxy makes another one"
+                    f"the proxy on {self._engine.gate.address} was already started; create a new"
+                    " FaultProxy"
                 )
             )
         self._engine = Engine(self._upstream, self._listen, self.seed, _reader(self.protocol))
@@ -116,7 +116,7 @@ class FaultProxy:
 
     def __repr__(self) -> str:
         where = f"on {self._engine.gate.address}" if self._engine is not None else "not started"
-        return f"<FaultProxy {where}, before {self._upstream}>"
+        return f"<FaultProxy {where}, in front of {self._upstream}>"
 
     # ---- where it is, what it saw
 
@@ -201,9 +201,7 @@ class FaultProxy:
         seconds. *how* is "fin" or "rst".
         """
         if (bytes is None) == (seconds is None):
-            raise ConfigurationError(
-                PROXY_ARGUMENT("cut_after takes bytes= or seconds=, one of them")
-            )
+            raise ConfigurationError(PROXY_ARGUMENT("cut_after takes either bytes= or seconds="))
         count = None if bytes is None else plan.whole("bytes", bytes)
         after = None if seconds is None else plan.number("seconds", seconds)
         cutoff = Cutoff(count, after, plan.how(how))
@@ -231,7 +229,7 @@ class FaultProxy:
         if hole == "lose":
             if way != "both":
                 raise ConfigurationError(
-                    PROXY_ARGUMENT(f"way={way!r}: blackhole('lose') is for both ways")
+                    PROXY_ARGUMENT(f"way={way!r}: blackhole('lose') always works both ways")
                 )
             self._do(lambda: self._house.lose_connects(plan.scope(on)))
         self._rule("blackhole", on, way, lambda rules: replace(rules, hole=hole), hole)
@@ -372,7 +370,7 @@ class FaultProxy:
         if self.protocol is None:
             raise ConfigurationError(
                 PROXY_CUT(
-                    "cut_at must know the protocol: FaultProxy(…, protocol='mysql') or 'postgresql'"
+                    "cut_at needs the protocol: FaultProxy(…, protocol='mysql') or 'postgresql'"
                 )
             )
         house, scope = self._house, plan.scope(on)
@@ -414,7 +412,7 @@ class FaultProxy:
     def _house(self) -> Engine:
         if self._engine is None:
             raise ProxyError(
-                PROXY_STATE("the proxy was not started: use it in a with block, or call start()")
+                PROXY_STATE("the proxy was not started; use it in a with block, or call start()")
             )
         return self._engine
 

@@ -31,9 +31,11 @@ _LAST_PREPARED = (
 )
 _MORE = 0xFFFFFF  # a packet of this length is continued in the next one
 
-TLS = "TLS began (CLIENT_SSL): its statements cannot be read"
-COMPRESSED = "the client asked for compression (CLIENT_COMPRESS): its statements cannot be read"
-FOREIGN = "this is not MySQL's protocol: its statements cannot be read"
+TLS = "the client uses TLS (CLIENT_SSL), so the proxy cannot read its statements"
+COMPRESSED = (
+    "the client uses compression (CLIENT_COMPRESS), so the proxy cannot read its statements"
+)
+FOREIGN = "the client does not speak MySQL's protocol, so the proxy cannot read its statements"
 
 
 @dataclass(slots=True)

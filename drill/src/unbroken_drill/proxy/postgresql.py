@@ -21,9 +21,9 @@ _MOST = 1 << 30  # a longer message is not PostgreSQL's
 # a header's size: a client's first message (and a request for encryption) has no letter
 _FIRST, _LATER = (4, 5)
 
-TLS = "TLS began (SSLRequest): its statements cannot be read"
-GSS = "GSSAPI encryption began (GSSENCRequest): its statements cannot be read"
-FOREIGN = "this is not PostgreSQL's protocol: its statements cannot be read"
+TLS = "the client uses TLS (SSLRequest), so the proxy cannot read its statements"
+GSS = "the client uses GSSAPI encryption (GSSENCRequest), so the proxy cannot read its statements"
+FOREIGN = "the client does not speak PostgreSQL's protocol, so the proxy cannot read its statements"
 
 
 @dataclass(slots=True)

@@ -115,7 +115,7 @@ class Session:
             if half.lane.dropped and rules.hole != "drop":
                 self.end(
                     "rst",
-                    f"{half.lane.dropped} bytes of it were dropped, which nobody can send again",
+                    f"{half.lane.dropped} bytes of it were dropped and cannot be sent again",
                 )
                 return
             half.lane.obey(rules)
@@ -163,7 +163,7 @@ class Session:
             self.house.log.add(
                 "forgotten",
                 self.n,
-                f"idle for {idle:.3f} s: nothing passes any more, nobody is told",
+                f"idle for {idle:.3f} s: dropped silently",
             )
             forgotten = self.conduct.on_way("both", lambda rules: replace(rules, hole="drop"))
             self.obey(replace(forgotten, idle_limit=None))

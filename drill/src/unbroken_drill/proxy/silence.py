@@ -26,9 +26,7 @@ def lose(sock: socket.socket) -> None:
     """
     if sys.platform != "linux" or sock.family == socket.AF_UNIX:
         raise ProxyError(
-            PROXY_KERNEL(
-                "only Linux can lose what comes for a socket, and only TCP's: use blackhole('drop')"
-            )
+            PROXY_KERNEL("blackhole('lose') needs Linux and TCP; use blackhole('drop')")
         )
     program = ctypes.create_string_buffer(_NOTHING)
     try:
@@ -37,7 +35,7 @@ def lose(sock: socket.socket) -> None:
         )
     except OSError as error:
         raise ProxyError(
-            PROXY_KERNEL(f"this kernel refuses a socket filter: {error}; use blackhole('drop')")
+            PROXY_KERNEL(f"this kernel rejects a socket filter: {error}; use blackhole('drop')")
         ) from None
 
 

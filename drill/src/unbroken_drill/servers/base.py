@@ -206,9 +206,7 @@ class Server(ABC):
         except subprocess.TimeoutExpired:
             self.kill()
             raise ServerError(
-                SERVER_LATE(
-                    f"{self!r} did not end within {timeout} s of being asked, so it was killed"
-                )
+                SERVER_LATE(f"{self!r} did not stop within {timeout} s, so it was killed")
             ) from None
         return self._ended()
 
@@ -323,7 +321,7 @@ class Server(ABC):
     def pid(self) -> int:
         """The main process's id. Raises ServerError if it does not run."""
         if self._process is None or not self.is_running:
-            raise ServerError(SERVER_STATE(f"{self!r} does not run: start() it"))
+            raise ServerError(SERVER_STATE(f"{self!r} is not running; call start()"))
         return self._process.pid
 
     @property
@@ -347,7 +345,9 @@ class Server(ABC):
     @property
     def _home(self) -> Path:
         if self.folder is None:
-            raise ServerError(SERVER_STATE(f"{self!r} was never started, or is closed: start() it"))
+            raise ServerError(
+                SERVER_STATE(f"{self!r} was never started, or is closed; call start()")
+            )
         return self.folder
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:
@@ -393,7 +393,7 @@ class Server(ABC):
             if time.monotonic() > deadline:
                 raise ServerError(
                     SERVER_LATE(
-                        f"sessions {sorted(left)} still live {timeout} s after they were killed"
+                        f"sessions {sorted(left)} still exist {timeout} s after they were killed"
                     )
                 )
             time.sleep(_POLL)

@@ -19,7 +19,7 @@ def require() -> str:
     found = shutil.which("openssl")
     if found is None:
         raise ServerUnavailable(
-            SERVER_NOT_HERE("tls=True needs the openssl command: install openssl")
+            SERVER_NOT_HERE("tls=True needs the command openssl; install openssl")
         )
     return found
 

@@ -33,7 +33,7 @@ def lines(server: Server) -> list[str]:
         return _postgresql()
     if isinstance(server, MariaDB) and not isinstance(server, MySQL):
         return _mariadb()
-    raise ServerError(SERVER_CANNOT(f"HAProxy has no check for {server!r} here: say follow=False"))
+    raise ServerError(SERVER_CANNOT(f"HAProxy cannot check {server!r} here; pass follow=False"))
 
 
 def _postgresql() -> list[str]:

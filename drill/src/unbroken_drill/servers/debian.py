@@ -76,7 +76,9 @@ def loader(root: Path) -> list[str | Path]:
     """
     found = [*root.glob("usr/lib/*/ld-linux*.so.*"), *root.glob("usr/lib64/ld-linux*.so.*")]
     if not found:
-        raise ServerUnavailable(DOWNLOAD(f"no loader in {root}: remove that folder and try again"))
+        raise ServerUnavailable(
+            DOWNLOAD(f"no dynamic loader in {root}; remove that folder and try again")
+        )
     libraries = ":".join(str(folder) for folder in sorted(root.glob("usr/lib/*-linux-gnu*")))
     return [found[0], "--library-path", libraries]
 
@@ -92,7 +94,7 @@ def _fill(root: Path, package: str, suite: str) -> None:
         ):
             if hashlib.sha256(data).hexdigest() != index[name]["SHA256"]:
                 raise ServerUnavailable(
-                    DOWNLOAD(f"{name} of Debian {suite} came damaged: try again")
+                    DOWNLOAD(f"the download of {name} of Debian {suite} is damaged; try again")
                 )
             with tempfile.NamedTemporaryFile(suffix=".deb") as deb:
                 deb.write(data)
@@ -108,7 +110,7 @@ def _index(suite: str) -> tuple[str, dict[str, Package]]:
             return mirror, _packages(mirror, suite)
         except (OSError, ServerUnavailable) as error:
             problem = error
-    raise ServerUnavailable(DOWNLOAD(f"none of apt's mirrors gives Debian {suite}: {problem}"))
+    raise ServerUnavailable(DOWNLOAD(f"no mirror of apt has Debian {suite}: {problem}"))
 
 
 def _mirrors() -> list[str]:
@@ -136,7 +138,7 @@ def _packages(mirror: str, suite: str) -> dict[str, Package]:
     if hashlib.sha256(data).hexdigest() != sums[path]:
         raise ServerUnavailable(
             DOWNLOAD(
-                f"the index of Debian {suite} at {mirror} changed while it was read: try again"
+                f"the index of Debian {suite} at {mirror} changed while it was read; try again"
             )
         )
     return _parsed(lzma.decompress(data).decode())
@@ -149,7 +151,7 @@ def _signed(text: bytes, suite: str) -> str:
     keyring = next((path for path in _KEYRINGS if Path(path).exists()), None)
     if keyring is None:
         raise ServerUnavailable(
-            DOWNLOAD("Debian's signatures cannot be checked here: install debian-archive-keyring")
+            DOWNLOAD("cannot check Debian's signatures; install debian-archive-keyring")
         )
     with tempfile.NamedTemporaryFile() as file:
         file.write(text)

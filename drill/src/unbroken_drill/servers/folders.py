@@ -45,7 +45,7 @@ def free_port(host: str) -> int:
                 probe.bind((host, port))
                 return port
     raise ServerError(
-        FOLDER(f"no free port on {host} among 200 tried between {_PORTS[0]} and {_PORTS[1]}")
+        FOLDER(f"no free port on {host}: tried 200 ports from {_PORTS[0]} to {_PORTS[1]}")
     )
 
 
@@ -64,8 +64,8 @@ def base_folder() -> Path:
             return folder
     raise ServerUnavailable(
         FOLDER(
-            f"user {user.pw_name if user else ''} may enter neither TMPDIR nor /tmp: set TMPDIR to"
-            " a folder that it may"
+            f"user {user.pw_name if user else ''} can access neither TMPDIR nor /tmp; set TMPDIR"
+            " to a folder that this user can access"
         )
     )
 
@@ -132,7 +132,10 @@ def _check_is_ours(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ServerUnavailable(
-            FOLDER(f"{folder} is not ours alone: remove it, or set TMPDIR to a private folder")
+            FOLDER(
+                f"{folder} is not private to this user; remove it, or set TMPDIR to a private"
+                " folder"
+            )
         )
 
 

@@ -72,10 +72,10 @@ def provider() -> Path:
     for place in (named,) if named else _PROVIDERS:
         if place and Path(place).exists():
             return Path(place)
-    where = f"UNBROKEN_GALERA={named}" if named else "here"
+    where = f"at UNBROKEN_GALERA={named}" if named else "on this machine"
     raise ServerUnavailable(
         SERVER_NOT_HERE(
-            f"no libgalera_smm.so {where}: install galera-4 (apt-get, dnf), or set UNBROKEN_GALERA"
+            f"no libgalera_smm.so {where}; install galera-4 (apt-get, dnf), or set UNBROKEN_GALERA"
             " to its path"
         )
     )
@@ -93,7 +93,7 @@ def shim() -> Path:
             compiler = shutil.which("cc") or shutil.which("gcc")
             if compiler is None:
                 raise ServerUnavailable(
-                    SERVER_NOT_HERE("Galera needs a C compiler on this kernel: install gcc")
+                    SERVER_NOT_HERE("Galera needs a C compiler on this kernel; install gcc")
                 )
             source, draft = made.with_suffix(".c"), made.with_suffix(".draft")
             source.write_text(_SHIM)

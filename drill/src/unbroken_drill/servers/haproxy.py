@@ -103,11 +103,13 @@ class HAProxy(Server):
         """Return the ``haproxy`` to run, or where :meth:`fetch` will put it."""
         if tls:
             raise ServerUnavailable(
-                SERVER_CANNOT("HAProxy passes TLS through: ask the servers behind it for it")
+                SERVER_CANNOT(
+                    "HAProxy only passes TLS through; set TLS up on the servers behind it"
+                )
             )
         named = os.environ.get("UNBROKEN_HAPROXY")
         if named and not os.access(named, os.X_OK):
-            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_HAPROXY={named}: no program there"))
+            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_HAPROXY={named}: no such program"))
         found = (
             named
             or shutil.which("haproxy")
@@ -119,8 +121,8 @@ class HAProxy(Server):
         if root is None and debian.missing_tools():
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
-                    "no haproxy here: install haproxy (apt-get, dnf, brew), or set UNBROKEN_HAPROXY"
-                    " to its path"
+                    "haproxy is not installed: install haproxy (apt-get, dnf, brew), or set"
+                    " UNBROKEN_HAPROXY to its path"
                 )
             )
         return (root or folders.cache_folder() / f"debian-{_SUITE}-{_PACKAGE}") / _PROGRAM
@@ -214,7 +216,7 @@ class HAProxy(Server):
         """
         if self.follow:
             raise ServerError(
-                SERVER_STATE(f"{self!r} follows the server that takes writes: say follow=False")
+                SERVER_STATE(f"{self!r} follows the server that takes writes; pass follow=False")
             )
         self._to = to
         self._state(to, "ready")
@@ -270,11 +272,11 @@ class HAProxy(Server):
 
     def _apply(self, options: Mapping[str, Value]) -> None:
         raise ServerError(
-            SERVER_STATE(f"HAProxy reads {', '.join(options)} at its start: restart() it")
+            SERVER_STATE(f"HAProxy reads {', '.join(options)} only at its start; call restart()")
         )
 
     def _present(self, name: str) -> Value:
         return {**_SETTINGS, **self.options}.get(name, "")
 
     def _socket_query(self, driver: str | None) -> dict[str, str]:  # noqa: ARG002 - as the base has it
-        raise ServerError(SERVER_CANNOT("HAProxy listens on TCP alone"))
+        raise ServerError(SERVER_CANNOT("HAProxy listens only on TCP"))

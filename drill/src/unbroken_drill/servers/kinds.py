@@ -11,7 +11,7 @@ def available(kind: str) -> str | None:
     one line with the remedy.
     """
     if kind not in Server.kinds:
-        return f"there is no server of kind {kind!r}; known are {', '.join(sorted(Server.kinds))}"
+        return f"unknown kind of server {kind!r}; known: {', '.join(sorted(Server.kinds))}"
     try:
         Server.kinds[kind].find()
     except ServerUnavailable as error:

@@ -101,12 +101,12 @@ class MariaDB(Server):
         if found is None:
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
-                    "no mariadbd here: install mariadb-server (apt-get, dnf, brew), or set"
+                    "mariadbd is not installed: install mariadb-server (apt-get, dnf, brew), or set"
                     " UNBROKEN_MARIADBD to its path"
                 )
             )
         if not os.access(found, os.X_OK):
-            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_MARIADBD={named}: no program there"))
+            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_MARIADBD={named}: no such program"))
         if tls:
             certificates.require()
         return Path(found).resolve()
@@ -137,8 +137,7 @@ class MariaDB(Server):
         if tool is None:
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
-                    f"no mariadb-install-db beside {self.binary} nor in PATH: install"
-                    " mariadb-server"
+                    f"no mariadb-install-db beside {self.binary} or in PATH; install mariadb-server"
                 )
             )
         flags = [
@@ -246,9 +245,7 @@ class MariaDB(Server):
         *synchronous*: from now on a COMMIT is answered only after a replica has it too.
         """
         if not self.replicated:
-            raise ServerError(
-                SERVER_STATE(f"{self!r} keeps no log of its changes: say replicated=True")
-            )
+            raise ServerError(SERVER_STATE(f"{self!r} has no binary log; pass replicated=True"))
         made = type(self)(
             dict(self.options), replicated=True, user=self.user, password=self.password,
             database=self.database, host=self.host, tls=self.tls, binary=self.binary,
@@ -290,7 +287,7 @@ class MariaDB(Server):
         if self._query(asked, None, timeout + 5.0) != [("0",)]:
             said = self._query("SHOW SLAVE STATUS", None, 30.0)
             raise ServerError(
-                SERVER_LATE(f"{self!r} is not at {where} after {timeout:g} s: {said}")
+                SERVER_LATE(f"{self!r} did not reach {where} within {timeout:g} s: {said}")
             )
 
     @property
@@ -319,7 +316,7 @@ class MariaDB(Server):
     def promote(self, timeout: float = 30.0) -> None:
         """Make this replica a primary: it applies all received data, then takes writes."""
         if self.upstream is None:
-            raise ServerError(SERVER_STATE(f"{self!r} is no replica"))
+            raise ServerError(SERVER_STATE(f"{self!r} is not a replica"))
         self._query("STOP SLAVE IO_THREAD", None, timeout)
         wait_until(self._has_applied_all, f"the promotion of {self!r}", timeout)
         self._query("STOP SLAVE; RESET SLAVE ALL", None, timeout)

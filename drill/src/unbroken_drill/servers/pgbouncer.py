@@ -83,7 +83,7 @@ class PgBouncer(Server):
         if found is None or not os.access(found, os.X_OK):
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
-                    "no pgbouncer here: install pgbouncer (apt-get, dnf, brew), or set"
+                    "pgbouncer is not installed: install pgbouncer (apt-get, dnf, brew), or set"
                     " UNBROKEN_PGBOUNCER to its path"
                 )
             )
@@ -149,9 +149,7 @@ class PgBouncer(Server):
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise ServerError(
-                    SERVER_LATE(
-                        f"{self!r} did not end within {timeout} s of being asked, so it was killed"
-                    )
+                    SERVER_LATE(f"{self!r} did not stop within {timeout} s, so it was killed")
                 ) from None
         self._ended()
 
@@ -183,7 +181,9 @@ class PgBouncer(Server):
 
     def _kill_session(self, number: int) -> bool:
         raise ServerError(
-            SERVER_CANNOT(f"PgBouncer cannot drop client {number:#x} alone: use kill_sessions()")
+            SERVER_CANNOT(
+                f"PgBouncer cannot drop the single client {number:#x}; use kill_sessions()"
+            )
         )
 
     def _apply(self, options: Mapping[str, Value]) -> None:

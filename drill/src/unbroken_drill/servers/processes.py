@@ -37,7 +37,7 @@ def server_user() -> pwd.struct_passwd | None:
             return pwd.getpwnam(name)
     raise ServerUnavailable(
         FOLDER(
-            "servers do not run as root and there is no user nobody here: run as an ordinary user"
+            "servers cannot run as root, and this machine has no user nobody; run as another user"
         )
     )
 

@@ -39,7 +39,7 @@ class Stream:
             self.sock.connect(self.path)
         except OSError as error:
             self.sock.close()
-            raise ServerError(SERVER_GONE(f"nobody answers at {self.path}: {error}")) from error
+            raise ServerError(SERVER_GONE(f"no server answers at {self.path}: {error}")) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -56,10 +56,10 @@ class Stream:
                 ) from error
             except OSError as error:
                 raise ServerError(
-                    SERVER_GONE(f"the server at {self.path} hung up: {error}")
+                    SERVER_GONE(f"the server at {self.path} closed the connection: {error}")
                 ) from error
             if not more:
-                raise ServerError(SERVER_GONE(f"the server at {self.path} hung up"))
+                raise ServerError(SERVER_GONE(f"the server at {self.path} closed the connection"))
             self._buffer += more
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
@@ -71,7 +71,9 @@ class Stream:
             while more := self.sock.recv(65536):
                 found += more
         except OSError as error:
-            raise ServerError(SERVER_GONE(f"no whole answer from {self.path}: {error}")) from error
+            raise ServerError(
+                SERVER_GONE(f"incomplete answer from {self.path}: {error}")
+            ) from error
         return found
 
     def send(self, data: bytes) -> None:
@@ -79,7 +81,9 @@ class Stream:
         try:
             self.sock.sendall(data)
         except OSError as error:
-            raise ServerError(SERVER_GONE(f"the server at {self.path} hung up: {error}")) from error
+            raise ServerError(
+                SERVER_GONE(f"the server at {self.path} closed the connection: {error}")
+            ) from error
 
 
 def mysql_query(
@@ -216,7 +220,9 @@ def _postgres_answer(stream: Stream) -> Rows:
                 raise error
         elif kind == b"R" and body[:4] != b"\0\0\0\0":
             raise ServerError(
-                SERVER_REFUSED(f"the server at {stream.path} asks its administrator for a password")
+                SERVER_REFUSED(
+                    f"the server at {stream.path} requires a password from its administrator"
+                )
             )
 
 

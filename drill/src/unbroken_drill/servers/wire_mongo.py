@@ -103,6 +103,6 @@ def _decoded(kind: int, data: bytes, at: int) -> tuple[Any, int]:
         return data[at : at + _SIZES[kind]], at + _SIZES[kind]
     raise ServerError(
         SERVER_REFUSED(
-            f"the server's answer holds a value of kind {kind:#x}, which is not understood here"
+            f"the server's answer holds a value of kind {kind:#x}, which this client cannot read"
         )
     )

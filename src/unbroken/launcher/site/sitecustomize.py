@@ -14,7 +14,7 @@ def _begin() -> None:
         from unbroken.launcher import begin
     except ImportError as why:
         print(
-            f"unbroken: {sys.executable} cannot import it, so nothing changes here: {why}",
+            f"unbroken: not active, because {sys.executable} cannot import it: {why}",
             file=sys.stderr,
         )
     else:

@@ -206,7 +206,7 @@ class AppActor:
         """Check whether all URLs work. If not, restart the app as an administrator would, and note
         whether that helped.
         """
-        stage.tell("is it well?")
+        stage.tell("check of the app")
         if not self.app.is_running:
             result.ended = f"status {self.app.status}: {self.app.said()}"
         for _ in range(CHECKS):

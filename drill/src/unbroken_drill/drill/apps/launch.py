@@ -125,7 +125,7 @@ class App:
                 if time.monotonic() > deadline:
                     raise AppError(
                         APP_FAILED(
-                            f"--setup {shlex.join(command)} does not end within {timeout:g} s:"
+                            f"--setup {shlex.join(command)} did not end within {timeout:g} s:"
                             f" {one.said()}"
                         )
                     )

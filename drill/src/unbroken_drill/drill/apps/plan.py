@@ -87,7 +87,7 @@ def command(text: str | Sequence[str], name: str | None, at: int = 0) -> Variant
     if not words:
         raise ConfigurationError(
             OPTION_MISSING(
-                f"command {text!r} is empty: give the app's command, such as gunicorn app:app"
+                f"command {text!r} is empty; give the app's command, such as gunicorn app:app"
             )
         )
     return Variant(
@@ -104,13 +104,13 @@ def database_variable(text: str) -> tuple[str, str]:
     name, equals, template = text.partition("=")
     if not _VARIABLE.fullmatch(name):
         raise ConfigurationError(
-            BAD_OPTION_VALUE(f"--env {text}: {name!r} is no name of an environment variable")
+            BAD_OPTION_VALUE(f"--env {text}: {name!r} is not the name of an environment variable")
         )
     for place in _PLACE.findall(template):
         if place not in _PLACES:
             raise ConfigurationError(
                 BAD_OPTION_VALUE(
-                    f"--env {text}: there is no {{{place}}}; known are"
+                    f"--env {text}: unknown part {{{place}}}; known:"
                     f" {', '.join(f'{{{p}}}' for p in _PLACES)}"
                 )
             )
@@ -147,12 +147,12 @@ def target(url: str, method: str, body: str | None, headers: Mapping[str, str]) 
     if not good:
         raise ConfigurationError(
             BAD_OPTION_VALUE(
-                f"--url {url}: not an http:// URL with a host, such as http://127.0.0.1:8000/items"
+                f"--url {url} is not an http:// URL with a host, such as http://127.0.0.1:8000/items"
             )
         )
     if not _METHOD.fullmatch(method):
         raise ConfigurationError(
-            BAD_OPTION_VALUE(f"method {method!r}: not an HTTP method such as GET or POST")
+            BAD_OPTION_VALUE(f"method {method!r} is not an HTTP method such as GET or POST")
         )
     return Target(url, method, body if method not in ("GET", "HEAD") else None, dict(headers))
 
@@ -166,6 +166,6 @@ def header(text: str) -> tuple[str, str]:
         or any(ord(char) < 32 for char in value.strip())
     ):
         raise ConfigurationError(
-            BAD_OPTION_VALUE(f"--header {text!r}: not of the form 'Name: value'")
+            BAD_OPTION_VALUE(f"--header {text!r} must have the form 'Name: value'")
         )
     return name.strip(), value.strip()

@@ -136,7 +136,7 @@ def choose(names: Sequence[str], backends: Iterable[str]) -> list[Entrant]:
         if not any(_means(name, key) for key in keys):
             raise ConfigurationError(
                 UNKNOWN_NAME(
-                    f"there is no contender {name!r}{nearest(name, ['unbroken', *keys])}; known are"
+                    f"unknown contender {name!r}{nearest(name, ['unbroken', *keys])}; known:"
                     f" unbroken, {', '.join(keys)}"
                 )
             )

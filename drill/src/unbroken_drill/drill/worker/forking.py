@@ -129,7 +129,7 @@ def _merge(traffic: Traffic, answers: list[dict[str, Any]], children: int) -> No
     now = time.monotonic()
     for session, processes in users.items():
         if processes > 1:
-            traffic.samples[f"session {session} answered {processes} processes"] += 1
+            traffic.samples[f"session {session} was used by {processes} processes"] += 1
             traffic.records.append(Record(now, now, WRONG, writes=False, number=-session))
     for _ in range(children - len(answers)):
         traffic.samples["a forked child ended without an answer"] += 1

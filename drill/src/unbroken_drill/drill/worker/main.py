@@ -47,7 +47,7 @@ class Worker:
     def traffic(self) -> Traffic:
         """The traffic that :meth:`setup` made."""
         if self._traffic is None:
-            raise RuntimeError("no app yet: send setup first")
+            raise RuntimeError("no app was set up; send setup first")
         return self._traffic
 
     def setup(self, *, key: str, seed: int, where: dict[str, Any], settings: dict[str, Any]) -> int:

@@ -81,7 +81,9 @@ class WorkerProcess:
             self._process.stdin.write(line)
             self._process.stdin.flush()
         except OSError:
-            raise WorkerError(WORKER_ENDED(f"the worker ended: {self._last_words()}")) from None
+            raise WorkerError(
+                WORKER_ENDED(f"the worker process ended: {self._last_words()}")
+            ) from None
         answer = json.loads(self._line(do, time.monotonic() + timeout))
         if "failed" in answer:
             raise WorkerError(WORKER_ENDED(answer["failed"]))
@@ -92,10 +94,12 @@ class WorkerProcess:
         fd = self._process.stdout.fileno()
         while b"\n" not in self._buffer:
             if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise WorkerError(WORKER_ENDED(f"the worker hangs in {do!r}"))
+                raise WorkerError(WORKER_ENDED(f"the worker process hangs in {do!r}"))
             more = os.read(fd, 1 << 20)
             if not more:
-                raise WorkerError(WORKER_ENDED(f"the worker ended in {do!r}: {self._last_words()}"))
+                raise WorkerError(
+                    WORKER_ENDED(f"the worker process ended in {do!r}: {self._last_words()}")
+                )
             self._buffer += more
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line

@@ -38,9 +38,9 @@ class SmallResult(Result):
             if there > 1:
                 self._lie(f"write {number} is stored {there} times")
             elif outcome == OK and not there:
-                self._lie(f"write {number} was acknowledged and is lost")
+                self._lie(f"write {number} was acknowledged, but is lost")
             elif outcome in (ERROR, TOLD) and there and self.is_ours:
-                self._lie(f"write {number} was reported as failed and is stored")
+                self._lie(f"write {number} was reported as failed, but is stored")
 
     def _lie(self, text: str) -> None:
         self.wrong += 1

@@ -109,11 +109,11 @@ def problem(unit: Unit, rows: Rows) -> str | None:
     """
     told = rows[0][0] if rows and rows[0] else None
     if told != unit.number:
-        return f"asked for {unit.number}, was told {told!r}"
+        return f"asked for {unit.number}, got {told!r}"
     if not unit.writes and len(unit.steps) > 1:
         body = rows[1][0] if rows[1] else None
         if body != body_of(unit.number % ITEMS):
-            return f"asked for item {unit.number % ITEMS}, was given {body!r}"
+            return f"asked for item {unit.number % ITEMS}, got {body!r}"
     return None
 
 
