@@ -55,9 +55,9 @@ STORIES = {
 
 
 WORDS = {
-    "nothing stored": "nothing of this request is stored",
-    "stored": "is stored; the answer",
-    "unknown": "not known",
+    "nothing stored": "Nothing from this request is stored",
+    "stored": "are stored, but its response",
+    "unknown": "It is unknown whether",
 }
 
 
@@ -520,7 +520,7 @@ def test_the_log_says_the_same_words(
     assert (
         caplog.records[-1]
         .getMessage()
-        .startswith(f"POST / was answered {status}, {fate}: OutageError: ")
+        .startswith(f"POST / was answered with {status} (its writes: {fate}): OutageError: ")
     )
     body.close()
 

@@ -67,7 +67,9 @@ def test_an_unmarked_post_of_a_wsgi_app(
     with pytest.raises(psycopg.OperationalError) as caught:
         app(environ("POST"), lambda *_: None)  # type: ignore[arg-type, return-value]
     (note,) = caught.value.__notes__
-    assert note.startswith("unbroken did not run POST /orders again: requests by POST are only run")
+    assert note.startswith(
+        "unbroken did not run POST /orders again: a POST request is run again only if the app"
+    )
     assert "nothing was committed" in note
     assert "name its path in replay=" in note
     record = told(caplog)
@@ -124,7 +126,7 @@ def test_an_unmarked_post_of_a_flask_app(
         return "well"
 
     assert app.test_client().post("/orders?token=hush").status_code == 500
-    assert "mark its view @unbroken.flask.replay" in notes(seen[0])
+    assert "mark its view with @unbroken.flask.replay" in notes(seen[0])
     assert "hush" not in caplog.text
     (record,) = [r for r in caplog.records if r.name.startswith("unbroken.")]
     assert record.unbroken_request == "POST /orders"

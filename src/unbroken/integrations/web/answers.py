@@ -73,10 +73,13 @@ class Answer:
 
 
 _STORED = (
-    "What this request had committed is stored; the answer could not be made. Look before you"
-    " repeat it."
+    "The committed writes of this request are stored, but its response could not be produced. Check"
+    " the data before you repeat the request."
 )
-_UNKNOWN = "It is not known whether what this request wrote is stored. Look before you repeat it."
+_UNKNOWN = (
+    "It is unknown whether the writes of this request are stored. Check the data before you repeat"
+    " the request."
+)
 #: For a request that must not simply be sent again: the failure, and its text.
 _FAILED = {
     Fate.UNKNOWN: ("outcome unknown", _UNKNOWN),
@@ -116,9 +119,9 @@ def answer_to(
     if isinstance(away, DeadlineExceeded):
         why = "did not answer in time"
     elif isinstance(away, PoolTimeoutError) or _is_queue_timeout(away):
-        why = "has no connection free at the moment"
+        why = "has no free connection at the moment"
     words = (
-        f"The database {why}; nothing of this request is stored{EXCEPT if keeps else ''}."
+        f"The database {why}. Nothing from this request is stored{EXCEPT if keeps else ''}."
         f" Please try again in {seconds} s. [{code}]"
     )
     return Answer(
@@ -244,7 +247,10 @@ def report(answer: Answer, method: str, path: str) -> None:
     request = f"{method} {printable(path)}"
     log.warning(
         "answered",
-        ANSWERED(f"{request} was answered {status}, {answer.fate.value}: {answer.cause}"),
+        ANSWERED(
+            f"{request} was answered with {status} (its writes: {answer.fate.value}):"
+            f" {answer.cause}"
+        ),
         about=(status, answer.fate.value),
         request=request,
         status=int(status),
