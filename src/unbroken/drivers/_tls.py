@@ -51,7 +51,7 @@ def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
                     "TLS files not read",
                     TLS_FILES(
                         f"the renewed TLS files cannot be read ({error}); connections use the"
-                        " previous files until they can be read"
+                        " previous ones until the new ones can be read"
                     ),
                 )
                 return known[1]

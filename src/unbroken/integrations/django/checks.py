@@ -53,7 +53,7 @@ def check_settings(**_kwargs: Any) -> list[Any]:
                     f'DATABASES[{alias!r}] configures two pools: OPTIONS["pool"] is for'
                     " Django's own pool.",
                     hint=(
-                        'Remove OPTIONS["pool"]. Limit unbroken\'s pool by OPTIONS["unbroken"] ='
+                        'Remove OPTIONS["pool"]. Limit unbroken\'s pool with OPTIONS["unbroken"] ='
                         ' {"max_size": …}.'
                     ),
                     id="unbroken.E002",

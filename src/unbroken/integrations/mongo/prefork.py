@@ -93,10 +93,10 @@ def warn_in_master() -> None:
     """Warn once, in uWSGI's master, about the effect of a call before the fork, with the remedy."""
     warnings.warn(
         MONGO_BEFORE_FORK(
-            "MongoDB was called in uWSGI's master before it forked its workers. The call works, but"
-            " each call here opens its own connection and uses no thread. Make no call at import"
-            " (creating the client is fine), or have uWSGI load the app in each worker (lazy-apps ="
-            " true)"
+            "MongoDB was called in uWSGI's master, before the fork of its workers. The call works,"
+            " but each call here opens its own connection and uses no thread. Make no call at"
+            " import (creating the client is fine), or have uWSGI load the app in each worker"
+            " (lazy-apps = true)"
         ),
         RuntimeWarning,
         stacklevel=5,
