@@ -81,8 +81,8 @@ def write_unknown(error: Any) -> WriteUnknownError:
         WriteUnknownError,
         ServerSelectionTimeoutError if is_away else type(error),
         WRITE_UNKNOWN(
-            f"{error}; the write was sent, but {how}: it may be stored, so check the data before you"
-            " repeat it"
+            f"{error}; the write was sent, but {how}: it may be stored, so check the data before"
+            " you repeat it"
         ),
         fate=Fate.UNKNOWN,
     )
