@@ -138,7 +138,7 @@ def test_a_function_that_is_a_unit_already_is_not_wrapped_again(write, adopt):
         ("Store.bound", "it is a functools.partialmethod, not a function"),
         ("Store.limit", "it is an int, not a function"),
         ("Store.limit.real", "{0}:Store.limit is an int, not a class"),
-        ("Store.inherited", "{0}:Store inherits 'inherited'; name {0}:Base.inherited"),
+        ("Store.inherited", "{0}:Store inherits 'inherited'; write {0}:Base.inherited"),
         ("Store.putt", "{0}:Store has no 'putt'; did you mean 'put'?"),
         ("Stoer", "{0} has no 'Stoer'; did you mean 'Store'?"),
         ("Empty", "defines no public method that can be a unit of work; it inherits from {0}:Base"),

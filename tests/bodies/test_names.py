@@ -111,7 +111,7 @@ def alias(engine: str = "unbroken.django.mysql", **given: Any) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"OPTIONS": {"max_size": 5}}, 'stand in OPTIONS["unbroken"]'),
+        ({"OPTIONS": {"max_size": 5}}, 'settings into OPTIONS["unbroken"]'),
         ({"OPTIONS": {"leak_aftr": 5}}, "did you mean 'leak_after'?"),
         ({"OPTIONS": {"MAX_CONNS": 5}}, "that is max_size here"),
         ({"OPTIONS": {"unbroken": {"pool_size": 5}}}, "that is max_size here"),
@@ -119,7 +119,7 @@ def alias(engine: str = "unbroken.django.mysql", **given: Any) -> dict[str, Any]
         ({"OPTIONS": {"unbroken": {5: 5}}}, "the name of a setting is a text"),
         ({"OPTIONS": {"unbroken": [5]}}, "must be a dictionary"),
         ({"OPTIONS": "max_size=5"}, "must be a dictionary"),
-        ({"UNBROKEN": {"max_size": 5}}, "stands beside OPTIONS"),
+        ({"UNBROKEN": {"max_size": 5}}, "is outside of OPTIONS"),
         ({"CONN_MAX_AGE": "soon"}, "CONN_MAX_AGE='soon'"),
     ],
 )
@@ -187,8 +187,8 @@ def test_a_stray_of_mongodbs_client(make: Any, name: str, says: str) -> None:
 
 
 def test_a_stray_in_a_uri_of_mongodb() -> None:
-    refused("no options of a URI", MongoClient, "mongodb://h/?outage_wait=3")
-    refused("no options of a URI", MongoClient, "mongodb://h/?shed_target=3")
+    refused("cannot be set in a URI", MongoClient, "mongodb://h/?outage_wait=3")
+    refused("cannot be set in a URI", MongoClient, "mongodb://h/?shed_target=3")
     refused("that is maxPoolSize", MongoClient, "mongodb://h/?max_size=3")
     MongoClient(
         "mongodb://h/?maxPoolSize=3&retryWrites=true&maxIdleTimeMS=4", appname="x", ssl=True

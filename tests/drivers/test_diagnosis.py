@@ -48,7 +48,7 @@ def test_a_file_that_is_missing_a_folder_or_may_not_be_read(name: str, tmp_path:
     folder = found(**{name: str(tmp_path)})
     assert folder.kind is K.MISCONFIGURED
     assert "it is a folder, not a file" in folder.text
-    assert "cannot be the name of a file" in found(**{name: "a\0b"}).text
+    assert "is not a valid file name" in found(**{name: "a\0b"}).text
 
 
 def test_dictionaries_inside_options_are_looked_into(tmp_path: Path) -> None:
@@ -62,9 +62,11 @@ def test_certificates_and_keys_that_will_not_do(files: Path) -> None:
     other, junk = str(files / "two" / "server.key"), str(files / "junk.pem")
     assert found(ssl_cert=cert, ssl_key=key, ssl_ca=str(files / "one" / "ca.pem")) == TLS
     assert "does not belong to the certificate" in found(ssl_cert=cert, ssl_key=other).text
-    assert f"ssl_ca={junk} in the URL: it holds no certificate" in found(ssl_ca=junk).text
-    assert f"ssl_cert={junk} in the URL: it holds no" in found(ssl_cert=junk, ssl_key=key).text
-    assert f"ssl_key={junk} in the URL: it holds no key" in found(ssl_cert=cert, ssl_key=junk).text
+    assert f"ssl_ca={junk} in the URL: it contains no certificate" in found(ssl_ca=junk).text
+    assert f"ssl_cert={junk} in the URL: it contains no" in found(ssl_cert=junk, ssl_key=key).text
+    assert (
+        f"ssl_key={junk} in the URL: it contains no key" in found(ssl_cert=cert, ssl_key=junk).text
+    )
 
 
 @pytest.mark.parametrize("name", ["ssl_key", "sslkey"])
@@ -116,7 +118,7 @@ def test_a_socket_that_is_not_there_is_a_server_that_is_down_and_a_file_is_no_so
     at_file = Target("mysql", "mysql", None, None, str(path))
     fault = found(Fault(K.REFUSED, None, 111, "refused"), at_file)
     assert fault.kind is K.MISCONFIGURED
-    assert "that is no socket" in fault.text
+    assert "the file is not a socket" in fault.text
     quoted = Fault(K.REFUSED, None, None, 'on socket "/x/.s" failed: No such file or directory')
     assert found(quoted) == quoted
 

@@ -157,5 +157,5 @@ def test_a_password_of_other_bytes_works_or_is_refused_in_exact_words(
     with pytest.raises(ConfigurationError) as caught:
         face.make(url)
     assert "the password in the URL is not UTF-8" in str(caught.value)
-    assert "sends passwords as UTF-8 only" in str(caught.value)
+    assert "sends passwords only as UTF-8" in str(caught.value)
     assert quote(password) not in str(caught.value)

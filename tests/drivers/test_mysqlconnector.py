@@ -24,7 +24,7 @@ from unbroken_drill import FaultProxy
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_url_that_asks_for_the_c_extension_is_refused_with_the_remedy(is_async: bool) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"use_pure=false: .*hides its socket.*leave the option out"
+        ConfigurationError, match=r"use_pure=false: .*hides its socket.*remove the option"
     ):
         open_driver("mysql+mysqlconnector://u@h/d?use_pure=false", is_async=is_async)
 

@@ -921,8 +921,8 @@ def test_the_deployment_check_holds_pools_and_processes_against_the_server(
     assert set(found) == {"unbroken.W004", "unbroken.W005"}
     limit = int(site.ask("SHOW max_connections"))
     assert (
-        f"20 × 50 processes (WEB_CONCURRENCY) = 1000, above the server's max_connections {limit}"
-        in found["unbroken.W005"].msg
+        "20 × 50 processes (WEB_CONCURRENCY) = 1000, which exceeds the server's max_connections"
+        f" {limit}." in found["unbroken.W005"].msg
     )
     assert f"to {max(1, limit // 50)} at most" in found["unbroken.W005"].hint
 

@@ -204,7 +204,7 @@ def test_a_transaction_by_hand_whose_rollback_is_broken_off_is_not_stored(shop: 
 
 def test_autocommit_after_an_exception_does_not_store_half_the_work(shop: Shop) -> None:
     connection = shop.site.connection
-    with pytest.raises(TransactionManagementError, match="nothing of it is stored") as told:
+    with pytest.raises(TransactionManagementError, match="so it is not stored") as told:
         connection.set_autocommit(False)
         try:
             shop.insert()

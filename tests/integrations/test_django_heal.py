@@ -342,7 +342,7 @@ def test_where_no_other_connection_is_to_be_had_the_error_is_the_first_one(
             raise
         finally:
             site.proxy.heal()
-    assert "there was no other connection to be had: no connection to" in noted(caught.value)
+    assert "no other connection was available: no connection to" in noted(caught.value)
     wait_until(lambda: _count(site) == 0)
 
 

@@ -566,7 +566,7 @@ def test_settings_of_the_middleware_that_cannot_work_are_refused(settings: Any) 
 
     for given, words in (
         ({"max_bodi": 1}, "did you mean 'max_body'"),
-        ({"readyz": "/r"}, "not for Django"),
+        ({"readyz": "/r"}, "is not a setting of the Django middleware"),
         ({"deadline": -1}, "deadline=-1"),
     ):
         settings.UNBROKEN = given

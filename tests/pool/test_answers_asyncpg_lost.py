@@ -132,7 +132,9 @@ def test_nothing_runs_where_begin_was_refused(server: PostgreSQL, how: str) -> N
                 await insert(conn)
         pool._driver._refusals.clear()
         editor.edits.append(REFUSED)
-        with pytest.raises(asyncpg.InFailedSQLTransactionError, match="nothing of this"):
+        with pytest.raises(
+            asyncpg.InFailedSQLTransactionError, match="this transaction is not stored"
+        ):
             async with pool.connection() as same:
                 assert same is conn
                 with pytest.raises(asyncpg.PostgresSyntaxError):

@@ -296,7 +296,7 @@ def test_a_server_that_opens_no_transaction_is_a_lost_connection(
         monkeypatch.setattr(
             trips, "_BEGIN", trips._parse(b"SET a.b = 1") + trips._bind() + trips._EXECUTE
         )
-        with pytest.raises(Exception, match="out of step"), pool.connection() as conn:
+        with pytest.raises(Exception, match="out of sync"), pool.connection() as conn:
             do(conn, "SELECT 1")
         monkeypatch.undo()
         with pool.connection() as other:

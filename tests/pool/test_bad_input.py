@@ -106,7 +106,7 @@ def test_the_wrong_things_instead_of_a_url():
         with pytest.raises(ConfigurationError) as caught:
             Pool(**given)
         assert says in told(caught.value)
-    with pytest.raises(ConfigurationError, match="not a int"):
+    with pytest.raises(ConfigurationError, match="not of type int"):
         Pool(5)
     with pytest.raises(ConfigurationError, match="unknown driver 'pymsql'; did you mean 'pymysql'"):
         Pool(connect=sqlite3.connect, driver="pymsql")
@@ -241,7 +241,7 @@ def test_a_connect_function_that_gives_no_connection(caplog):
     pool = Pool(connect=lambda: "not a connection", driver="pymysql")
     error, text, _ = refused(pool, caplog)
     assert isinstance(error, ConnectRejectedError)
-    assert "connect= gave str" in text
+    assert "connect= returned an object of type str" in text
     pool.close()
 
 

@@ -85,7 +85,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 @dataclass(slots=True, eq=False)
 class _Wrapped:
-    """What was put in a place, and for which adoptions."""
+    """The wrapper that was put in a place, and the adoptions that need it."""
 
     place: Place
     put: Any
@@ -95,7 +95,7 @@ class _Wrapped:
 _lock = threading.Lock()
 _places: dict[
     tuple[int, str], _Wrapped
-] = {}  #: all that is wrapped now, by the owner's identity and the attribute
+] = {}  #: every wrapper in use, by the owner's identity and the attribute
 _by_settings: dict[tuple[tuple[str, ...], int], Adoption] = {}
 
 
@@ -216,7 +216,7 @@ class Adoption:
         if new:
             log.info(
                 "wrapped",
-                f"each call of these is a unit of work from now on: {', '.join(new)}",
+                f"each call of these functions is now a unit of work: {', '.join(new)}",
                 about=new[0],
             )
 
@@ -230,7 +230,8 @@ def _complete(name: str) -> ModuleType | None:
     if module is None and is_begun(name):
         raise ConfigurationError(
             ADOPT_IMPORTING(
-                f"{name} is being imported at this moment; adopt its functions before or after that"
+                f"{name} is being imported at this moment; adopt its functions before or after the"
+                " import"
             )
         )
     return module

@@ -85,7 +85,7 @@ def _hint(word: str, known: set[str], prefix: str = "") -> str:
     return f"; did you mean {prefix + near[0]!r}?" if near else ""
 
 
-# -- what the names lead to ------------------------------------------------------------------------
+# -- the objects that the names lead to ------------------------------------------------------------
 
 
 def places_in(module: ModuleType, wanted: list[Wanted]) -> list[Place]:
@@ -120,8 +120,8 @@ def _places_of(module: ModuleType, wanted: Wanted) -> Iterator[Place]:
 
 
 def _look(owner: Any, attribute: str, where: str, name: str) -> Any:
-    """What *owner* itself has under *attribute*: what it inherits stands elsewhere, and others
-    share it.
+    """Return *owner*'s own *attribute*. An inherited one belongs to another class, and other
+    subclasses share it.
     """
     if attribute in vars(owner):
         return vars(owner)[attribute]
@@ -130,7 +130,7 @@ def _look(owner: Any, attribute: str, where: str, name: str) -> Any:
         if base is not None:
             raise ConfigurationError(
                 ADOPT_NOT_FOUND(
-                    f"{name!r}: {where} inherits {attribute!r}; name"
+                    f"{name!r}: {where} inherits {attribute!r}; write"
                     f" {base.__module__}:{base.__qualname__}.{attribute}"
                 )
             )

@@ -144,19 +144,19 @@ def open_driver(
     if target is None and connect is None:
         raise ConfigurationError(
             NO_WAY_TO_CONNECT(
-                "give a database URL, or connect= with driver= (if the URL is None: is its"
-                " environment variable set?)"
+                "the pool has no way to connect; give a database URL, or connect= with driver= (if"
+                " the URL is None, is its environment variable set?)"
             )
         )
     if connect is not None and not callable(connect):
         raise ConfigurationError(
             NO_WAY_TO_CONNECT(
-                f"connect={type(connect).__name__} must be a callable that gives a new connection"
+                f"connect={type(connect).__name__} must be a callable that returns a new connection"
             )
         )
     if driver is not None and not isinstance(driver, str):
         raise ConfigurationError(
-            UNKNOWN_DRIVER(f"driver={shown(driver)} must be a text; {_names(is_async)}")
+            UNKNOWN_DRIVER(f"driver={shown(driver)} must be a string; {_names(is_async)}")
         )
     if target is None and driver is None:
         raise ConfigurationError(
@@ -182,8 +182,8 @@ def _check_password(driver: Any, name: str) -> None:
         return
     raise ConfigurationError(
         URL_UNREADABLE(
-            "the password in the URL is not UTF-8 once its %-escapes are decoded, and the driver"
-            f" {name} sends passwords as UTF-8 only; give the user a password that is UTF-8"
+            "the password in the URL is not UTF-8 after its %-escapes are decoded, but the driver"
+            f" {name} sends passwords only as UTF-8; set a password that is UTF-8"
             + (", or use pymysql, aiomysql or asyncmy" if driver.target.backend in _MYSQL else "")
         )
     )
@@ -215,7 +215,7 @@ def _named(name: str, target: Target | None) -> Known:
                 serves = ", ".join(sorted(each.backends))
                 raise ConfigurationError(
                     DRIVER_DOES_NOT_FIT(
-                        f"driver={name!r} does not speak to {target.backend}; it serves {serves}"
+                        f"driver={name!r} does not support {target.backend}; it supports {serves}"
                     )
                 )
             return each
@@ -235,7 +235,7 @@ def _by_scheme(target: Target, is_async: bool) -> Known:
     names = ", ".join(repr(_scheme(each, target.backend)) for each in here)
     raise DriverNotInstalledError(
         DRIVER_NOT_SUPPORTED(
-            f"{scheme}:// is a driver that unbroken does not support yet; use {names}"
+            f"unbroken does not support the driver of {scheme}:// yet; use {names}"
         )
     )
 
@@ -261,7 +261,7 @@ def _check(chosen: Known, is_async: bool) -> None:
         others = [
             each for each in known() if chosen.backends & each.backends and _serves(each, is_async)
         ]
-        names = ", ".join(repr(_scheme(each, backend)) for each in others) or "none yet"
+        names = ", ".join(repr(_scheme(each, backend)) for each in others) or "there is none yet"
         kind, pool = (
             ("blocking", "AsyncPool needs an async one")
             if is_async
@@ -269,7 +269,7 @@ def _check(chosen: Known, is_async: bool) -> None:
         )
         raise ConfigurationError(
             DRIVER_DOES_NOT_FIT(
-                f"{chosen.name} is {'a' if kind == 'blocking' else 'an'} {kind} driver and {pool}:"
+                f"{chosen.name} is {'a' if kind == 'blocking' else 'an'} {kind} driver, but {pool}:"
                 f" {names}"
             )
         )
@@ -292,4 +292,4 @@ def _pip(each: Known) -> str:
 
 
 def _names(is_async: bool) -> str:
-    return "one of " + ", ".join(each.name for each in known() if _serves(each, is_async))
+    return "use one of " + ", ".join(each.name for each in known() if _serves(each, is_async))

@@ -22,8 +22,8 @@ _IPV6 = re.compile(r"(?=[^%]*:[^%]*:)[0-9A-Fa-f:.]+(%[\w.-]+)?", re.ASCII)
 _PATH = re.compile(r"(/[^:]+):(\d+)")  # the path of a unix socket that libpq names by its port
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?", re.DOTALL)
 ENCODE = (
-    "'@', '/', '?' and ':' in a user, password or database are percent-encoded (%40 %2F %3F %3A),"
-    " as urllib.parse.quote(text, safe='') does"
+    "percent-encode '@', '/', '?' and ':' in a user name, password or database name (%40 %2F %3F"
+    " %3A), as urllib.parse.quote(text, safe='') does"
 )
 #: The default ports, which a URL may leave out.
 USUAL = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
@@ -70,7 +70,8 @@ def cluster(
         if any(ports):
             raise ConfigurationError(
                 URL_HOSTS(
-                    "the ports stand twice: behind the hosts and as ?port=; write them in one place"
+                    "the ports are given twice, after the hosts and as ?port=; give them in one"
+                    " place"
                 )
             )
     elif ports:
@@ -89,7 +90,9 @@ def of_framework(
     that contains a part of the password. No message shows that part.
     """
     if any("@" in each and not is_path(each) for each in hosts):
-        raise ConfigurationError(URL_HOSTS(f"the host holds an '@', which no host has; {ENCODE}"))
+        raise ConfigurationError(
+            URL_HOSTS(f"the host contains an '@', which is not allowed; {ENCODE}")
+        )
     try:
         found = [bracketed(each) for each in hosts]
         return cluster(found, ports, usual, apart=True) if hosts else ()
@@ -144,7 +147,9 @@ def _address(text: str, number: int, several: bool, apart: bool) -> Address:
     if bracketed is not None or text.startswith("["):
         if bracketed is None or not _IPV6.fullmatch(bracketed[1]):
             raise ConfigurationError(
-                URL_HOSTS(f"{which} in [brackets] is not an IPv6 address; write it like [::1]:5432")
+                URL_HOSTS(
+                    f"{which} in [brackets] is not an IPv6 address; write one like [::1]:5432"
+                )
             )
         port = bracketed[2]
         return bracketed[1], None if port is None else _port_behind(port, which, apart)
@@ -152,23 +157,23 @@ def _address(text: str, number: int, several: bool, apart: bool) -> Address:
     if ":" in port:
         raise ConfigurationError(
             URL_HOSTS(
-                f"{which} holds more than one ':'; an IPv6 address stands in [brackets], as in"
+                f"{which} contains more than one ':'; write an IPv6 address in [brackets], as in"
                 f" [2001:db8::1]:5432{encode}"
             )
         )
     if not _HOST.fullmatch(name):
-        comma = "; several hosts are separated by commas" if apart and ";" in name else ""
+        comma = "; separate several hosts by commas" if apart and ";" in name else ""
         found = f" ({_HOST.sub('', name)[:1]!r})" if apart else ""
         raise ConfigurationError(
-            URL_HOSTS(f"{which} holds a character that no host has{found}{comma}{encode}")
+            URL_HOSTS(f"{which} contains an invalid character{found}{comma}{encode}")
         )
     return name, _port_behind(port, which, apart) if colon else None
 
 
 def _port_behind(text: str, which: str, apart: bool) -> int:
     if not text:
-        encode = "write its number, or leave the ':' out" if apart else ENCODE
-        raise ConfigurationError(URL_HOSTS(f"{which} has a ':' with no port behind it; {encode}"))
+        encode = "write the port's number, or remove the ':'" if apart else ENCODE
+        raise ConfigurationError(URL_HOSTS(f"{which} has a ':' without a port; {encode}"))
     return port_of(text, apart=apart)
 
 

@@ -265,7 +265,7 @@ def unknown(protocol: Any) -> str | None:
         and name not in SENDS
         and callable(getattr(protocol, name))
     }
-    return f"its protocol has {sorted(found)[0]}(), which is not known" if found else None
+    return f"its protocol has an unknown method, {sorted(found)[0]}()" if found else None
 
 
 #: The protocol's other public methods: asyncio's callbacks, and methods that send nothing.

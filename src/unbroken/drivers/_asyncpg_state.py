@@ -69,7 +69,7 @@ class Status(Awaited):
         if not self.is_quiet(conn):
             raise lost(
                 self._asyncpg.InterfaceError(
-                    "the connection is out of step: an answer was not read to its end"
+                    "the connection is out of sync: an answer was not read to its end"
                 )
             )
 
@@ -227,7 +227,7 @@ class Status(Awaited):
             or self.is_in_transaction(conn) is not False
             or (not layer.was_new and (layer.residue or layer.changed_codecs))
         ):
-            raise self._asyncpg.InterfaceError("the connection cannot be put back to what it was")
+            raise self._asyncpg.InterfaceError("the connection's opening state cannot be restored")
         listeners, log_listeners, query_loggers, termination_listeners, *_ = traits
         conn._listeners.clear()
         conn._listeners.update(
@@ -240,7 +240,7 @@ class Status(Awaited):
             found.clear()
             found.update(wanted)
         if Left.ENDLESS in layer.residue:
-            raise self._asyncpg.InterfaceError("no reset undoes what was left on the session")
+            raise self._asyncpg.InterfaceError("no reset undoes all changes to the session")
         if layer.residue or layer.unsynced:
             await layer.unreported(
                 _postgresql.reset_of(layer.residue) if layer.residue else "SELECT 1"

@@ -38,7 +38,7 @@ _SYNC = b"S\0\0\0\4"
 _ASK_LEVEL = "SHOW transaction_isolation"
 _WEAK = frozenset({b"read uncommitted", b"read committed", b"repeatable read"})
 
-OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
+OUT_OF_STEP = "the connection is out of sync: an answer was not read to its end"
 
 
 class Answer(NamedTuple):

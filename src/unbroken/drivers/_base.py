@@ -140,7 +140,7 @@ class Base(Logins):
 
     def _tell_blind(self, reason: str) -> None:
         module = sys.modules[type(self).__module__]
-        self.blindness = f"{module.NAME} cannot be followed: {reason}"
+        self.blindness = f"unbroken cannot follow the driver {module.NAME}: {reason}"
         _seams.warn(self, module, reason)
 
 
@@ -150,7 +150,9 @@ def _plain(row: Any) -> tuple[Any, ...]:
 
 
 def _cannot_ask(_conn: Connection) -> Any:
-    raise NotImplementedError("the idle limit is learned: this version of the driver is not known")
+    raise NotImplementedError(
+        "the idle limit is learned, because this version of the driver is unknown"
+    )
 
 
 class Blocking(Base):

@@ -152,10 +152,10 @@ def asks_for_password(options: Iterable[Option]) -> Fault | None:
 
 _LATIN = "'latin-1' codec can't encode"
 _AS_LATIN = (
-    "this driver encodes a password as Latin-1: give it password.encode().decode('latin-1'), which"
+    "this driver encodes a password as Latin-1; give it password.encode().decode('latin-1'), which"
     " it sends as UTF-8"
 )
-_ENCRYPTED = "the key is encrypted, and no password for it is given"
+_ENCRYPTED = "the key is encrypted, but no password was given for it"
 
 
 def _is_doubtful(fault: Fault) -> bool:
@@ -195,7 +195,7 @@ def _no_socket(fault: Fault, target: Target) -> str | None:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return None  # a server that is down has none
-    return None if stat.S_ISSOCK(mode) else f"unix_socket={path}: that is no socket"
+    return None if stat.S_ISSOCK(mode) else f"unix_socket={path}: the file is not a socket"
 
 
 def _is_of_a_file(fault: Fault, target: Target, is_foreign: bool) -> bool:
@@ -274,9 +274,12 @@ def _unreadable(path: Any, is_folder: bool) -> str | None:
             with open(path, "rb"):
                 pass
     except ValueError:
-        return "it cannot be the name of a file"
+        return "it is not a valid file name"
     except OSError as exc:
-        what = {errno.ENOENT: "there is no such file", errno.EACCES: "it may not be read"}
+        what = {
+            errno.ENOENT: "there is no such file",
+            errno.EACCES: "permission to read it is denied",
+        }
         return what.get(exc.errno or 0, exc.strerror or type(exc).__name__)
     return None
 
@@ -295,7 +298,7 @@ def _unfit(paths: Mapping[str, Option], options: Iterable[Option]) -> str | None
         try:
             context.load_verify_locations(os.fspath(ca.value))
         except (OSError, ValueError):
-            return f"{ca.said}: it holds no certificate in PEM form"
+            return f"{ca.said}: it contains no certificate in PEM format"
     if cert is None:
         return None
     if key is not None and _is_encrypted(key.value) and not _has_key_password(options):
@@ -311,7 +314,8 @@ def _unfit(paths: Mapping[str, Option], options: Iterable[Option]) -> str | None
         if "KEY_VALUES_MISMATCH" in str(exc) and key is not None:
             return f"{key.said}: the key does not belong to the certificate in {cert.value}"
         about = cert if key is None or not _holds(cert.value, "CERTIFICATE") else key
-        return f"{about.said}: it holds no {'certificate' if about is cert else 'key'} in PEM form"
+        what = "certificate" if about is cert else "key"
+        return f"{about.said}: it contains no {what} in PEM format"
     except (OSError, ValueError):
         return None
     return None

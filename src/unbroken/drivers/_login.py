@@ -111,7 +111,7 @@ class _Masked:
         return "***"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a password is not pickled")
+        raise TypeError("a password cannot be pickled")
 
 
 class Logins:

@@ -185,7 +185,7 @@ def _doubtful(cls: Any, base: Any, name: str) -> None:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         ledger = scope.current(id(self)) if hasattr(type(self), "unwatched") else None
         if ledger is not None:
-            ledger.doubt(f"{name}() of mariadb", conn_id=id(self))
+            ledger.doubt(f"the application called {name}() of mariadb", conn_id=id(self))
         if name == "reconnect":
             self._seen_due = None
         self._seen_settle()

@@ -74,7 +74,7 @@ def refuse(out: Mapping[str, Any], names: set[str], why: str) -> None:
     clash = sorted(names & set(out))
     if clash:
         raise ConfigurationError(
-            OPTION_HAS_NO_PLACE(f"option {clash[0]!r} in the URL cannot be used here: {why}")
+            OPTION_HAS_NO_PLACE(f"option {clash[0]!r} in the URL cannot be used here; {why}")
         )
 
 

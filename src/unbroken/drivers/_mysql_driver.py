@@ -36,11 +36,11 @@ def _flaw_of(
     if flaw is not None:
         return flaw
     if opened is not True or closed is None:
-        return "its connection does not tell whether a transaction is open"
+        return "its connection does not report whether a transaction is open"
     return None
 
 
-_UNCLEAN = "its connection does not tell that it is as it was opened"
+_UNCLEAN = "its connection does not report whether it is in its opening state"
 
 
 @contextmanager

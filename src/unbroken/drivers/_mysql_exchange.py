@@ -398,7 +398,7 @@ def to_put_back(conn: Followed, opened: int, charset: str) -> str | None:
 def out_of_shape(conn: Followed) -> BaseException:
     """Return the error for a connection that cannot be restored to its state at opening."""
     error: BaseException = conn.InterfaceError(
-        0, "the connection cannot be put back as it was opened"
+        0, "the connection's opening state cannot be restored"
     )
     return error
 
@@ -428,7 +428,7 @@ def tell(conn: Followed, ledger: Any, command: int, sql: Any) -> int | None:
     Returns the mark with which :func:`ended` and :func:`failed` report its answer.
     """
     if command != _mysql.COM_QUERY:
-        ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
+        ledger.doubt(f"command {command} of the MySQL protocol was sent", conn_id=id(conn))
         return None
     if is_commit(sql):
         ledger.committing(conn_id=id(conn))

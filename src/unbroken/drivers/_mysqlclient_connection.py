@@ -441,7 +441,7 @@ def _doubtful(cls: type[Any], base: type[Any], name: str) -> None:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         ledger = scope.current(id(self))
         if ledger is not None:
-            ledger.doubt(f"{name}() of mysqlclient", conn_id=id(self))
+            ledger.doubt(f"the application called {name}() of mysqlclient", conn_id=id(self))
         return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__

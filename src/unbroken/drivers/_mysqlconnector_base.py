@@ -196,7 +196,7 @@ _SEEN = Capabilities(transaction_status=True, watchable=True)
 
 NO_C = (
     "mysql-connector-python's C extension hides its socket, and whether an answer is outstanding,"
-    " so its connections cannot be pooled safely; {remedy} (mysqlclient is quicker still)"
+    " so its connections cannot be pooled safely; {remedy} (mysqlclient is even faster)"
 )
 
 
@@ -231,7 +231,7 @@ class Base(Ahead, Logins):
         )
         if not self._arguments.pop("use_pure", True):
             raise ConfigurationError(
-                OPTION_HAS_NO_PLACE("use_pure=false: " + NO_C.format(remedy="leave the option out"))
+                OPTION_HAS_NO_PLACE("use_pure=false: " + NO_C.format(remedy="remove the option"))
             )
         limits = [
             self._arguments.pop(name)
@@ -311,7 +311,7 @@ class Base(Ahead, Logins):
         """
         now = self.traits(conn)
         if now is None or traits is None or self.is_in_transaction(conn) is not False:
-            raise self.errors[0]("the connection cannot be put back as it was opened")
+            raise self.errors[0]("the connection's opening state cannot be restored")
         before = dict(zip(TRAITS, traits[1:], strict=True))
         changed = {
             name for name, is_now in zip(TRAITS, now[1:], strict=True) if is_now != before[name]
@@ -331,7 +331,7 @@ class Base(Ahead, Logins):
             calls.append(("cmd_init_db", self._database()))
         if len(calls) > 1 or conn.__dict__.get("_seen_moved") == _mysql.ANOTHER_USER:
             raise self.errors[0](
-                "the connection cannot be put back as it was opened: more than one thing was"
+                "the connection's opening state cannot be restored: more than one setting was"
                 " changed, or its user"
             )
         return calls[0] if calls else None
@@ -346,7 +346,7 @@ class Base(Ahead, Logins):
 
     def _database(self) -> str:
         if self.target.database is None:
-            raise self.errors[0]("its database is not known")
+            raise self.errors[0]("the connection's database is unknown")
         return self.target.database
 
     def fileno(self, conn: Connection) -> int | None:

@@ -111,7 +111,7 @@ def doubt_others(conn: Followed, command: int) -> None:
     if ledger is not None and command in _HARMLESS:
         ledger.harmless(conn_id=id(conn))
     elif ledger is not None:
-        ledger.doubt(f"command {command} of the MySQL protocol", conn_id=id(conn))
+        ledger.doubt(f"command {command} of the MySQL protocol was sent", conn_id=id(conn))
 
 
 def tell(conn: Followed, sql: Any) -> int | None:

@@ -77,7 +77,7 @@ def _with_tls(
         context = _tls.shared(("pg8000", mode, *files), files, lambda: _context(mode, options))
         return context.wrap_socket(sock, server_hostname=host)
     if answer != b"N":
-        raise error("network error: the server hung up in the handshake")
+        raise error("network error: the server closed the connection during the handshake")
     if mode != "prefer":
         raise error(f"server does not support SSL, but sslmode={mode} requires it")
     return sock

@@ -36,7 +36,7 @@ IDLE, IN_TRANSACTION = b"I", b"T"  # ReadyForQuery
 #: The statement that pg8000 sends before the first statement of a transaction.
 BEGIN = "begin transaction"
 OUT_OF_STEP = (
-    "connection is closed, or out of step: an answer of the server was not read to its end"
+    "connection is closed, or out of sync: an answer of the server was not read to its end"
 )
 
 # Message codes of the protocol, version 3

@@ -23,9 +23,9 @@ ASK_IDLE_LIMIT = "SELECT setting FROM pg_settings WHERE name = 'idle_session_tim
 #: PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no driver reports it:
 #: the work would be lost unnoticed.
 NOT_COMMITTED = (
-    "nothing of this transaction is stored: a statement in it failed, its error was caught, and"
-    " PostgreSQL rolls back what is committed then; let the error through, or put the statement"
-    " into a savepoint"
+    "this transaction is not stored: a statement in it failed, the application caught the error,"
+    " and PostgreSQL answers its COMMIT with ROLLBACK; let the error propagate, or put the"
+    " statement into a savepoint"
 )
 
 

@@ -60,7 +60,7 @@ def reporting(base: Any) -> Any:
             if isinstance(factory, type):
                 factory = _reporting_cursor(factory)
             else:
-                self._doubt("a cursor factory that is no class")
+                self._doubt("its cursor factory is not a class")
             return super().cursor(name, factory, *args, **kwargs)
 
         def commit(self) -> None:
@@ -118,7 +118,7 @@ def _doubtful(cls: Any, base: Any, name: str) -> None:
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.__dict__["_changed"] = True
-        self._doubt(f"{name}()")
+        self._doubt(f"the application called {name}()")
         return plain(self, *args, **kwargs)
 
     method.__name__, method.__doc__ = name, plain.__doc__
@@ -205,7 +205,7 @@ def _sent(
         return send()
     if conn.get_transaction_status() != conn._seen:
         ledger.doubt(
-            "psycopg2: something was sent past the connection's own cursors", conn_id=id(conn)
+            "psycopg2: a statement bypassed the connection's own cursors", conn_id=id(conn)
         )
     ends = None
     if sql is None:
@@ -245,4 +245,4 @@ def notice_foreign(cursor: Any) -> None:
     conn = cursor.connection
     ledger = _ledger(conn)
     if ledger is not None and not hasattr(type(cursor), "_reports"):
-        ledger.doubt("psycopg2: a cursor that was made past its connection", conn_id=id(conn))
+        ledger.doubt("psycopg2: a cursor was not created by its connection", conn_id=id(conn))

@@ -42,7 +42,7 @@ _COMMAND_OK, _TUPLES_OK, _FATAL, _SYNC = 1, 2, 7, 10  # ExecStatusType
 
 #: The seconds that a property read by the application waits for an answer that is due.
 ANSWER_WITHIN = 1.0
-OUT_OF_STEP = "the connection is out of step: an answer was not read to its end"
+OUT_OF_STEP = "the connection is out of sync: an answer was not read to its end"
 _ASK_LEVEL = b"SHOW transaction_isolation"
 
 

@@ -71,7 +71,8 @@ def _watched(base: Any) -> Any:
             ledger = scope.current(id(self))
             if ledger is not None:
                 ledger.doubt(
-                    "psycopg's pipeline mode: answers come later than statements", conn_id=id(self)
+                    "in psycopg's pipeline mode, answers come later than statements",
+                    conn_id=id(self),
                 )
             return super().pipeline()
 
@@ -236,5 +237,7 @@ class _SeenPGconn:
         ):
             ledger = scope.current(self._conn_id)
             if ledger is not None:
-                ledger.doubt(f"pgconn.{name}: libpq was used directly", conn_id=self._conn_id)
+                ledger.doubt(
+                    f"the application used libpq directly (pgconn.{name})", conn_id=self._conn_id
+                )
         return getattr(self._pgconn, name)

@@ -63,7 +63,7 @@ class Seam:
         except (ImportError, AttributeError):
             return f"it has no {place}"
         if self.parameters is not None and not _takes(found, self.parameters):
-            return f"{place} takes other parameters"
+            return f"{place} has unexpected parameters"
         code = _code_of(found)
         missing = [name for name in self.calls if code is None or name not in _names(code)]
         return f"{place} does not use {missing[0]}" if missing else None
@@ -169,7 +169,7 @@ def untested(module: str, distribution: str | None, tested: str) -> str | None:
         return None
     version = installed_version(module, distribution)
     if version is None:
-        return "its version cannot be told"
+        return "its version is unknown"
     return None if is_within(version, tested) else f"version {version} was not tested"
 
 
@@ -221,7 +221,7 @@ class Trial(unit.Unit):
             return None
         missing = next((each for each in expected if each not in self.log), None)
         what = "unexpected reports" if missing is None else f"no report of {missing!r}"
-        return f"a trial of what it sends gave {what}"
+        return f"a test of how it sends statements found {what}"
 
     def statement(
         self, sql: str | bytes | None, autocommit: bool | None, *, conn_id: int | None = None
@@ -278,7 +278,7 @@ def flaw_of_status(opened: bool | None, closed: bool | None) -> str | None:
     return (
         None
         if opened is True and closed is False
-        else "its connection does not tell whether a transaction is open"
+        else "its connection does not report whether a transaction is open"
     )
 
 
@@ -306,14 +306,14 @@ def warn(driver: Any, module: Any, reason: str) -> None:
     remedy.
     """
     which = (driver.name, type(driver).__qualname__)
-    once = ", each for one use" if _INSTEAD in driver.__dict__ else ""
+    once = ", each for one use only" if _INSTEAD in driver.__dict__ else ""
     version = installed_version(module.MODULE, module.DISTRIBUTION) or "of unknown version"
     log.warning(
         "driver not proven",
         DRIVER_UNKNOWN(
-            f"driver {driver.name} {version}: {reason}. Connections work with it{once}, but"
-            f" nothing that was lost is run again. Tested versions: {module.TESTED}. Install one of"
-            " these, or a newer unbroken."
+            f"driver {driver.name} {version}: {reason}. Its connections work{once}, but lost work"
+            f" is not run again. Tested versions: {module.TESTED}. Install one of these, or a newer"
+            " unbroken."
         ),
         about=which,
         once=True,

@@ -110,7 +110,7 @@ def class_of(conn: Any) -> Any:
     """
     cls = type(conn)
     if cls.__module__ == "builtins":
-        raise TypeError(f"connect= gave {cls.__name__}, which is no connection of this driver")
+        raise TypeError(f"connect= returned an object of type {cls.__name__}, not a connection")
     return cls
 
 

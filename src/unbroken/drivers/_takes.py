@@ -137,6 +137,6 @@ def refuse_strays(options: Iterable[object], known: Collection[str], told: str, 
     for name in options:
         hint = stray(name, _OURS, known, _ALL)
         if hint is not None:
-            hint = hint or "that is a setting of unbroken's"
+            hint = hint or "that is a setting of unbroken"
             stop = "" if hint.endswith("?") else "."
             raise ConfigurationError(UNKNOWN_OPTION(f"{told} {shown(name)}: {hint}{stop} {how}"))

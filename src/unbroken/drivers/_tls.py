@@ -50,8 +50,8 @@ def shared(key: Any, files: Iterable[Any], make: Callable[[], Any]) -> Any:
                 log.warning(
                     "TLS files not read",
                     TLS_FILES(
-                        f"cannot read renewed TLS files ({error}); the last ones serve until they"
-                        " can be read"
+                        f"the renewed TLS files cannot be read ({error}); connections use the"
+                        " previous ones until the new ones can be read"
                     ),
                 )
                 return known[1]

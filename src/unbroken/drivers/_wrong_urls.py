@@ -22,23 +22,23 @@ _LOOKS = (
     (
         r"""(['"`]).*\1?|.*['"`]""",
         "the database URL begins or ends with a quotation mark, as in an env file that is read"
-        " verbatim; leave it out",
+        " verbatim; remove the quotation mark",
     ),
     (r"(?:export\s+)?[A-Za-z_]\w*\s*=\s*\w[\w+.-]*:.*", "the database URL begins with NAME=, as in"
-     " an env file; give what follows it"),
+     " an env file; remove NAME="),
     (
         r"\$\{?\w+\}?|%\(\w+\)s|%\w+%|\{\{?\s*\w+\s*\}\}?|<\w+>",
-        "the database URL is the name of a variable that nobody has replaced by its value",
+        "the database URL is the name of a variable; replace it by the variable's value",
     ),
-    (r"jdbc:.*", f"a JDBC URL is no database URL here; leave out 'jdbc:', and {_WRITE}"),
-    (r"[^:/]*(?::[^@]*)?@(?:tcp|unix)\(.*", f"this is a connection string of Go's; {_WRITE}"),
-    (r"[\w ]+=[^;]*;.*", f"this is a connection string of ADO.NET or ODBC; {_WRITE}"),
+    (r"jdbc:.*", f"this is a JDBC URL, which is not supported; {_WRITE}"),
+    (r"[^:/]*(?::[^@]*)?@(?:tcp|unix)\(.*", f"this is a Go connection string, not a URL; {_WRITE}"),
+    (r"[\w ]+=[^;]*;.*", f"this is an ADO.NET or ODBC connection string, not a URL; {_WRITE}"),
     (
         r"\w+\s*=\s*\S.*",
-        "this is a connection string of libpq; write something like"
+        "this is a libpq connection string, not a URL; write something like"
         " 'postgresql://user:password@host:5432/database'",
     ),
-    (r"[A-Za-z][\w+.-]*:/?(?!/).*", f"a URL's scheme ends with '://'; {_WRITE}"),
+    (r"[A-Za-z][\w+.-]*:/?(?!/).*", f"the scheme of a URL must end with '://'; {_WRITE}"),
 )  # fmt: skip
 
 #: Schemes of other products, and the scheme to write here.
@@ -60,10 +60,10 @@ _DRIVERS = {
 }  # fmt: skip
 #: Databases that no pool here supports.
 _OTHERS = {
-    "mongodb": "MongoDB has clients of its own: unbroken.mongo.MongoClient(url)",
+    "mongodb": "for MongoDB, use unbroken.mongo.MongoClient(url)",
     **dict.fromkeys(
         ("oracle", "mssql", "redis", "rediss", "db2", "snowflake", "clickhouse", "http", "https"),
-        "unbroken's pools are for MySQL, MariaDB, PostgreSQL and SQLite",
+        "unbroken supports MySQL, MariaDB, PostgreSQL and SQLite",
     ),
 }
 
@@ -79,7 +79,7 @@ def no_url(text: str) -> str:
 def no_text(given: object) -> str:
     """Return the error text for a database URL that is not text."""
     kind = type(given).__name__
-    told = f"a database URL must be a text such as {EXAMPLE!r}, not a {kind}"
+    told = f"a database URL must be a string such as {EXAMPLE!r}, not of type {kind}"
     if isinstance(given, (bytes, bytearray, memoryview)):
         return f"{told}; decode it"
     if hasattr(given, "render_as_string"):

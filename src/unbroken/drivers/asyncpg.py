@@ -127,7 +127,8 @@ class AsyncDriver(Status):
         if not isinstance(conn, self._asyncpg.Connection):
             class_of(conn)
             raise TypeError(
-                f"connect= gave {type(conn).__name__}, which is no connection of asyncpg"
+                f"connect= returned an object of type {type(conn).__name__}, not a connection of"
+                " asyncpg"
             )
         if self.is_known and conn._protocol is not None and not isinstance(conn._protocol, Layer):
             try:
@@ -183,7 +184,7 @@ class AsyncDriver(Status):
         """
         layer = conn._protocol
         if not isinstance(layer, Layer):
-            return "its connection has no protocol of the known kind"
+            return "its connection has an unknown kind of protocol"
         protocol: Any = type(layer.real)
         if (flaw := unknown(protocol)) is not None:
             return flaw
@@ -206,7 +207,7 @@ class AsyncDriver(Status):
         return flaw or (
             None
             if busy and self.is_quiet(conn)
-            else "its connection does not tell when an answer is due"
+            else "its connection does not report when an answer is due"
         )
 
     async def ping(self, conn: Connection, timeout: float) -> None:

@@ -241,7 +241,7 @@ class Driver(Ahead, Blocking):
             with conn.cursor() as cursor:
                 if _mysql_reset.may_have_moved(left):
                     if database is None:
-                        raise conn.OperationalError("its database is not known")
+                        raise conn.OperationalError("the connection's database is unknown")
                     cursor.execute(f"USE {_quoted(database)}")
                 cursor.execute(opening)
             conn.rollback()
@@ -308,7 +308,7 @@ class Driver(Ahead, Blocking):
             or (now[1] != traits[1] and database is None)
             or self.is_in_transaction(conn) is not False
         ):
-            raise conn.InterfaceError("the connection cannot be put back as it was opened")
+            raise conn.InterfaceError("the connection's opening state cannot be restored")
         autocommit, moved, conn._converter, conn.auto_reconnect = traits
         conn.autocommit = bool(autocommit)
         if now[1] != moved and database is not None:

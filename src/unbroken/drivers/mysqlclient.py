@@ -136,7 +136,7 @@ class Driver(Ahead, Blocking):
             _mysql.refuse(
                 {f"ssl_{name}": 0 for name in tls},
                 {"ssl_check_hostname"},
-                "mysqlclient has ssl_mode=VERIFY_IDENTITY for that",
+                "use mysqlclient's ssl_mode=VERIFY_IDENTITY",
             )
             self._arguments["ssl"] = tls
         base: Any = MySQLdb.connections.Connection
@@ -400,7 +400,7 @@ class Driver(Ahead, Blocking):
             or (now[2] != traits[2] and self.target.database is None)
             or self.is_in_transaction(conn) is not False
         ):
-            raise conn.InterfaceError(0, "the connection cannot be put back as it was opened")
+            raise conn.InterfaceError(0, "the connection's opening state cannot be restored")
         for name, value in zip(_TRAITS, traits[3:], strict=True):
             if getattr(conn, name) != value:
                 setattr(conn, name, {**value} if name in _TABLES else value)

@@ -89,7 +89,7 @@ class Driver(Base, Blocking):
         """
         if hasattr(conn, "_cmysql"):
             raise self.errors[0](
-                f"connect= gave {type(conn).__name__}: "
+                f"connect= returned a {type(conn).__name__}: "
                 + NO_C.format(remedy="connect with use_pure=True")
             )
         if not self.is_known:
@@ -103,8 +103,8 @@ class Driver(Base, Blocking):
                 conn.cmd_ping()
         else:
             raise self.errors[0](
-                f"connect= gave {type(conn).__name__}; it must be a plain connection of"
-                " mysql.connector, of no pool"
+                f"connect= returned a {type(conn).__name__}; it must return a plain connection of"
+                " mysql.connector, not one from a pool"
             )
         return conn
 

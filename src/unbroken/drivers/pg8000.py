@@ -219,7 +219,7 @@ class Driver(Ahead, Blocking):
             conn._seen_sent - sent != len([each for each in _REPORTS if each != "committed"])
             or not conn._seen_answers
         ):
-            return "its connection does not tell when an answer is due"
+            return "its connection does not report when an answer is due"
         return trial.flaw(_REPORTS) or flaw_of_status(opened, closed)
 
     def _probe_native(self, conn: Connection) -> str | None:

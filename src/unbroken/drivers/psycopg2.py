@@ -381,7 +381,7 @@ class Driver(Blocking):
         ledger = scope.current(id(conn))
         if ledger is not None:
             ledger.doubt(
-                f"psycopg2's {type(conn).__name__}: what it sends is not seen", conn_id=id(conn)
+                f"psycopg2: statements of a {type(conn).__name__} cannot be seen", conn_id=id(conn)
             )
 
     def unwatch(self, conn: Connection) -> None:

@@ -417,7 +417,7 @@ def _arguments(target: Target) -> dict[str, Any]:
         _mysql.refuse(
             out,
             {"ssl_capath", "ssl_cipher", "ssl_check_hostname"},
-            "PyMySQL does not take it together with ssl_verify_*",
+            "PyMySQL does not accept it together with ssl_verify_*",
         )
         return out
     tls = _mysql.take_tls(out)

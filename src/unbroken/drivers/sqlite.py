@@ -89,8 +89,8 @@ class Driver(Blocking):
         if self._uri and not self.target.database:
             raise ConfigurationError(
                 OPTION_HAS_NO_PLACE(
-                    "'sqlite://' is in memory: mode=, cache= and the like need a file, as in"
-                    " 'sqlite:///file.db?mode=ro'"
+                    "'sqlite://' is an in-memory database; mode=, cache= and similar options need a"
+                    " file, as in 'sqlite:///file.db?mode=ro'"
                 )
             )
 

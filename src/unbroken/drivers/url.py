@@ -68,8 +68,8 @@ def parse(url: str) -> Target:
     if not _is_unicode(url):
         raise ConfigurationError(
             URL_UNREADABLE(
-                "the database URL holds bytes that are not UTF-8 (of an environment variable?);"
-                " percent-encode them"
+                "the database URL contains bytes that are not UTF-8 (from an environment"
+                " variable?); percent-encode them"
             )
         )
     found = _SCHEME.fullmatch(url.strip())
@@ -78,8 +78,8 @@ def parse(url: str) -> Target:
     if _CONTROL.search(found[0]):
         raise ConfigurationError(
             URL_UNREADABLE(
-                "the database URL holds a line break, a tab or another control character (of an env"
-                " file?); leave it out, or percent-encode it"
+                "the database URL contains a line break, a tab or another control character (from"
+                " an env file?); remove it, or percent-encode it"
             )
         )
     scheme, rest = found[1].lower(), found[2]
@@ -93,7 +93,7 @@ def parse(url: str) -> Target:
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
     if "@" in path:
-        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be read; {ENCODE}"))
+        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be parsed; {ENCODE}"))
     hosts, ports = _listed(authority), None
     if len(hosts) == 1 and hosts[0].startswith(":"):  # a port, and no host
         hosts, ports = [], hosts[0][1:]
@@ -163,7 +163,7 @@ def _sqlite(scheme: str, rest: str, options: dict[str, str]) -> Target:
         raise ConfigurationError(
             NOT_A_URL(
                 "a SQLite URL has three slashes: 'sqlite:///file.db' (four for an absolute path);"
-                " 'sqlite://' is in memory"
+                " 'sqlite://' is an in-memory database"
             )
         )
     path = _decoded(rest[1:], "file")
@@ -187,7 +187,7 @@ def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
     elif hosts and there and cluster(hosts, (), usual) != cluster(there, (), usual):
         raise ConfigurationError(
             URL_HOSTS(
-                "the hosts stand twice: before the path and as ?host=; write them in one place"
+                "the hosts are given twice, before the path and as ?host=; give them in one place"
             )
         )
     # no part of a password is left behind an '@'
@@ -196,8 +196,8 @@ def _placed(target: Target, hosts: list[str], query: _Query) -> Target:
     if len(found) > 1 and (socket or "hostaddr" in options):
         raise ConfigurationError(
             URL_HOSTS(
-                f"{name if socket else 'hostaddr'} and several hosts exclude each other; among"
-                " several hosts, a unix socket is one that begins with '/'"
+                f"{name if socket else 'hostaddr'} cannot be combined with several hosts; in a list"
+                " of hosts, a unix socket is a path that begins with '/'"
             )
         )
     target = replace(target, options=MappingProxyType(options))
@@ -259,7 +259,7 @@ def _options(query: str, port: str | None = None) -> _Query:
         name = _decoded(name, "query")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII):
             raise ConfigurationError(
-                URL_QUERY("the URL's query is not of the form ?name=value&name=value")
+                URL_QUERY("the URL's query must have the form ?name=value&name=value")
             )
         if name in ("host", "port"):
             several = listed(_decoded(value, "query", plus=True))
@@ -269,7 +269,7 @@ def _options(query: str, port: str | None = None) -> _Query:
                 found.ports.extend(several)
         elif name in found.rest:
             raise ConfigurationError(
-                URL_QUERY("an option stands twice in the URL's query; leave one")
+                URL_QUERY("an option appears twice in the URL's query; keep only one")
             )
         else:
             found.rest[name] = _decoded(value, "query", plus=True)
@@ -283,10 +283,10 @@ def _decoded(text: str, what: str, *, plus: bool = False) -> str:
         found = (unquote_plus if plus else unquote)(text, errors=errors)
     except UnicodeDecodeError:
         raise ConfigurationError(
-            URL_UNREADABLE(f"the {what} in the URL is not UTF-8 once its %-escapes are decoded")
+            URL_UNREADABLE(f"the {what} in the URL is not UTF-8 after its %-escapes are decoded")
         ) from None
     if "\0" in found:
         raise ConfigurationError(
-            URL_UNREADABLE(f"the {what} in the URL holds a NUL character (%00)")
+            URL_UNREADABLE(f"the {what} in the URL contains a NUL character (%00)")
         )
     return found

@@ -41,7 +41,7 @@ def statement(sql: Any, whose: str) -> None:
     """Report *sql*, which is sent on a connection of *whose*. No driver of ours follows it."""
     unit = current() if current_token() is not None else None
     if unit is not None and kind(sql) is not Kind.READ:
-        unit.doubt(f"a write went out on a connection of {whose}")
+        unit.doubt(f"a write was sent on a connection of {whose}")
 
 
 def _on_statement(_conn: Any, _cursor: Any, sql: str, *_more: Any) -> None:
@@ -51,7 +51,7 @@ def _on_statement(_conn: Any, _cursor: Any, sql: str, *_more: Any) -> None:
 def _on_checkout(*_given: Any) -> None:
     unit = current() if current_token() is not None else None
     if unit is not None and _is_raw(sys._getframe(1)):
-        unit.doubt("a raw connection of an engine without the plugin was used")
+        unit.doubt("the application used a raw connection of an engine without the plugin")
 
 
 def _is_raw(frame: FrameType | None) -> bool:

@@ -311,7 +311,7 @@ def test_one_warning_says_what_to_do(
 
     assert child(lambda: warned(made), fork) == "[]"
     (said,) = eval(child(lambda: warned(used), fork))
-    assert f"used in process {os.getpid()} before" in said
+    assert f"process {os.getpid()} used it before process" in said
     assert "lazy-apps" in said
 
 

@@ -292,7 +292,7 @@ def test_a_write_on_a_frozen_server_ends_soon_and_is_in_doubt(
     error, took = lost(kind, of_one.url(), begin, frozen)
     assert isinstance(error, WriteUnknownError)
     assert isinstance(error, NetworkTimeout)
-    assert "stopped answering its heartbeats" in str(error)
+    assert "no longer answers heartbeats" in str(error)
     assert took < NOTICED + 0.5
 
 

@@ -85,7 +85,7 @@ def test_what_wrote_is_never_run_again(
     with pytest.raises(pymongo.errors.CursorNotFound) as failed:
         work()
     assert calls == [1]
-    assert "which may have stored something" in "".join(failed.value.__notes__)
+    assert "and may have stored something" in "".join(failed.value.__notes__)
 
 
 def test_tasks_are_run_again_as_functions_are(server: MongoDB, items: Any) -> None:

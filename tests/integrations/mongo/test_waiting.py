@@ -122,7 +122,7 @@ def test_a_choice_that_nobody_fits_is_waited_for_once_too(
         far = client[name].get_collection("items", read_preference=pymongo.ReadPreference.SECONDARY)
         began = time.monotonic()
         for _ in range(20):
-            with pytest.raises(unbroken.OutageError, match="none fits Secondary"):
+            with pytest.raises(unbroken.OutageError, match="no server matches Secondary"):
                 await got(far.find_one())
         assert time.monotonic() - began < 1.0 + SPARE
         assert await got(client[name].items.find_one())
@@ -322,7 +322,7 @@ def test_those_who_do_not_wait_for_elections_are_told_at_once(
     client[name].items.insert_one({})
     primary.kill()
     try:
-        with pytest.raises(unbroken.OutageError, match="takes writes"):
+        with pytest.raises(unbroken.OutageError, match="has taken writes"):
             until(lambda: client[name].items.insert_one({}) and False, 5.0)
     except AssertionError:
         pass

@@ -159,12 +159,12 @@ def test_a_unit_is_for_functions_of_its_databases_kind(async_shop: Any, shops: A
 
     db = async_shop.database()
     with pytest.raises(
-        unbroken.ConfigurationError, match=r"plain \(.*\) is not an async def, and Async\w+ is"
+        unbroken.ConfigurationError, match=r"plain \(.*\) is not an async def, but Async\w+ is"
     ):
         db.unit(plain)
     with pytest.raises(
         unbroken.ConfigurationError,
-        match=r"asynchronous \(.*\) is async, and PooledPostgresqlDatabase blocks",
+        match=r"asynchronous \(.*\) is async, but PooledPostgresqlDatabase is blocking",
     ):
         blocking.unit(asynchronous)
     proxy = unbroken.peewee.DatabaseProxy()
@@ -183,7 +183,7 @@ def test_strict_refuses_what_runs_outside_of_a_scope_and_names_both_places(async
             assert await db.count(query) == 3
         with pytest.raises(
             peewee.InterfaceError,
-            match=r"strict: SELECT .* ran outside .*test_async_faults.py:\d+ .*left at",
+            match=r"strict mode refused SELECT .* at .*test_async_faults.py:\d+ .*left at",
         ) as told:
             await db.list(query)
         assert isinstance(told.value, unbroken.peewee.LazyQueryError)

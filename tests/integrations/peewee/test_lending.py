@@ -103,7 +103,7 @@ def test_a_server_side_result_that_outlives_its_scope_says_so(shops: Any) -> Non
     with db.connection_context():
         rows = iter(task.select().iterator())
         next(rows)
-    with pytest.raises(peewee.InterfaceError, match="read it inside the scope"):
+    with pytest.raises(peewee.InterfaceError, match="read all its rows inside the scope"):
         list(rows)
     assert len(list(task.select().iterator())) == 5000
     db.close_all()

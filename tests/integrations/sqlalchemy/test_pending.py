@@ -50,7 +50,7 @@ def check(error: BaseException) -> None:
     assert note.startswith("unbroken: connection ")
     assert "was lost (killed" in note
     assert "Roll back" in note
-    assert "do the work again" in note
+    assert "run the work again" in note
 
 
 def test_a_connection_that_waits_for_its_rollback(engine: sa.Engine, postgres: PostgreSQL) -> None:

@@ -258,9 +258,9 @@ def test_settings_come_from_the_url_and_from_the_dictionary(face: Any) -> None:
         ({"unbroken": {"leak_after": -1}}, "leak_after=-1 must be more than 0 s"),
         (
             {"unbroken": {"max_size": 3}, "pool_size": 2},
-            "max_size and SQLAlchemy's pool_size say the same",
+            "max_size and SQLAlchemy's pool_size are the same setting",
         ),
-        ({"unbroken": {"min_size": 3}}, "min_size has no meaning here"),
+        ({"unbroken": {"min_size": 3}}, "min_size has no effect here"),
         ({"unbroken": "yes"}, "must be a dict of settings"),
     ],
 )
@@ -284,7 +284,7 @@ def test_pools_are_chosen_with_care(caplog: Any) -> None:
 
     made = create_async_engine("postgresql+asyncpg://localhost/shop", plugins=["unbroken"])
     assert type(made.sync_engine.pool) is AsyncUnbrokenQueuePool
-    with pytest.raises(unbroken.ConfigurationError, match="has no pool of unbroken's"):
+    with pytest.raises(unbroken.ConfigurationError, match="does not use an unbroken pool"):
         unbroken.sqlalchemy.stats(sa.create_engine("sqlite://"))
 
 

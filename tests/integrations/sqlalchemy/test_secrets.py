@@ -78,7 +78,7 @@ def test_the_password_is_read_at_each_connect_and_may_change(
 
 
 def test_a_password_that_sqlalchemy_would_change_is_refused_in_exact_words() -> None:
-    with pytest.raises(unbroken.ConfigurationError, match="is not UTF-8 once its %-escapes"):
+    with pytest.raises(unbroken.ConfigurationError, match="is not UTF-8 after its %-escapes"):
         sa.create_engine("mysql+pymysql://u:p%E9@h/d", plugins=["unbroken"])
 
 
@@ -92,7 +92,7 @@ def test_a_password_that_is_not_encoded_is_refused_without_a_part_of_it(
     """SQLAlchemy ends the password at its first "@": the rest is a part of the host, the database
     or both.
     """
-    with pytest.raises(unbroken.ConfigurationError, match=r"holds an '@'.*percent-encoded") as it:
+    with pytest.raises(unbroken.ConfigurationError, match=r"contains an '@'.*percent-encode") as it:
         sa.create_engine(f"{scheme}://app:{password}@db/shop", plugins=["unbroken"])
     assert not any(part in str(it.value) for part in ("hush", "quiet", "mute", ":7"))
     encoded = quote(password, safe="")

@@ -40,9 +40,9 @@ INSERT = "INSERT INTO fate VALUES (1)"
 COUNT = "SELECT COUNT(*) FROM fate"
 
 WORDS = {
-    "nothing stored": "nothing of this request is stored",
-    "stored": "is stored; the answer",
-    "unknown": "not known",
+    "nothing stored": "Nothing from this request is stored",
+    "stored": "are stored, but its response",
+    "unknown": "It is unknown whether",
 }
 
 

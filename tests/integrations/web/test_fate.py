@@ -97,7 +97,7 @@ def test_the_log_says_the_same_words(
     assert (
         caplog.records[-1]
         .getMessage()
-        .startswith(f"POST / was answered {status}, {fate}: OutageError: ")
+        .startswith(f"POST / was answered with {status} (its writes: {fate}): OutageError: ")
     )
     body.close()
 

@@ -537,7 +537,7 @@ def test_engines_whose_pool_was_chosen_or_that_are_in_use_stay_as_they_are(
         db.session.execute(sa.text("SELECT 1"))
     unbroken.flask.Unbroken(app)
     assert pools(app, db) == ["QueuePool"]
-    assert "in use already" in caplog.text
+    assert "already in use" in caplog.text
     db._app_engines[app][None].dispose()
 
 

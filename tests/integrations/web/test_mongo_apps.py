@@ -134,7 +134,7 @@ def test_settings_are_read_as_flask_mongoengine_reads_them(
 
 def test_settings_that_cannot_be_are_refused_without_showing_them() -> None:
     with pytest.raises(
-        unbroken.ConfigurationError, match="dictionary, or a list of them"
+        unbroken.ConfigurationError, match="dictionary, or a list of dictionaries"
     ) as refused:
         unbroken.flask.Unbroken(made(MONGODB_SETTINGS="mongodb://u:secret@db/shop"))
     assert "secret" not in str(refused.value)
@@ -172,7 +172,7 @@ def test_a_connection_that_the_app_makes_itself_later_is_not_in_its_way_and_is_t
     unbroken.flask.Unbroken(app)
     mongoengine.connect(host=uri, uuidRepresentation="standard")
     app.test_client().get("/")
-    assert "MongoEngine's connection 'default' is on PyMongo's own client" in caplog.text
+    assert "MongoEngine's connection 'default' uses PyMongo's own client" in caplog.text
     assert "unbroken.mongo.connect" in caplog.text
 
 

@@ -114,7 +114,7 @@ async def test_requests_beyond_the_line_get_503_at_once_each_with_another_time_t
             assert (await first).status_code == 200
     assert {each.status_code for each in told} == {503}
     assert "UB212" in told[0].text
-    assert "no connection free" in told[0].text
+    assert "no free connection" in told[0].text
     times = {int(each.headers["Retry-After"]) for each in told}
     assert len(times) > 1
     assert times <= set(range(1, 6))

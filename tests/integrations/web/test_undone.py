@@ -76,7 +76,7 @@ def test_an_unmarked_post_of_a_wsgi_app(
     assert answer(app, environ("POST"))[0].startswith("503")
     record = told(caplog)
     said = record.getMessage()
-    assert "unbroken did not run POST /orders again: requests by POST are only run" in said
+    assert "unbroken did not run POST /orders again: a POST request is run again only if the app" in said
     assert "nothing was committed" in said
     assert "name its path in replay=" in said
     assert record.unbroken_request == "POST /orders"
@@ -130,7 +130,7 @@ def test_an_unmarked_post_of_a_flask_app(
         return "well"
 
     assert app.test_client().post("/orders?token=hush").status_code == 503
-    assert "mark its view @unbroken.flask.replay" in notes(seen[0])
+    assert "mark its view with @unbroken.flask.replay" in notes(seen[0])
     assert told(caplog).unbroken_request == "POST /orders"
 
 

@@ -64,8 +64,8 @@ class Blocks(list[Any]):
             wrapper.unbroken_abandon_blocks()
             raise TransactionManagementError(
                 BLOCK_BROKEN_OFF(
-                    "the atomic block before this one was broken off (by a signal handler or a time"
-                    " limit) and is rolled back; begin again"
+                    "the atomic block before this one was interrupted by a signal handler or a time"
+                    " limit, and is rolled back; run its work again"
                 )
             )
         super().append(block)

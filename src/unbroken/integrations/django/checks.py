@@ -50,10 +50,10 @@ def check_settings(**_kwargs: Any) -> list[Any]:
         if given["OPTIONS"].get("pool"):
             found.append(
                 checks.Error(
-                    f'DATABASES[{alias!r}] asks for two pools: OPTIONS["pool"] is for Django\'s'
-                    " own.",
+                    f'DATABASES[{alias!r}] configures two pools: OPTIONS["pool"] is for'
+                    " Django's own pool.",
                     hint=(
-                        'Remove OPTIONS["pool"]; bound ours by OPTIONS["unbroken"] ='
+                        'Remove OPTIONS["pool"]. Limit unbroken\'s pool with OPTIONS["unbroken"] ='
                         ' {"max_size": …}.'
                     ),
                     id="unbroken.E002",
@@ -62,9 +62,9 @@ def check_settings(**_kwargs: Any) -> list[Any]:
         if given.get("CONN_HEALTH_CHECKS"):
             found.append(
                 checks.Info(
-                    f"DATABASES[{alias!r}]: CONN_HEALTH_CHECKS has no effect: each connection is"
-                    " looked at when it is taken up, without a round trip.",
-                    hint="Remove it.",
+                    f"DATABASES[{alias!r}]: CONN_HEALTH_CHECKS has no effect. The pool checks each"
+                    " connection when it is acquired, without a round trip.",
+                    hint="Remove CONN_HEALTH_CHECKS.",
                     id="unbroken.I003",
                 )
             )
@@ -80,7 +80,7 @@ def processes() -> tuple[int, str]:
     return (
         (int(text), "WEB_CONCURRENCY")
         if text.isdigit() and int(text)
-        else (1, "assumed; say it in UNBROKEN_PROCESSES")
+        else (1, "assumed; set UNBROKEN_PROCESSES")
     )
 
 
@@ -92,10 +92,10 @@ def check_deployment(**_kwargs: Any) -> list[Any]:
         if pool is not None and pool.stats().opened:
             found.append(
                 checks.Warning(
-                    f"DATABASES[{alias!r}] was used while the apps were loaded: with a server that"
-                    " forks (gunicorn --preload, uWSGI) each child severs what it inherits and"
-                    " connects anew.",
-                    hint="Query at the first request, not at import or in AppConfig.ready().",
+                    f"DATABASES[{alias!r}] was used while the apps were loaded. Under a server that"
+                    " forks (gunicorn --preload, uWSGI), each child drops its inherited connections"
+                    " and opens its own.",
+                    hint="Query in a request first, not at import or in AppConfig.ready().",
                     id="unbroken.W004",
                 )
             )
@@ -104,12 +104,9 @@ def check_deployment(**_kwargs: Any) -> list[Any]:
         found += [
             checks.Warning(
                 f"DATABASES[{alias!r}]: ASGI_APPLICATION is set, and"
-                f" CONN_MAX_AGE={given['CONN_MAX_AGE']} keeps one connection for each of threads"
-                " that come and go.",
-                hint=(
-                    "Set CONN_MAX_AGE=0, or use an engine of unbroken, whose pool all threads"
-                    " share."
-                ),
+                f" CONN_MAX_AGE={given['CONN_MAX_AGE']} keeps one connection for each thread, even"
+                " if the thread is short-lived.",
+                hint="Set CONN_MAX_AGE=0, or use an unbroken ENGINE: all threads share its pool.",
                 id="unbroken.W006",
             )
             for alias, given in connections.settings.items()
@@ -144,14 +141,15 @@ def _check_room(alias: str) -> list[Any]:
     size = pool.max_size
     if pool.share is not None or size * number <= limit:
         return []
+    plural = "process" if number == 1 else "processes"
     return [
         checks.Warning(
-            f"DATABASES[{alias!r}]: max_size {size} × {number} processes ({who}) = {size * number},"
-            f" above the server's max_connections {limit}: under load, processes will wait for each"
-            " other's connections.",
+            f"DATABASES[{alias!r}]: max_size {size} × {number} {plural} ({who}) = {size * number},"
+            f" which exceeds the server's max_connections {limit}. Under load, processes will wait"
+            " for each other's connections.",
             hint=(
                 f'Set OPTIONS["unbroken"]["max_size"] to {max(1, limit // number)} at most, or'
-                " raise max_connections; or let the processes share what there is:"
+                " raise max_connections, or let the processes share the server's connections:"
                 ' OPTIONS["unbroken"]["share"] = "auto".'
             ),
             id="unbroken.W005",

@@ -47,7 +47,7 @@ _BLOCK = (
 )  # fmt: skip
 
 
-_UNSEEN = "something was sent past Django's cursors, or a procedure was called"
+_UNSEEN = "the application bypassed Django's cursors, or called a procedure"
 
 
 class _Refused(Exception):  # noqa: N818 - no error: it says why not
@@ -185,7 +185,7 @@ class Healing(BaseDatabaseWrapper):  # type: ignore[misc] # Django has no types
         try:
             self.connect()
         except (Error, UnbrokenError) as exc:
-            raise _Refused(f"there was no other connection to be had: {exc}") from exc
+            raise _Refused(f"no other connection was available: {exc}") from exc
         new = self._held
         if new is None or new.past is None:
             raise _Refused("the application's own handler has replaced the connection")
@@ -292,7 +292,8 @@ def _tell(db: Any, held: Held, past: Past, sql: str | bytes | None) -> None:
             held.state.error(
                 ConnectionLostError,
                 SESSION_LOST(
-                    "the session that could answer this was lost, and another has taken its place"
+                    "this statement needs state of a session that was lost, and a new session has"
+                    " taken its place; run it again together with the statements that it depends on"
                 ),
             )
         )

@@ -38,7 +38,7 @@ _BETWEEN = frozenset({"django", "unbroken", "contextlib"})
 class Held(Kept):
     """One connection, from acquiring to returning it."""
 
-    remedy = "mark its function @unbroken.django.replayable"
+    remedy = "mark its function with @unbroken.django.replayable"
 
     __slots__ = (
         "_rested_at",
@@ -137,7 +137,7 @@ class Held(Kept):
             if not self.is_tied:
                 return True  # so that the unit sees the statements
             unit.forbid(
-                "a connection was used that had been taken before the unit of work began",
+                "the unit of work used a connection that was taken before it began",
                 conn_id=id(self.conn),
             )
             self.seen_by = (unit, unit.attempts)

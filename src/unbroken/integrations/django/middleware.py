@@ -116,7 +116,8 @@ def _settings() -> HttpSettings:
     for name in given:
         if name not in _OURS and name in {field.name for field in fields(HttpSettings)}:
             raise ImproperlyConfigured(
-                f"UNBROKEN[{name!r}] is not for Django; known: {', '.join(_OURS)}"
+                f"UNBROKEN[{name!r}] is not a setting of the Django middleware; known:"
+                f" {', '.join(_OURS)}"
             )
     try:
         return HttpSettings.of(**given)
@@ -127,7 +128,9 @@ def _settings() -> HttpSettings:
 class _Exchange(Exchange):
     """One request, its attempts and its response."""
 
-    remedy = "mark its view @unbroken.django.replayable, or name its path in UNBROKEN['replay']"
+    remedy = (
+        "mark its view with @unbroken.django.replayable, or name its path in UNBROKEN['replay']"
+    )
 
     def __init__(self, settings: HttpSettings, request: HttpRequest) -> None:
         super().__init__(request.method or "", request.path)
@@ -159,8 +162,8 @@ class _Exchange(Exchange):
             self._body = Body.of(request, self.settings.max_body)
             if self._body is None:
                 self.hindrance = (
-                    f"its body is longer than max_body={self.settings.max_body} bytes, or was read"
-                    " before"
+                    f"its body is longer than max_body={self.settings.max_body} bytes, or was"
+                    " already read"
                 )
         if self._body is None:
             return False

@@ -23,7 +23,7 @@ _TEXTS: Mapping[str, tuple[type, ...]] = {
     "NAME": (str, int, os.PathLike), "HOST": (str, os.PathLike), "USER": (str, int),
     "PORT": (str, int),
 }  # fmt: skip
-_HOW = 'Settings of unbroken\'s stand in OPTIONS["unbroken"], as {"max_size": 5}.'
+_HOW = 'Put unbroken\'s settings into OPTIONS["unbroken"], such as {"max_size": 5}.'
 
 
 def check(alias: Mapping[str, Any]) -> None:
@@ -40,10 +40,10 @@ def check(alias: Mapping[str, Any]) -> None:
         huge = isinstance(value, int) and abs(value) >= 1 << 64
         asked = name == "USER" and callable(value)
         if value and not asked and (not isinstance(value, kinds) or huge or value is True):
-            raise ConfigurationError(BAD_SETTING(f"{name}={shown(value)} must be a text"))
+            raise ConfigurationError(BAD_SETTING(f"{name}={shown(value)} must be a string"))
     for name in alias:
         if isinstance(name, str) and name.lower() == "unbroken":
-            raise ConfigurationError(SETTING_MISPLACED(f"{name!r} stands beside OPTIONS. {_HOW}"))
+            raise ConfigurationError(SETTING_MISPLACED(f"{name!r} is outside of OPTIONS. {_HOW}"))
     engine = str(alias.get("ENGINE", ""))
     for vendor, drivers in _DRIVERS.items():
         if vendor in engine:

@@ -37,7 +37,7 @@ class Transactions(Healing):
             and not self.in_atomic_block
             and not self._connecting
         ):
-            self._discard("a transaction on it was broken off")
+            self._discard("a transaction on it was interrupted")
 
     def get_autocommit(self) -> bool:
         """Return Django's value. This connects, and ``atomic`` begins with it."""
@@ -121,9 +121,9 @@ class Transactions(Healing):
         if by_app:
             raise TransactionManagementError(
                 AUTOCOMMIT_TOO_EARLY(
-                    "set_autocommit(True) came after an exception, with a transaction open that was"
-                    " neither committed nor rolled back: its connection was closed, and nothing of"
-                    " it is stored. Commit or roll back first"
+                    "set_autocommit(True) was called after an exception, while a transaction was"
+                    " open. Its connection was closed, so it is not stored; commit or roll back"
+                    " before you call set_autocommit(True)"
                 )
             )
 
@@ -155,7 +155,7 @@ class Transactions(Healing):
         self.in_atomic_block = self.closed_in_transaction = False
         self.commit_on_exit = True
         self.savepoint_ids, self.atomic_blocks = [], []
-        self._discard("a block of atomic was broken off")
+        self._discard("an atomic block was interrupted")
 
     def set_rollback(self, rollback: bool) -> None:
         """Do the same as Django."""
@@ -213,9 +213,9 @@ class Transactions(Healing):
         if (self._due is not None or self._undoing) and not self.unbroken_bare:
             raise TransactionManagementError(
                 BLOCK_BROKEN_OFF(
-                    "COMMIT was not sent: a block of atomic, or a rollback, was broken off (by a"
-                    " signal handler or a time limit), and COMMIT would store what it had to undo;"
-                    " roll back, and begin again"
+                    "COMMIT was not sent: a signal handler or a time limit interrupted an atomic"
+                    " block or a rollback, and COMMIT would store writes that must be undone; roll"
+                    " back, and run the work again"
                 )
             )
         held, self._settled = self._held, False

@@ -156,7 +156,7 @@ class Pooled(Transactions):
         if self.settings_dict["OPTIONS"].get("pool"):
             raise ImproperlyConfigured(
                 f'DATABASES[{self.alias!r}]: OPTIONS["pool"] is for Django\'s own pool; remove it'
-                ' and say OPTIONS["unbroken"] = {"max_size": …} instead'
+                ' and set OPTIONS["unbroken"] = {"max_size": …} instead'
             )
         self._give_back()
         if not self._guarded:

@@ -12,7 +12,7 @@ from unbroken.messages.configuration import NOT_INSTALLED
 if pymongo.version_tuple < (4, 9):
     raise DriverNotInstalledError(
         NOT_INSTALLED(
-            f"unbroken.mongo needs PyMongo 4.9 or newer, and {pymongo.version} is installed: pip"
+            f"unbroken.mongo needs PyMongo 4.9 or newer, but {pymongo.version} is installed; pip"
             " install -U pymongo"
         )
     )

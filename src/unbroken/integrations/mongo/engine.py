@@ -168,8 +168,8 @@ def _mongoengine() -> ModuleType:
     except ImportError as error:
         raise DriverNotInstalledError(
             NOT_INSTALLED(
-                f"MongoEngine cannot be imported ({error}); pip install 'mongoengine>=0.29.1':"
-                " older ones do not know PyMongo 4.9 and newer"
+                f"MongoEngine cannot be imported ({error}); pip install 'mongoengine>=0.29.1'"
+                " (older versions do not support PyMongo 4.9 and newer)"
             )
         ) from error
     module: ModuleType = mongoengine

@@ -76,12 +76,13 @@ def write_unknown(error: Any) -> WriteUnknownError:
     is_away = isinstance(error, ServerSelectionTimeoutError)
     met = getattr(error, "error", error)  # of a client's bulk write
     has_answer = isinstance(met, (OperationFailure, NotPrimaryError))
-    how = "its answer does not say whether it lasts" if has_answer else "its answer was lost"
+    how = "its answer does not show whether it is kept" if has_answer else "its answer was lost"
     told = for_driver(
         WriteUnknownError,
         ServerSelectionTimeoutError if is_away else type(error),
         WRITE_UNKNOWN(
-            f"{error}; the write was sent and {how}: it may be stored, so look before you repeat it"
+            f"{error}; the write was sent, but {how}: it may be stored, so check the data before"
+            " you repeat it"
         ),
         fate=Fate.UNKNOWN,
     )

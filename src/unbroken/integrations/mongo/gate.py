@@ -107,7 +107,7 @@ class Gate:
         log.warning(
             "outage goes on",
             OUTAGE(
-                f"{self.name}: no server takes writes, for {age:.1f} s now"
+                f"{self.name}: no server has taken writes for {age:.1f} s"
                 f" ({callers:,} callers turned away)"
             ),
             about=self.name,
@@ -205,7 +205,7 @@ class Gate:
         outage = self.choices.get(name)
         if outage is None or now - outage.last_failure > self.fresh:
             outage = self.choices[name] = Outage()
-        fault = Fault(FaultKind.WRONG_SERVER, None, None, f"none fits {name}")
+        fault = Fault(FaultKind.WRONG_SERVER, None, None, f"no server matches {name}")
         outage.failed(self, now, now, fault, self._random)
         return outage
 
@@ -257,20 +257,20 @@ class Gate:
     def error(self, outage: Outage, now: float) -> OutageError:
         """Return the error for a caller that is turned away now."""
         what = (
-            "MongoDB server answers"
+            "has answered"
             if outage is self.reads
-            else "MongoDB server takes writes"
+            else "has taken writes"
             if outage is self.writes
-            else "MongoDB server serves this"
+            else "has matched this call"
         )
         because = f": {outage.fault.text}" if outage.fault else ""
-        waits = f"calls wait for {self.waits.outage:g} s of an outage, and then fail at once"
+        waits = f"calls wait until an outage has lasted {self.waits.outage:g} s (outage_wait)"
         if outage is self.writes and self.waits.election:
-            waits += f"; for {self.waits.election:g} s more where a set elects"
+            waits += f", and {self.waits.election:g} s longer during an election (election_wait)"
         return outage_error(
             OUTAGE(
-                f"no {what} at {self.name}, for {outage.age(now):.1f} s now{because} ({waits};"
-                " outage_wait= says how long)"
+                f"no MongoDB server at {self.name} {what} for {outage.age(now):.1f} s{because};"
+                f" {waits}"
             ),
             retry_after=1.0,
         )

@@ -55,13 +55,13 @@ def check_names(in_uri: Iterable[str], keywords: Iterable[str]) -> None:
     known = _known()
     for name in keywords:
         if not _is_known(name, known):
-            raise _refused(f"a MongoClient has no option {shown(name)}; {_hint(name, known)}")
+            raise _refused(f"MongoClient has no option {shown(name)}; {_hint(name, known)}")
     for name in in_uri:
         if _is_known(name, known):
             continue
         if nearest(name, OURS) is not None:  # its name might be a part of a password: not shown
             how = "MongoClient(uri, outage_wait=5.0, election_wait=20.0)"
-            raise _refused(f"{_all_of_ours()} are no options of a URI: write {how}")
+            raise _refused(f"{_all_of_ours()} cannot be set in a URI; write {how}")
         said = _word(name)
         if said is not None:
             raise _refused(f"a MongoDB URI has no option {shown(name)}; {said}")
@@ -89,7 +89,7 @@ def _hint(name: str, known: set[str]) -> str:
     if said is not None:
         return said
     near = nearest(name, [*OURS, *_CAMEL, *known])
-    return f"did you mean {near!r}?" if near else "docs/mongodb.md tells what it takes"
+    return f"did you mean {near!r}?" if near else "docs/mongodb.md lists its options"
 
 
 def _word(name: str) -> str | None:
@@ -102,7 +102,7 @@ def _word(name: str) -> str | None:
         ours = next((each for each in _PYMONGO if said.startswith(f"that is {each} here")), None)
     found = _PYMONGO.get(ours or "")
     if found is None:
-        return "MongoDB's clients have no such setting: docs/mongodb.md tells what they take"
+        return "MongoDB clients have no such setting; docs/mongodb.md lists their options"
     theirs, unit = found
     return f"that is {theirs} with MongoDB{f' ({unit})' if unit else ''}"
 

@@ -142,8 +142,8 @@ class Overload:
             plain = timeout.with_traceback(None)
         error = queue_error(
             OVERLOADED(
-                f"no connection to {where}, {line}; {refusal.why}; come again in {after:.1f} s, or"
-                " raise maxPoolSize if the server has room"
+                f"no connection to {where}, {line}; {refusal.why}; retry in {after:.1f} s, or raise"
+                " maxPoolSize if the server can take more connections"
             ),
             after,
             plain,

@@ -93,10 +93,10 @@ def warn_in_master() -> None:
     """Warn once, in uWSGI's master, about the effect of a call before the fork, with the remedy."""
     warnings.warn(
         MONGO_BEFORE_FORK(
-            "MongoDB was called in uWSGI's master, before it forks its workers. It works, and each"
-            " call here makes a connection of its own and no thread; better make no call at import"
-            " (creating the client is fine), or have uWSGI load the app in each worker (lazy-apps ="
-            " true)"
+            "MongoDB was called in uWSGI's master, before the fork of its workers. The call works,"
+            " but each call here opens its own connection and uses no thread. Make no call at"
+            " import (creating the client is fine), or have uWSGI load the app in each worker"
+            " (lazy-apps = true)"
         ),
         RuntimeWarning,
         stacklevel=5,
@@ -107,11 +107,11 @@ def warn_of_fork(parent: int) -> None:
     """Warn once, in a forked child, about using a client before a fork, with the remedy."""
     warnings.warn(
         MONGO_BEFORE_FORK(
-            f"MongoClient opened before fork: it was used in process {parent} before process"
-            f" {os.getpid()} was forked from it. It works in both, with connections of its own in"
-            " each; but threads that run at a fork are a risk: make no call to MongoDB before the"
-            " fork (creating the client is fine), or have uWSGI load the app in each worker"
-            " (lazy-apps = true)"
+            f"MongoClient opened before fork: process {parent} used it before process"
+            f" {os.getpid()} was forked from it. The client works in both processes, each with its"
+            " own connections, but threads that run during a fork are a risk. Make no call to"
+            " MongoDB before the fork (creating the client is fine), or have uWSGI load the app in"
+            " each worker (lazy-apps = true)"
         ),
         RuntimeWarning,
         stacklevel=5,

@@ -226,8 +226,8 @@ class ProcessAware:
         )
         raise not_yours(
             MONGO_OTHER_PROCESS(
-                "this session (or the cursor, transaction or change stream that uses it) was begun"
-                f" in {where}, and stays there: begin another here"
+                "this session (or the cursor, transaction or change stream that uses it) was"
+                f" started in {where}, and works only there; start a new one here"
             )
         )
 
@@ -261,8 +261,8 @@ class ProcessAware:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             NOT_FOR_ANOTHER_PROCESS(
-                f"{type(self).__name__} cannot be pickled or copied: each process makes its own;"
-                " pass its URI instead"
+                f"{type(self).__name__} cannot be pickled or copied; pass its URI, and create a"
+                " client in each process"
             )
         )
 

@@ -16,17 +16,17 @@ from unbroken.messages.integrations import PYMONGO_UNKNOWN
 
 #: Methods that are overridden, and the purpose of each override.
 SEAMS = {
-    "_init_background": "makes topology and threads: not before the first use in a process",
-    "_get_topology": "begins to connect: in the process that asks",
-    "_select_server": "each operation's first step: the gate stands here",
-    "_cleanup_cursor_no_lock": "a cursor is ended by the process that opened it, not by its child",
-    "_cleanup_cursor_lock": "likewise",
-    "_close_cursor_soon": "likewise",
-    "_close_cursor_now": "likewise",
-    "_retryable_write": "what the server said of a write is told to its caller and unit of work",
-    "_retry_internal": "likewise of a COMMIT; what only read is begun again in an outage",
-    "_conn_for_writes": "likewise of other commands that store something",
-    "_server_property": "a question after the server is bounded like any operation",
+    "_init_background": "creates topology and threads, not before the first use in a process",
+    "_get_topology": "begins to connect, in the process that calls",
+    "_select_server": "is each operation's first step, where the gate checks it",
+    "_cleanup_cursor_no_lock": "ends a cursor, in the process that opened it and not in its child",
+    "_cleanup_cursor_lock": "the same",
+    "_close_cursor_soon": "the same",
+    "_close_cursor_now": "the same",
+    "_retryable_write": "reports the server's answer to a write to its caller and unit of work",
+    "_retry_internal": "the same for a COMMIT; in an outage, restarts work that only read",
+    "_conn_for_writes": "the same for other commands that store something",
+    "_server_property": "asks for a property of the server, bounded like any operation",
     "_after_fork": "PyMongo's own fork hook",
 }
 
@@ -38,8 +38,8 @@ def check(*kinds: type[Any]) -> None:
         if missing:
             raise ConfigurationError(
                 PYMONGO_UNKNOWN(
-                    f"PyMongo {pymongo.version} has no {kind.__name__}.{missing[0]}; unbroken.mongo"
-                    " knows PyMongo 4.9 to 4.20: install one of these, or a newer unbroken"
+                    f"PyMongo {pymongo.version} has no {kind.__name__}.{missing[0]}, which"
+                    " unbroken.mongo needs; install PyMongo 4.9 to 4.20, or a newer unbroken"
                 )
             )
 

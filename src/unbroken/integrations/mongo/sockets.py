@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _BOUNDS = Policy.decide(Settings(), Capabilities())
 
 #: The error of a round trip if a heartbeat has found its server silent.
-_SILENT = "timed out: the server has stopped answering its heartbeats"
+_SILENT = "timed out: the server no longer answers heartbeats"
 
 #: By PyMongo's reasons. "stale", and None for a monitor's own, are not among them: those
 #: connections end for the gate's cause.

@@ -29,7 +29,7 @@ def stats(client: Any) -> Stats:
         raise ConfigurationError(
             MONGO_CLIENT_NOT_OURS(
                 f"{type(client).__name__} is not an unbroken.mongo.MongoClient or AsyncMongoClient;"
-                " only these keep count"
+                " only these have stats"
             )
         )
     now = client._present()

@@ -55,7 +55,7 @@ class Write:
     def sent(self) -> None:
         """Note that there is a connection, and the write is about to be sent on it."""
         self._unit.sends(
-            self._key, f"MongoDB's {self._name!r} was sent, which may have stored something"
+            self._key, f"MongoDB's {self._name!r} was sent, and may have stored something"
         )
 
     def returned(self, result: Any, *, is_acknowledged: bool) -> None:
@@ -119,7 +119,7 @@ def report(operation: Any) -> None:
     name = str(getattr(operation, "value", operation))
     if name not in READS:
         key = next(_keys)
-        unit.sends(key, f"MongoDB's {name!r} was sent, which may have stored something")
+        unit.sends(key, f"MongoDB's {name!r} was sent, and may have stored something")
         _reported.set((unit, key))
 
 

@@ -143,7 +143,7 @@ class AsyncHealing:
         try:
             await self.aconnect()
         except (peewee.PeeweeException, UnbrokenError) as exc:
-            raise Refused(f"there was no other connection to be had: {exc}") from exc
+            raise Refused(f"no other connection was available: {exc}") from exc
         new: Held = state.conn
         new.resume(old)
         if new.past is None:
@@ -243,7 +243,7 @@ def undone_by_closing(held: Any, error: Exception) -> None:
     held.entry.condemn(Cause.RESET_FAILED, str(error))
     log.info(
         "rollback failed",
-        f"{held.owner.name}: ROLLBACK failed, and the connection is closed instead: {error}",
+        f"{held.owner.name}: ROLLBACK failed, so the connection is closed: {error}",
         pool=held.owner.name,
         session=held.entry.session,
     )

@@ -304,7 +304,7 @@ class AsyncMySQLDatabase(AsyncPooledDatabase, pwasyncio.AsyncMySQLDatabase):  # 
 
     def _begin_on(self, _state: Any, old: Held) -> Callable[[Held], Awaitable[None]]:
         if old.begin_with is None:
-            raise Refused("it is not known how its transaction was begun")
+            raise Refused("it is unknown how its transaction was begun")
         arguments, options = old.begin_with
         level = arguments[0] if arguments else options.get("isolation_level")
 
@@ -404,7 +404,7 @@ class AsyncPostgresqlDatabase(AsyncPooledDatabase, pwasyncio.AsyncPostgresqlData
     def _begin_on(self, state: Any, _old: Held) -> Callable[[Held], Awaitable[None]]:
         atomic = state.transactions[0] if state.transactions else None
         if not isinstance(atomic, AsyncPgAtomic):
-            raise Refused("it is not known how its transaction was begun")
+            raise Refused("it is unknown how its transaction was begun")
         arguments, options = atomic._begin_args
 
         async def begin(new: Held) -> None:

@@ -256,7 +256,7 @@ class PooledDatabase(Executing, Transactions, Poolish, peewee.Database):  # type
         slot.ending = slot.opening = False
         slot.lost = None
         if slot.loan is not None:
-            slot.loan.end("a transaction on it was broken off")
+            slot.loan.end("a transaction on it was interrupted")
         if not slot.closed:
             self._give_back(slot)
 

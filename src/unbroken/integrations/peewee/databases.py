@@ -99,7 +99,7 @@ def connect(url: str, **options: Any) -> Any:
         hint = f" (did you mean {near!r}?)" if near else ""
         raise ConfigurationError(
             PEEWEE_DATABASE(
-                f"{shown(scheme)} is not served by unbroken.peewee{hint}; it knows"
+                f"unbroken.peewee does not support the scheme {shown(scheme)}{hint}; it supports"
                 f" {', '.join(_SCHEMES)}, each with or without +pool, and for asyncio"
                 f" {', '.join(_ASYNC)}"
             )
@@ -108,7 +108,8 @@ def connect(url: str, **options: Any) -> Any:
         # playhouse's error would show the URL, with its password
         raise ConfigurationError(
             NOT_A_URL(
-                f"{scheme}:// without a database's name; write {scheme}://user:password@host/name"
+                f"the {scheme}:// URL has no database name; write"
+                f" {scheme}://user:password@host/name"
             )
         )
     url, several = without_hosts(url)
@@ -118,7 +119,7 @@ def connect(url: str, **options: Any) -> Any:
     except ValueError as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be read; {ENCODE}")) from None
+        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be parsed; {ENCODE}")) from None
 
 
 def _scheme_of(url: object) -> str:
@@ -134,7 +135,7 @@ def _scheme_of(url: object) -> str:
     except ValueError:
         scheme, _, rest = url.partition("://")
         parse(f"mysql://{rest}")  # raises for the flaw, if it finds one
-        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be read; {ENCODE}")) from None
+        raise ConfigurationError(URL_UNREADABLE(f"the URL cannot be parsed; {ENCODE}")) from None
     if not scheme or "://" not in url:
         raise ConfigurationError(NOT_A_URL(no_url(url.strip())))
     return scheme

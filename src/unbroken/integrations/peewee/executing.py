@@ -128,7 +128,7 @@ class Executing(peewee.Database):  # type: ignore[misc] # peewee ships no types 
             raise peewee.OperationalError(
                 PARENTS_CONNECTION(
                     "this transaction belongs to the parent process; leave its block (or call"
-                    " dispose()) before using the database in the child"
+                    " dispose()) before you use the database in the child"
                 )
             )
         if slot.held or slot.opening:

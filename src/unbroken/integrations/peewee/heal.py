@@ -73,7 +73,8 @@ def missed(state: Any) -> UnbrokenError:
     error: UnbrokenError = state.error(
         ConnectionLostError,
         SESSION_LOST(
-            "the session that could answer this was lost, and another one has taken its place"
+            "this statement needs state of a session that was lost, and a new session has taken its"
+            " place; run it again together with the statements that it depends on"
         ),
     )
     return error
@@ -179,7 +180,7 @@ class Healing:
         try:
             self._take(slot)
         except (peewee.PeeweeException, UnbrokenError) as exc:
-            raise Refused(f"there was no other connection to be had: {exc}") from exc
+            raise Refused(f"no other connection was available: {exc}") from exc
         new = slot.loan
         if new is None or new.past is None:
             raise Refused("the application has replaced the connection")

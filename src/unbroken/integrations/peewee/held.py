@@ -109,7 +109,7 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         """
         unit = current()
         if unit is not None and not self.loan.has_joined(unit):
-            older = "a transaction that was begun before the unit of work is used in it"
+            older = "the unit of work uses a transaction that began before it"
             self.loan.join(unit, older if self.is_open else None)
 
     def look(self) -> None:
@@ -142,8 +142,8 @@ class Held(pwasyncio.AsyncConnectionWrapper):  # type: ignore[misc] # peewee shi
         """Return the error that reports so."""
         taken, why = self.entry.place, self.owner.explain(self.entry, in_use=True)[0].value
         what = (
-            f"connection of pool {self.owner.name}, taken at {taken}, was lost ({why}) in a"
-            f" transaction; {self.loan.what_is_left()}"
+            f"the connection of pool {self.owner.name} that was taken at {taken} was lost ({why})"
+            f" in a transaction; {self.loan.what_is_left()}"
         )
         self.unsent = translated(self.owner.error(ConnectionLostError, TRANSACTION_LOST(what)))
         return self.unsent

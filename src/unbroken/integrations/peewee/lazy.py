@@ -31,13 +31,13 @@ def whole(value: Any, db: Any, function: Any, lazy: Lazy, depth: int = 3) -> Any
         return value
     if lazy == "refuse":
         opened = getattr(db._state, "opened", None)
-        where = "" if opened is None else f", called at {place(opened)}"
+        where = "" if opened is None else f" to its caller at {place(opened)}"
         code = inspect.unwrap(function).__code__
         raise LazyQueryError(
             LAZY_QUERY(
                 f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) returned"
-                f" {unread} unread{where}: its connection is released first; return a list, or"
-                " let @db.unit read it (lazy='read')"
+                f" {unread}{where}, but its connection is released before the caller can read it;"
+                " return a list, or let @db.unit read it (lazy='read')"
             )
         )
     return _read(value)
@@ -47,13 +47,13 @@ def _unread(value: Any) -> str | None:
     """Describe a lazy *value* in words; None if nothing is left to read."""
     if isinstance(value, peewee.SelectQuery | peewee.RawQuery):
         read = value._cursor_wrapper is not None and value._cursor_wrapper.populated
-        return None if read or not value._database else f"the query {value.sql()[0][:300]}"
+        return None if read or not value._database else f"an unread query ({value.sql()[0][:300]})"
     if isinstance(value, peewee.CursorWrapper):
-        return None if value.populated else "a result"
+        return None if value.populated else "an unread result"
     if type(value) is Result:
-        return None if value.raw_cursor is None else "a cursor"
+        return None if value.raw_cursor is None else "an unread cursor"
     if isinstance(value, peewee.ResultIterator):
-        return None if value.cursor_wrapper.populated else "a result"
+        return None if value.cursor_wrapper.populated else "an unread result"
     if inspect.isgenerator(value):
         return "a generator"
     return "an async generator" if inspect.isasyncgen(value) else None

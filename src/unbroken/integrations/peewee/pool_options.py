@@ -50,7 +50,7 @@ _DRIVERS = {
     "MySQLDatabase": ("pymysql", "mysqlclient"),
     "PostgresqlDatabase": ("psycopg2", "psycopg"),
 }
-_HOW = "Settings of unbroken's are keywords of the database, as max_size=5."
+_HOW = "Give unbroken's settings as keywords of the database, such as max_size=5."
 
 
 def settings_of(
@@ -142,8 +142,8 @@ def driver_of(database: Any) -> str:
         return "psycopg" if isinstance(database._adapter, peewee.Psycopg3Adapter) else "psycopg2"
     raise ConfigurationError(
         PEEWEE_DATABASE(
-            f"{type(database).__name__} is not a MySQL, MariaDB or PostgreSQL database of peewee's;"
-            " unbroken pools only those"
+            f"{type(database).__name__} is not one of peewee's databases for MySQL, MariaDB or"
+            " PostgreSQL; unbroken pools only those"
         )
     )
 

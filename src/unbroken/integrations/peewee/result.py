@@ -88,8 +88,8 @@ class Result:
         if self._cut:
             raise peewee.InterfaceError(
                 RESULT_LEFT(
-                    "a server-side result was read further after its connection was released; read"
-                    " it inside the scope that opened it"
+                    "a server-side result was read after its connection was released; read all its"
+                    " rows inside the scope that opened it"
                 )
             )
         return self._rows.popleft() if self._rows else None
@@ -109,7 +109,7 @@ class Result:
         if cursor is None:
             raise peewee.InterfaceError(
                 RESULT_LEFT(
-                    "this cursor is closed, and its connection was released; ask for a new one"
+                    "this cursor is closed, and its connection was released; open a new cursor"
                 )
             )
         given = getattr(cursor, name)(*args, **kwargs)

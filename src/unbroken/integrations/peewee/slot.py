@@ -38,7 +38,7 @@ _BETWEEN = frozenset({"peewee", "playhouse", "unbroken"})
 class Taken(Kept):
     """A slot's connection and other state from a pool."""
 
-    remedy = "mark its function @db.unit, or @db.atomic()"
+    remedy = "mark its function with @db.unit or @db.atomic()"
 
     __slots__ = ("past", "pool", "until")
 
@@ -239,13 +239,13 @@ def refusal(sql: Any, opened: Where | None, left: Where | None) -> str:
     where the last scope was *opened* and *left*.
     """
     what = "a cursor" if sql is None else " ".join(str(sql).split())[:300]
-    text = f"strict: {what} ran outside of a scope, at {place(caller())}"
+    text = f"strict mode refused {what} at {place(caller())}, because no scope was open"
     if opened is not None and left is not None:
         text += (
             f"; the last scope of this thread was opened at {place(opened)} and left at"
             f" {place(left)}"
         )
     return (
-        f"{text}; run it inside db.connection_context(), or let @db.unit make its result whole"
-        " before it is returned"
+        f"{text}; run it inside db.connection_context(), or let @db.unit read the whole result"
+        " before the connection is released"
     )

@@ -89,13 +89,16 @@ def resolved(database: Any, function: Any) -> Any:
     db = database.obj if isinstance(database, peewee.Proxy) else database
     if db is None:
         raise peewee.InterfaceError(
-            PEEWEE_UNIT(f"{named(function)} was called before its database proxy was initialized")
+            PEEWEE_UNIT(
+                f"{named(function)} was called before its database proxy was initialized; call the"
+                " proxy's initialize() first"
+            )
         )
     if db.is_async and not is_coroutine_function(function):
         raise ConfigurationError(
             PEEWEE_UNIT(
-                f"{named(function)} is not an async def, and {type(db).__name__} is for asyncio:"
-                " make it one that awaits db.run(...) inside"
+                f"{named(function)} is not an async def, but {type(db).__name__} is for asyncio;"
+                " make it an async def that awaits db.run(...)"
             )
         )
     if not db.is_async and (
@@ -103,7 +106,7 @@ def resolved(database: Any, function: Any) -> Any:
     ):
         raise ConfigurationError(
             PEEWEE_UNIT(
-                f"{named(function)} is async, and {type(db).__name__} blocks: use"
+                f"{named(function)} is async, but {type(db).__name__} is blocking; use"
                 " unbroken.peewee's AsyncMySQLDatabase or AsyncPostgresqlDatabase"
             )
         )

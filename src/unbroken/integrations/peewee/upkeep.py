@@ -88,7 +88,7 @@ def join(slot: Slot) -> None:
     older = slot.begun or not slot.clean
     loan.join(
         unit,
-        "a transaction that was begun before the unit of work is used in it" if older else None,
+        "the unit of work uses a transaction that began before it" if older else None,
     )
 
 

@@ -38,7 +38,7 @@ def _texts(name: str, given: Any) -> list[str]:
     for each in found:
         if not isinstance(each, (str, int)) or isinstance(each, bool) or not _is_short(each):
             raise ConfigurationError(
-                BAD_SETTING(f"{name}={shown(given)} must be a text or a number")
+                BAD_SETTING(f"{name}={shown(given)} must be a string or a number")
             )
     return [str(each) for each in found] if isinstance(given, (list, tuple)) else [
         text for each in found for text in listed(str(each))

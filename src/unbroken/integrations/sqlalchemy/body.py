@@ -49,7 +49,7 @@ class Body(PoolState):
     """A pool of SQLAlchemy's in one process, or, if async, on one loop. A child gets a new one."""
 
     entry_kind = Slot
-    remedy = "mark its function @unbroken.replayable"
+    remedy = "mark its function with @unbroken.replayable"
 
     def __init__(self, pool: Any, plan: Plan, runtime: Any, counters: Counters | None) -> None:
         mark = mark_of(runtime)
@@ -115,14 +115,16 @@ class Body(PoolState):
         return len(pool._dialect.dispatch.do_connect) > self.plan.aims
 
     def open(self, login: Login | None = None) -> Connection:
-        """Open a connection as *login*, the way that SQLAlchemy does. Returns the driver's own
-        object.
+        """Open a connection as *login*, as SQLAlchemy does. Returns the driver's own object.
 
         It runs on this thread, or inside a greenlet.
         """
         pool = self.pool
         if pool is None:
-            raise self.error(PoolClosedError, ENGINE_GONE(f"the engine of {self.name} is gone"))
+            raise self.error(
+                PoolClosedError,
+                ENGINE_GONE(f"the engine of {self.name} no longer exists; keep a reference to it"),
+            )
         record = pool.blank()
         connection = dial(lambda: pool.raw_creator(record, login))
         try:

@@ -71,7 +71,7 @@ class HealingConnection(Connection):
             record = getattr(proxied, "_connection_record", None)
             if isinstance(record, Record) and record.entry is not None:
                 past = past_of(record, record.entry)
-                past.unseen("the application was given the driver's own connection")
+                past.unseen("the application took the driver's own connection")
         return proxied
 
     def execution_options(self, **opt: Any) -> Any:
@@ -148,7 +148,7 @@ class HealingConnection(Connection):
         if record is not None and record.entry is not None:
             if record.sent_bytes is not None and record.sent_bytes[0] != record.entry.count():
                 past_of(record, record.entry).unseen(
-                    "a handler of the application's was given a cursor"
+                    "an event handler of the application got a cursor"
                 )
             record.sent_bytes = None
 
@@ -244,7 +244,7 @@ class HealingConnection(Connection):
         elif isinstance(self._transaction, TwoPhaseTransaction):
             self.why_not = "it was part of a two-phase transaction"
         elif record.owner.driver.blindness is not None or not record.owner.knows_status:
-            self.why_not = "its driver does not say whether a transaction is open"
+            self.why_not = "its driver does not report whether a transaction is open"
         else:
             unit = current(id(entry.conn)) if entry.watched or current_token() is not None else None
             return unit is None or unit.observing  # otherwise it is run again as a whole
@@ -296,7 +296,7 @@ class HealingConnection(Connection):
         which has the same settings as the lost one.
         """
         owner, entry = record.owner, record.entry
-        against: str | None = "there was no connection to ask for the level of isolation"
+        against: str | None = "no connection was available to ask for the isolation level"
         if entry is not None and entry.conn is not None:
             loan = Loan.of(owner, entry, entry.conn)
             against = owner.run(objection(loan, replace(ruling, asks=(Question.ISOLATION,))))
@@ -344,7 +344,7 @@ class HealingConnection(Connection):
         try:
             against = self._replaced_somehow(record, entry, exc, Ruling(True, ""))
             if against is not None:
-                words = f"between two transactions a connection was lost, and {against}"
+                words = f"a connection was lost between two transactions, and {against}"
                 raise record.owner.error(ConnectionLostError, NO_SUBSTITUTE(words))
         except BaseException as another:
             self.invalidate(exc)
@@ -370,7 +370,7 @@ class HealingConnection(Connection):
             if record.entry is not None:
                 record.entry.condemn(Cause.DISCARDED, against)
         except Exception as another:
-            self.why_not = f"there was no other connection to be had: {another}"
+            self.why_not = f"no other connection was available: {another}"
         except BaseException:
             self.invalidate(exc)
             raise
@@ -393,7 +393,7 @@ class HealingConnection(Connection):
             entry = record.entry
             if entry is None or entry.conn is None or entry.cause is None:
                 return against
-        return "each other connection was lost, too"
+        return "every other connection was lost, too"
 
     def _replaced(
         self, record: Record, old: Any, proxied: Any, exc: Exception, ruling: Ruling

@@ -98,7 +98,7 @@ def install(engine: Any) -> None:
         log.warning(
             "does not heal",
             POOLED_AS_SQLALCHEMY_DOES(
-                f"{engine!r} has connections of another class than SQLAlchemy's: their lost"
+                f"{engine!r} uses another connection class than SQLAlchemy's, so its lost"
                 " statements are not run again"
             ),
             about=repr(engine.url),

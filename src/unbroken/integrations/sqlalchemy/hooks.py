@@ -379,11 +379,11 @@ def _doubt(context: Any) -> None:
     connection = getattr(getattr(context, "root_connection", None), "_dbapi_connection", None)
     found = known(connection) if connection is not None else None
     if found is None:
-        unit.doubt("a statement went out on a connection that is not from a pool of unbroken's")
+        unit.doubt("a statement was sent on a connection that is not from an unbroken pool")
     elif not found[1].watched and found[1].record.used == found[1].uses:
         # not while SQLAlchemy sets a new connection up
         unit.doubt(
-            "a statement went out on a connection that was checked out before the unit of work"
+            "a statement was sent on a connection that was checked out before the unit of work"
             " began"
         )
 

@@ -69,8 +69,8 @@ class Installed:
         ]:
             raise ConfigurationError(
                 ENGINE_UNKNOWN(
-                    f"SQLAlchemy {sqlalchemy.__version__} makes its engines in a way that install()"
-                    " does not know; name the plugin in the URL"
+                    f"SQLAlchemy {sqlalchemy.__version__} creates its engines in a way that"
+                    " install() does not know; name the plugin in the URL"
                 )
             )
         self.settings: dict[str, Any] = {}

@@ -25,10 +25,11 @@ _LOSS = "_unbroken_loss"
 def remember(connection: Any, error: BaseException, entry: Entry) -> None:
     """Record that *error* of *connection* was caused by the loss of *entry*."""
     why = (entry.cause or "lost") + (f': "{entry.words}"' if entry.words else "")
+    which = f"connection {entry.session}" if entry.session else "the connection"
     text = (
-        f"unbroken: connection {entry.session or ''} of this transaction was lost ({why}). Roll"
-        " back (call rollback(), or leave the block that began it), and do the work again from its"
-        " start; a unit of work (@unbroken.replayable) does both by itself"
+        f"unbroken: {which} of this transaction was lost ({why}). Roll back (call rollback(), or"
+        " leave the block that began the transaction), and run the work again from its beginning;"
+        " a unit of work (@unbroken.replayable) does both by itself"
     )
     for each in (connection, error):
         if each is not None:

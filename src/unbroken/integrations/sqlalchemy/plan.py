@@ -123,7 +123,7 @@ class Plan:
                 # a proxy's __class__ is not its own
                 return raw
             raw = getattr(raw, "__wrapped__", None)
-        self.warn_unknown("they are wrapped by something else")
+        self.warn_unknown("another library has wrapped them")
         return None
 
     def warn_unknown(self, why: object) -> None:
@@ -131,7 +131,7 @@ class Plan:
         log.warning(
             "driver not known",
             POOLED_AS_SQLALCHEMY_DOES(
-                f"{self.name}: unbroken cannot look below these connections ({why}); they are"
+                f"{self.name}: unbroken does not recognize these connections ({why}), so they are"
                 " pooled as SQLAlchemy does it"
             ),
             about=self.name,
@@ -233,8 +233,8 @@ def open_plan(
     if "\ufffd" in (target.password or ""):
         raise ConfigurationError(
             URL_UNREADABLE(
-                "the password in the URL is not UTF-8 once its %-escapes are decoded, and"
-                " SQLAlchemy puts other characters in its place; give it in connect_args"
+                "the password in the URL is not UTF-8 after its %-escapes are decoded, so"
+                " SQLAlchemy would change it; give the password in connect_args"
             )
         )
     adopt_for(settings.units, settings.max_replays)
@@ -277,7 +277,9 @@ def _settings(
     several = [k for k, v in ours.items() if not isinstance(v, str)]
     if several:
         raise ConfigurationError(
-            SETTING_TWICE(f"setting {several[0]!r} stands more than once in the URL; leave one")
+            SETTING_TWICE(
+                f"setting {several[0]!r} appears more than once in the URL; keep only one"
+            )
         )
     names = tuple(each for each in url.query if each not in theirs and each != "connect_timeout")
     return {**Settings.from_text(ours), **named(given)}, names
@@ -288,20 +290,20 @@ def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
     if given.pop("min_size", 0):
         raise ConfigurationError(
             SETTING_HAS_NO_USE(
-                "min_size has no meaning here: SQLAlchemy's pool opens what is asked for and keeps"
-                " up to pool_size"
+                "min_size has no effect here: SQLAlchemy's pool opens connections on demand and"
+                " keeps up to pool_size; leave min_size out"
             )
         )
     if callable(given.get("reset")):
         raise ConfigurationError(
             SETTING_HAS_NO_USE(
-                "reset=callable has no meaning here; use SQLAlchemy's pool event 'reset'"
+                "reset=callable has no effect here; use SQLAlchemy's pool event 'reset'"
             )
         )
     if given.get("reset") == "session":
         raise ConfigurationError(
             SETTING_HAS_NO_USE(
-                "reset='session' has no meaning here; use SQLAlchemy's pool event 'reset'"
+                "reset='session' has no effect here; use SQLAlchemy's pool event 'reset'"
             )
         )
     Settings.of(**{name: given[name] for name in _THEIRS if name in given})
@@ -311,7 +313,9 @@ def _translate(given: dict[str, Any], kwargs: dict[str, Any]) -> None:
         value = given.pop(name)
         if theirs in kwargs or (name == "max_size" and "max_overflow" in kwargs):
             raise ConfigurationError(
-                SETTING_TWICE(f"{name} and SQLAlchemy's {theirs} say the same; give one of them")
+                SETTING_TWICE(
+                    f"{name} and SQLAlchemy's {theirs} are the same setting; give only one of them"
+                )
             )
         kwargs[theirs] = value
         if name == "max_size":
@@ -328,8 +332,8 @@ def _driver(url: URL, target: Target, is_async: bool) -> BaseDriver:
         log.warning(
             "driver not known",
             POOLED_AS_SQLALCHEMY_DOES(
-                f"unbroken cannot look below {url.drivername} ({why}); its connections are pooled"
-                " as SQLAlchemy does it"
+                f"unbroken does not know the driver {url.drivername} ({why}), so its connections"
+                " are pooled as SQLAlchemy does it"
             ),
             about=name,
             once=True,

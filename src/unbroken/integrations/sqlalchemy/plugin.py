@@ -86,18 +86,17 @@ def _say_what_stays(given: type[sqla_pool.Pool]) -> None:
     name = given.__name__
     if issubclass(given, sqla_pool.NullPool):
         why = (
-            "it opens a connection for each use and keeps none, so there is none to look after."
-            " That is right for commands that end soon, such as Alembic's"
+            "it opens a connection for each use and keeps none, so unbroken has none to replace."
+            " That is right for short commands, such as Alembic's"
         )
     elif issubclass(given, (sqla_pool.StaticPool, sqla_pool.SingletonThreadPool)):
-        why = "it has one connection, for tests or for each thread, and keeps it to itself"
+        why = "it keeps one connection to itself, for tests or for each thread"
     else:
         why = "only connections of unbroken's own pool are checked, replaced and run again"
     log.info(
         "pool stays",
         POOLED_AS_SQLALCHEMY_DOES(
-            f"poolclass={name} stays as you gave it: {why}. Leave poolclass out to have unbroken's"
-            " pool"
+            f"poolclass={name} stays as you gave it: {why}. Remove poolclass to use unbroken's pool"
         ),
         about=name,
         once=True,
@@ -115,7 +114,7 @@ def stats(engine: Any) -> Stats:
     if not isinstance(pool, (UnbrokenQueuePool, AsyncUnbrokenQueuePool)):
         raise ConfigurationError(
             ENGINE_NOT_OURS(
-                f"{engine!r} has no pool of unbroken's; make it with create_engine(...,"
+                f"{engine!r} does not use an unbroken pool; create it with create_engine(...,"
                 " plugins=['unbroken'])"
             )
         )

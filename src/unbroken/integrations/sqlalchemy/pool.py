@@ -175,7 +175,7 @@ class EnginePool(Creating):
         if body.connects_here:
             unit = current()
             if unit is not None:
-                unit.doubt("its connections are wrapped by something that cannot be looked below")
+                unit.doubt("its connections are wrapped in objects that unbroken does not know")
             return
         record.loan = loan = Loan.of(body, entry, entry.conn)
         limit = body.settings.deadline

@@ -62,7 +62,7 @@ def opened_by(body_ref: Callable[[], Any], login: Login | None) -> Connection:
     """
     body: Any = body_ref()
     if body is None:
-        raise PoolClosedError(ENGINE_GONE("the engine is gone; keep a reference to it"))
+        raise PoolClosedError(ENGINE_GONE("the engine no longer exists; keep a reference to it"))
     return body.open(login)
 
 

@@ -38,7 +38,7 @@ _VALUES: Mapping[str, tuple[int, tuple[type, ...], str]] = {
     "pool_timeout": (0, (int, float), "a number of seconds"),
     "pool_recycle": (-1, (int, float), "a number of seconds"),
 }
-_HOW = "Settings of unbroken's stand in create_engine(…, unbroken={'leak_after': 10})."
+_HOW = "Give unbroken's settings as create_engine(…, unbroken={'leak_after': 10})."
 
 
 def check_names(url: URL, kwargs: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def _check_values(kwargs: Mapping[str, Any]) -> None:
         good = isinstance(value, kinds) and not isinstance(value, bool)
         if not good or not least <= value <= LONGEST:
             raise ConfigurationError(
-                BAD_SETTING(f"{name}={shown(value)} must be {what} from {least} on")
+                BAD_SETTING(f"{name}={shown(value)} must be {what} of at least {least}")
             )
     reset = kwargs.get("pool_reset_on_return")
     if not (reset is None or isinstance(reset, (str, bool, Enum))):

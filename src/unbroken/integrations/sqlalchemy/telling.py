@@ -46,12 +46,13 @@ def tell(context: Any, sql: Any) -> Record | None:
         raise record.owner.error(
             ConnectionLostError,
             SESSION_LOST(
-                "the session that could answer this was lost, and another one has taken its place"
+                "this statement needs state of a session that was lost, and a new session has taken"
+                " its place; run it again together with the statements that it depends on"
             ),
         )
     past.sent(sql, opened)
     if record.sent_bytes is not None and record.sent_bytes[0] != entry.count():
-        past.unseen("a handler of the application's may have sent something on the connection")
+        past.unseen("an event handler of the application may have sent something on it")
     return record
 
 

@@ -33,7 +33,7 @@ def hosts_of(url: URL) -> tuple[Address, ...]:
     place of the database. No message shows it.
     """
     if url.host and url.password and "@" in (url.database or ""):
-        raise ConfigurationError(URL_HOSTS(f"the database's name holds an '@'; {ENCODE}"))
+        raise ConfigurationError(URL_HOSTS(f"the database name contains an '@'; {ENCODE}"))
     backend = BACKENDS.get(url.get_backend_name(), "")
     hosts = [*_texts(url.host), *(each for text in _query(url, "host") for each in _texts(text))]
     ports = [str(url.port)] if url.port else []

@@ -74,10 +74,13 @@ class Answer:
 
 
 _STORED = (
-    "What this request had committed is stored; the answer could not be made. Look before you"
-    " repeat it."
+    "The committed writes of this request are stored, but its response could not be produced. Check"
+    " the data before you repeat the request."
 )
-_UNKNOWN = "It is not known whether what this request wrote is stored. Look before you repeat it."
+_UNKNOWN = (
+    "It is unknown whether the writes of this request are stored. Check the data before you repeat"
+    " the request."
+)
 #: For a request that must not simply be sent again: the failure, and its text.
 _FAILED = {
     Fate.UNKNOWN: ("outcome unknown", _UNKNOWN),
@@ -118,7 +121,7 @@ def answer_to(
         return Answer("500 Internal Server Error", error, words, None, fate, cause, code)
     seconds = max(1, math.ceil(getattr(away, "retry_after", 1.0)))
     words = (
-        f"{_why(away)}; nothing of this request is stored{EXCEPT if keeps else ''}."
+        f"{_why(away)}. Nothing from this request is stored{EXCEPT if keeps else ''}."
         f" Please try again in {seconds} s. [{code}]"
     )
     return Answer(
@@ -131,7 +134,7 @@ def _why(exc: BaseException) -> str:
     if isinstance(exc, DeadlineExceeded):
         return "The database did not answer in time"
     if isinstance(exc, PoolTimeoutError) or _is_queue_timeout(exc):
-        return "The database has no connection free at the moment"
+        return "The database has no free connection at the moment"
     if isinstance(exc, ConnectionLostError) or mark_of(exc) is not None:
         return "The connection to the database was lost"
     return "The database cannot be reached at the moment"
@@ -264,7 +267,10 @@ def report(answer: Answer, method: str, path: str) -> None:
     request = f"{method} {printable(path)}"
     log.warning(
         "answered",
-        ANSWERED(f"{request} was answered {status}, {answer.fate.value}: {answer.cause}"),
+        ANSWERED(
+            f"{request} was answered with {status} (its writes: {answer.fate.value}):"
+            f" {answer.cause}"
+        ),
         about=(status, answer.fate.value),
         request=request,
         status=int(status),

@@ -378,8 +378,8 @@ async def _end(made: Any, struck: bool) -> None:
         log.warning(
             "session not closed",
             SESSION_LEFT(
-                f"a session may still be in use on a thread, after up to {LONG:.0f} s; its request"
-                " was cancelled, and it is left to that thread"
+                "a session of a cancelled request may still be in use on a thread, after a wait of"
+                f" up to {LONG:.0f} s; it stays open for that thread"
             ),
         )
         return
@@ -392,7 +392,7 @@ async def _end(made: Any, struck: bool) -> None:
         log.exception(
             "session not closed",
             SESSION_NOT_ENDED(
-                "a session could not be closed at the end of its request; its connection is ended"
+                "a session could not be closed at the end of its request; its connection is closed"
             ),
         )
     try:
@@ -400,7 +400,7 @@ async def _end(made: Any, struck: bool) -> None:
     except Exception:
         log.exception(
             "session not closed",
-            SESSION_NOT_ENDED("a session's connection could not be ended"),
+            SESSION_NOT_ENDED("a session's connection could not be closed"),
             about="connection",
         )
 

@@ -116,15 +116,15 @@ class Exchange:
         and the remedy.
         """
         if self.begun:
-            return "its response had begun", ""
+            return "its response had already begun", ""
         if self.is_cut_off():
             most = 0 if self.limits is None else self.limits.max_body
             return f"its body is longer than max_body={most} bytes", "raise max_body"
         if self.hindrance is not None:
             return self.hindrance, ""
         if self.method in SAFE:
-            return "its view, or the settings methods= and replay=, say that it is not", ""
-        return f"requests by {self.method} are only run again where that is marked", self.remedy
+            return "its view, or the setting methods= or replay=, excludes it", ""
+        return f"a {self.method} request is run again only if the app allows it", self.remedy
 
     @property
     def fate(self) -> Fate:

@@ -88,7 +88,7 @@ class Unbroken:
             if not hasattr(registry, "remove"):
                 raise ConfigurationError(
                     BAD_SETTING(
-                        f"sessions={shown(registry)} must be scoped_session registries: they have"
+                        f"sessions={shown(registry)} must be scoped_session registries, which have"
                         " remove()"
                     )
                 )
@@ -103,7 +103,7 @@ class Unbroken:
         if "unbroken" in app.extensions:
             raise ConfigurationError(
                 FLASK_USAGE(
-                    "Unbroken(app) was called for this app before; call it once for each app"
+                    "Unbroken(app) was already called for this app; call it once for each app"
                 )
             )
         app.extensions["unbroken"] = self
@@ -121,7 +121,7 @@ class Unbroken:
         if self._app is None and not flask.has_app_context():
             raise ConfigurationError(
                 FLASK_USAGE(
-                    "mongo belongs to an app: use it in a request or an app context, or after"
+                    "mongo needs an app; use it in a request or an app context, or after"
                     " Unbroken(app)"
                 )
             )
@@ -130,8 +130,8 @@ class Unbroken:
         if found is None:
             raise ConfigurationError(
                 MONGO_SETTINGS(
-                    'this app has no MONGO_URI: set app.config["MONGO_URI"] before it is made'
-                    " unbroken"
+                    'this app has no MONGO_URI; set app.config["MONGO_URI"] before you call'
+                    " Unbroken(app)"
                 )
             )
         return found
@@ -177,7 +177,7 @@ def _json(shown: Mapping[str, Any], status: int) -> flask.Response:
 class _App(_wsgi.Unbroken):
     """The app's ``wsgi_app``: it knows Flask's views and Flask-SQLAlchemy's engines."""
 
-    remedy = "mark its view @unbroken.flask.replay, or name its path in replay="
+    remedy = "mark its view with @unbroken.flask.replay, or name its path in replay="
 
     def __init__(self, app: flask.Flask, extension: Unbroken, settings: Mapping[str, Any]) -> None:
         super().__init__(app.wsgi_app, **settings)

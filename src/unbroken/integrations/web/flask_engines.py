@@ -10,8 +10,8 @@ from unbroken.messages.integrations import FLASK_TOO_LATE
 
 _BACKENDS = ("mysql", "mariadb", "postgresql")
 _HINT = (
-    "say plugins=['unbroken'] in SQLALCHEMY_ENGINE_OPTIONS, or make the app unbroken before its"
-    " engines are used"
+    "set plugins=['unbroken'] in SQLALCHEMY_ENGINE_OPTIONS, or call unbroken.flask.Unbroken(app)"
+    " before the engines are used"
 )
 
 
@@ -71,7 +71,7 @@ def _make_anew(app: Any, extension: Any) -> None:
         log.warning(
             "engines in use",
             FLASK_TOO_LATE(
-                f"Flask-SQLAlchemy's engines are in use already and stay as they are: {_HINT}"
+                f"Flask-SQLAlchemy's engines are already in use and stay as they are; {_HINT}"
             ),
         )
         return

@@ -111,15 +111,16 @@ def read_settings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(each, Mapping):
             raise ConfigurationError(
                 MONGO_SETTINGS(
-                    "MONGODB_SETTINGS must be a dictionary, or a list of them for several aliases,"
-                    f" not {_kind(each)}"
+                    "MONGODB_SETTINGS must be a dictionary, or a list of dictionaries for several"
+                    f" aliases, not {_kind(each)}"
                 )
             )
     return [_in_words_of_engine(each) for each in several]
 
 
 def _kind(thing: Any) -> str:
-    return f"a {type(thing).__name__}"  # never the object itself: it may be a URI with a password
+    # never the object itself: it may be a URI with a password
+    return f"an object of type {type(thing).__name__}"
 
 
 def _in_words_of_engine(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +144,8 @@ def _mock() -> Any:
     except ImportError as error:
         raise ConfigurationError(
             NOT_INSTALLED(
-                "MONGODB_SETTINGS asks for a mock of MongoDB (is_mock, or mongomock://): pip"
-                " install mongomock"
+                "mongomock is not installed, and MONGODB_SETTINGS needs it (is_mock or"
+                " mongomock://); pip install mongomock"
             )
         ) from error
     return mongomock.MongoClient
@@ -208,9 +209,9 @@ def warn_of_plain_aliases() -> None:
         log.warning(
             "plain client",
             FLASK_TOO_LATE(
-                f"MongoEngine's connection {alias!r} is on PyMongo's own client, which outlives"
-                " neither a fork nor an outage: connect it by unbroken.mongo.connect, or name it in"
-                " MONGODB_SETTINGS"
+                f"MongoEngine's connection {alias!r} uses PyMongo's own client, which survives"
+                " neither a fork nor an outage; connect it with unbroken.mongo.connect, or add it"
+                " to MONGODB_SETTINGS"
             ),
             about=alias,
             once=True,
@@ -239,8 +240,8 @@ def _flask_pymongo(app: Any) -> None:
         log.warning(
             "plain client",
             FLASK_TOO_LATE(
-                "Flask-PyMongo's client was made before the app was unbroken, and stays PyMongo's"
-                " own, which outlives neither a fork nor an outage: call"
+                "Flask-PyMongo created its client before unbroken.flask.Unbroken(app) was called."
+                " The client stays PyMongo's own, which survives neither a fork nor an outage; call"
                 " unbroken.flask.Unbroken(app) before PyMongo(app)"
             ),
         )

@@ -111,7 +111,7 @@ def take_back(taken: Taken, databases: Iterable[Any]) -> None:
             log.exception(
                 "session not closed",
                 SESSION_NOT_ENDED(
-                    f"a connection that was taken at {note.place} could not be ended"
+                    f"a connection that was taken at {note.place} could not be closed"
                 ),
                 place=note.place,
             )
@@ -139,8 +139,8 @@ def tell(place: str) -> None:
     log.warning(
         "left by a request",
         REQUEST_LEFT(
-            f"a request ended without releasing the connection that was taken at {place}; it was"
-            " taken back (said once per place)"
+            f"a request ended without releasing the connection that it took at {place}; unbroken"
+            " took the connection back (logged once per place)"
         ),
         about=place,
         once=True,

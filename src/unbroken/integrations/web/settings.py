@@ -46,7 +46,8 @@ class HttpSettings:
     """How often one request is run again at most."""
 
     deadline: float | None = None
-    """Seconds for all attempts of a request that may be run again; what blocks then is ended.
+    """Seconds for all attempts of a request that may be run again. A call that still blocks then is
+    interrupted.
 
     None: no bound.
     """
@@ -80,10 +81,11 @@ class HttpSettings:
                 )
         if "methods" in given:
             given["methods"] = frozenset(
-                each.upper() for each in _texts("methods", given["methods"], "methods such as GET")
+                each.upper()
+                for each in _texts("methods", given["methods"], "HTTP methods such as GET")
             )
         if given.get("replay") is not None and not callable(given["replay"]):
-            given["replay"] = _texts("replay", given["replay"], "paths, or a callable")
+            given["replay"] = _texts("replay", given["replay"], "paths or a callable")
         if isinstance(given.get("priority"), Mapping):
             given["priority"] = _classes(given["priority"])
         if "databases" in given:
@@ -124,7 +126,7 @@ def _classes(given: Mapping[Any, Any]) -> Mapping[str, str]:
         if not (isinstance(prefix, str) and prefix.startswith("/")):
             raise ConfigurationError(
                 BAD_SETTING(
-                    f"priority={shown(given)} must have paths that begin with a slash as keys"
+                    f"priority={shown(given)} must have keys that are paths and begin with a slash"
                 )
             )
         rank_of(name)
@@ -189,8 +191,8 @@ def _validate(s: HttpSettings) -> None:
     if s.priority is not None and not (isinstance(s.priority, dict) or callable(s.priority)):
         raise ConfigurationError(
             BAD_SETTING(
-                f"priority={shown(s.priority)} must be a dictionary of paths and classes, or a"
-                " callable"
+                f"priority={shown(s.priority)} must be a dictionary that maps paths to classes, or"
+                " a callable"
             )
         )
     for name in ("healthz", "readyz"):

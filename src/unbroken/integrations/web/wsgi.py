@@ -254,7 +254,7 @@ class Exchange(_http.Exchange):
             except Exception:
                 log.exception(
                     "response not closed",
-                    RESPONSE_NOT_CLOSED("closing the response of a failed attempt failed"),
+                    RESPONSE_NOT_CLOSED("the response of a failed attempt could not be closed"),
                 )
 
     def over(self, body: Any) -> None:
