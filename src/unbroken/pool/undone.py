@@ -59,9 +59,7 @@ def ending_of(unit: Unit | None, entry: Entry, conn_id: int, fault: Fault, remed
     return Ending(function, request, NOT_RUN_AGAIN(note), is_curable)
 
 
-def _why(
-    unit: Unit | None, entry: Entry, verdict: Verdict | None, remedy: str
-) -> tuple[str, str]:
+def _why(unit: Unit | None, entry: Entry, verdict: Verdict | None, remedy: str) -> tuple[str, str]:
     """Why it is not run again, by the ledger's verdict if there is one, and the advice."""
     if verdict is not None:
         if verdict.action is not Action.REPLAY:
@@ -111,9 +109,7 @@ def concerns(fault: Fault) -> bool:
     return fault.is_lost or fault.kind in CANNOT_SERVE
 
 
-def not_replayed(
-    unit: Unit, exc: BaseException, fault: Fault, message: Message, text: str
-) -> None:
+def not_replayed(unit: Unit, exc: BaseException, fault: Fault, message: Message, text: str) -> None:
     """Add to *exc*, which meant *fault*, and to the log, that *unit* was not run again. *text* is
     the reason.
     """
