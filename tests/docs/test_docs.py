@@ -102,6 +102,19 @@ def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_heading_skips_a_level(page: Path) -> None:
+    """The site is not built with such a page."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
+    jumps = [
+        (before, level)
+        for before, level in zip([0, *levels], levels, strict=False)
+        if level > before + 1
+    ]
+    assert jumps == []
+
+
 def test_the_settings_page_names_every_setting_with_its_default() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     defaults = Settings()
