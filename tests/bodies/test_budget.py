@@ -75,14 +75,14 @@ def test_a_unit_of_work_is_not_run_again_once_the_budget_is_spent(
         for _ in range(3):
             cuts.append(proxy.cut_at(LOST, before=True))
             notes = told(body.replay)
-            assert "no replay: budget" in notes
+            assert "the retry budget is spent" in notes
             assert "UB507" in notes
             assert "30 replays in reserve" in notes
         assert [cut.hits for cut in cuts] == [1, 1, 1]
         assert body.stats().not_replayed == 3
         assert body.stats().replays_left < 1
         (line,) = lines(caplog)
-        assert "no replay: budget" in line
+        assert "the retry budget is spent" in line
 
 
 @pytest.mark.parametrize("name", HEAL)
@@ -100,12 +100,12 @@ def test_a_lost_statement_is_not_sent_again_once_the_budget_is_spent(
         for _ in range(3):
             proxy.cut_at(LOST, before=True)
             notes = told(body.change)
-            assert "no replay: budget" in notes
+            assert "the retry budget is spent" in notes
             assert "UB507" in notes
         assert body.stats().healed == healed == 1
         assert body.stats().not_replayed == 3
         (line,) = lines(caplog)
-        assert "no replay: budget" in line
+        assert "the retry budget is spent" in line
 
 
 @pytest.mark.parametrize("name", UNITS)

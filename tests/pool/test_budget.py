@@ -44,12 +44,12 @@ def hold(report: Report, slack: float) -> None:
     print(report)
     assert report.wrong == 0
     assert report.ends["done"] > 0
-    assert set(report.ends) <= {"done", "unknown", "twice", "no replay: budget"}
+    assert set(report.ends) <= {"done", "unknown", "twice", "the retry budget is spent"}
     assert report.attempts <= 1.2 * report.requests + slack
     assert report.at_the_server <= report.attempts
     assert report.recovered < 1.0
     assert report.longest < 15.0
-    assert report.stats.not_replayed == report.ends["no replay: budget"]
+    assert report.stats.not_replayed == report.ends["the retry budget is spent"]
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
@@ -70,7 +70,7 @@ def test_the_same_for_a_minute(driver: str, postgres: Any, mariadb: Any) -> None
     print("without:", without)
     report = storm(server, driver, 60.0)
     hold(report, 0.0)
-    assert report.ends["no replay: budget"] > 0
+    assert report.ends["the retry budget is spent"] > 0
     assert without.ratio > 1.3
 
 
@@ -120,7 +120,7 @@ def test_what_ends_its_own_session_is_no_matter_of_the_budget(postgres: Any) -> 
             pool.run(unit)
         notes = " ".join(caught.value.__notes__)
         assert "ends its session" in notes
-        assert "no replay" not in notes
+        assert "retry budget" not in notes
         assert len(runs) == 2
         assert pool.stats().not_replayed == 0
         assert 29.0 <= pool.stats().replays_left <= 30.0
@@ -145,7 +145,7 @@ def test_replays_after_an_outage_that_was_waited_for_cost_one_together(postgres:
         assert not may_replay(unit, error, Fault(FaultKind.LOST))
         assert not may_replay(unit, error, Fault(FaultKind.NOT_READY))
         (note,) = error.__notes__
-        assert "no replay: budget" in note
+        assert "the retry budget is spent" in note
 
 
 def test_one_servers_incident_does_not_spend_what_anothers_needs(
@@ -208,7 +208,7 @@ def test_mongodbs_lost_cursors_count_in_a_budget_of_their_own(slow: None) -> Non
     runs.clear()
     with pytest.raises(CursorNotFound) as caught:
         unit()
-    assert "no replay: budget" in caught.value.__notes__[0]
+    assert "the retry budget is spent" in caught.value.__notes__[0]
     assert len(runs) == 1
 
 
@@ -245,6 +245,6 @@ def test_a_web_request_ends_with_its_own_error_once_the_budget_is_spent(
             proxy.cut_at(LOST, before=True)
             with pytest.raises(psycopg.OperationalError) as caught:
                 get()
-            assert "no replay: budget" in " ".join(caught.value.__notes__)
+            assert "the retry budget is spent" in " ".join(caught.value.__notes__)
             assert len(runs) == 4
             assert pool.stats().not_replayed == 1

@@ -87,7 +87,7 @@ def test_a_request_whose_ledger_forbids_it_gives_the_ledgers_reason_alone(
     with pytest.raises(psycopg.OperationalError) as caught:
         unbroken.wsgi.Unbroken(view)(environ("POST"), lambda *_: None)  # type: ignore[arg-type, return-value]
     (note,) = caught.value.__notes__
-    assert "POST /orders again: a COMMIT was acknowledged before" in note
+    assert "POST /orders again: an earlier COMMIT was acknowledged" in note
     assert "may run twice" not in note
     told(caplog)
 
