@@ -235,7 +235,7 @@ def test_libpq_s_name_for_the_target_is_understood_with_every_driver(scheme: str
     [
         ("target=primry", "did you mean 'primary'"),
         ("target_session_attrs=readwrite", "did you mean 'read-write'"),
-        ("target=primary&target_session_attrs=any", "say the same"),
+        ("target=primary&target_session_attrs=any", "are the same setting"),
     ],
 )
 def test_a_target_that_says_nothing_is_told_in_one_line(query: str, says: str) -> None:

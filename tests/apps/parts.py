@@ -93,7 +93,7 @@ def note_reasons(score: Score, log: Path, words: str) -> None:
 #: By which words such an error is known: its class, or how its message begins.
 IN_DOUBT = ("CommitUnknownError", "COMMIT was sent to")
 #: A statement whose sessions were killed twice is given up: somebody may want that.
-GIVEN_UP = "what is sent there ends its session"
+GIVEN_UP = "that statement ends its session"
 
 
 # -- the programs ----------------------------------------------------------------------------------

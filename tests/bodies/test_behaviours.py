@@ -246,7 +246,7 @@ def test_a_forked_child_has_sessions_of_its_own_and_leaves_the_parents_alone(
 def words(error: BaseException) -> str:
     """What *error* says, its numbers and names aside."""
     text = re.sub(r"held by \S+:\d+ in [\w.]+", "held by PLACE", str(error))
-    text = re.sub(r"(has been away for [\d.]+ s: ).*(; the pool)", r"\1REASON\2", text)
+    text = re.sub(r"(has been down for [\d.]+ s: ).*(; the pool)", r"\1REASON\2", text)
     return re.sub(r"[\d.]+ s\b", "T s", re.sub(r"127\.0\.0\.1:\d+/\w+", "SERVER", text))
 
 
@@ -258,8 +258,8 @@ def test_a_full_pool_says_the_same_in_every_body(name: str, postgres: PostgreSQL
         assert isinstance(error, PoolTimeoutError)
         assert words(error) == (
             "no connection to SERVER within T s (in use 1, idle 0, opening 0, waiting 1, "
-            "max_size 1); held by PLACE; all are in use: release connections earlier, raise"
-            " max_size, or wait longer (acquire_timeout) [UB201]"
+            "max_size 1); held by PLACE; all connections are in use: release them earlier, or"
+            " raise max_size or acquire_timeout [UB201]"
         )
         assert body.ask()
 
@@ -274,7 +274,7 @@ def test_an_outage_is_told_in_the_same_words_by_every_body(name: str, server: An
         until(lambda: serves(body))  # what is known of a server is known to the next pool, too
         load = "(in use 0, idle 0, opening 0, waiting 1, max_size 1)"
         why = (
-            "the server has been away for T s: REASON; the pool keeps trying and recovers by itself"
+            "the server has been down for T s: REASON; the pool keeps trying and recovers by itself"
             " [UB301]"
         )
         for error, waited in ((first, " within T s"), (later, "")):

@@ -231,7 +231,7 @@ def test_a_callable_without_a_good_password_says_so_in_the_same_words(
     expected: dict[str, tuple[type[Exception], str]] = {
         "none": (unbroken.ConfigurationError, "returned None"),
         "an error": (unbroken.OutageError, "raised ValueError"),
-        "a wrong one": (unbroken.ConnectRejectedError, "after asking for the login anew"),
+        "a wrong one": (unbroken.ConnectRejectedError, "with a newly requested login"),
     }
     error, words = expected[kind]
     with opened(name, url, 2, password=read, outage_wait=0.5) as body:

@@ -57,7 +57,7 @@ def test_a_stray_among_the_arguments_of_an_engine() -> None:
     refused("that is max_size here", create_engine, MYSQL, max_connections=3)
     refused("connect_args: pymysql", create_engine, MYSQL, connect_args={"leak_after": 3})
     refused("that is max_size here", create_engine, MYSQL, unbroken={"pool_size": 3})
-    refused("the name of a setting is a text", create_engine, MYSQL, unbroken={1: 3})
+    refused("the name of a setting must be a string", create_engine, MYSQL, unbroken={1: 3})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def alias(engine: str = "unbroken.django.mysql", **given: Any) -> dict[str, Any]
         ({"OPTIONS": {"MAX_CONNS": 5}}, "that is max_size here"),
         ({"OPTIONS": {"unbroken": {"pool_size": 5}}}, "that is max_size here"),
         ({"OPTIONS": {"unbroken": {"CONN_MAX_AGE": 5}}}, "that is max_age here"),
-        ({"OPTIONS": {"unbroken": {5: 5}}}, "the name of a setting is a text"),
+        ({"OPTIONS": {"unbroken": {5: 5}}}, "the name of a setting must be a string"),
         ({"OPTIONS": {"unbroken": [5]}}, "must be a dictionary"),
         ({"OPTIONS": "max_size=5"}, "must be a dictionary"),
         ({"UNBROKEN": {"max_size": 5}}, "is outside of OPTIONS"),

@@ -11,7 +11,7 @@ from .workload import ACCOUNTS, COUNTERS, START, MixedAnswersError, Unit
 
 #: Why a unit is not run again whose statement two faults have met, one after the other, on
 #: connections that had just worked; and one unit in so many may meet that.
-GIVEN_UP, RARELY = "what is sent there ends its session", 200
+GIVEN_UP, RARELY = "that statement ends its session", 200
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def test_the_second_statement_of_a_block_is_an_error_that_says_so(site: Site, be
         site.stock.create(n=1)
         site.proxy.cut_at("INSERT", before=before)
         site.stock.create(n=2)
-    assert "something of its transaction was answered before" in noted(caught.value)
+    assert "an earlier statement of its transaction was answered" in noted(caught.value)
     assert "unit of work" in noted(caught.value)
     assert (site.healed, site.rows()) == (0, [])
 
@@ -403,7 +403,7 @@ def test_what_the_session_was_given_is_not_given_up_silently(site: Site, number:
     site.proxy.cut_at(re.compile("SELECT.*stock"))
     with pytest.raises(OperationalError) as caught:
         site.stock.count()
-    assert re.search("on its session|answered before", noted(caught.value))
+    assert re.search("on its session|transaction was answered", noted(caught.value))
     assert site.healed == 0
 
 

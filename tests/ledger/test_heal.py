@@ -74,7 +74,7 @@ def test_the_first_statement_of_a_transaction_is_run_again(
     assert ruling.asks == asks
 
 
-UNSENT = "nothing of it has reached the server"
+UNSENT = "it has not reached the server"
 
 
 @pytest.mark.parametrize(

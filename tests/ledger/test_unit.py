@@ -178,7 +178,7 @@ def test_a_commit_of_another_kind_without_an_answer_is_unknown(
     assert action(unit, RETRY) is Action.RAISE
     assert unit.fate() is Fate.UNKNOWN
     unit.statement("SELECT 1", True)
-    assert unit.verdict(LOST).reason == "a COMMIT was acknowledged before"
+    assert unit.verdict(LOST).reason == "an earlier COMMIT was acknowledged"
     assert unit.fate() is Fate.UNKNOWN
 
 
@@ -220,7 +220,7 @@ def test_nothing_is_replayed_after_an_acknowledged_commit_of_writes(fault: Fault
     unit.statement("SELECT 1", False)
     unit.rolled_back()
     assert unit.verdict(fault).action is Action.RAISE
-    assert unit.verdict(fault).reason == "a COMMIT was acknowledged before"
+    assert unit.verdict(fault).reason == "an earlier COMMIT was acknowledged"
 
 
 @pytest.mark.parametrize("follow", ["SELECT 1", "ROLLBACK", "COMMIT", "BEGIN", None])
@@ -250,14 +250,14 @@ def test_a_commit_without_a_word_is_taken_for_done_when_the_connection_goes_on(
         (
             "UPDATE t SET a = 1",
             None,
-            "an UPDATE was sent, and it is not known whether in autocommit",
+            "an UPDATE was sent, and it is not known whether autocommit was on",
         ),
         ("SELECT f(1)", True, "a SELECT was sent in autocommit"),
-        ("CREATE TABLE t (a INT)", False, "a CREATE was sent, which may commit by itself"),
-        ("XA START 'x'", False, "an XA was sent, which may commit by itself"),
-        (f"{INSERT}; COMMIT", False, "an INSERT was sent, which may commit by itself"),
-        ("hunter2 secret", False, "a statement was sent, which may commit by itself"),
-        (None, False, "a statement of unknown text was sent"),
+        ("CREATE TABLE t (a INT)", False, "a CREATE was sent, which may commit implicitly"),
+        ("XA START 'x'", False, "an XA was sent, which may commit implicitly"),
+        (f"{INSERT}; COMMIT", False, "an INSERT was sent, which may commit implicitly"),
+        ("hunter2 secret", False, "a statement was sent, which may commit implicitly"),
+        (None, False, "a statement with an unknown text was sent"),
     ],
 )
 @pytest.mark.parametrize("fault", [LOST, RETRY])
@@ -491,7 +491,7 @@ def test_a_select_that_was_rolled_back_asks_nothing() -> None:
 def test_a_select_that_was_committed_where_nobody_can_be_asked_is_not_run_again() -> None:
     unit = begun()
     unit.statement(LOOK, True)
-    assert "nobody can be asked" in unit.verdict(LOST).reason
+    assert "no server can be asked" in unit.verdict(LOST).reason
 
 
 def test_each_server_is_asked_once_for_each_attempt() -> None:
@@ -618,7 +618,7 @@ def test_a_connection_that_had_been_idle_before_the_unit_blames_no_pause(
 
 def test_a_connection_that_its_holder_closed_is_not_replaced() -> None:
     assert (
-        "closed by the code"
+        "the application closed the connection"
         in begun().verdict(Fault(FaultKind.LOST, Cause.CLOSED_BY_HOLDER)).reason
     )
 
@@ -634,8 +634,8 @@ def test_a_large_statement_that_was_lost_asks_how_large_one_may_be() -> None:
     unit.hear(home, Question.PACKET, 1024)
     assert (
         unit.verdict(LOST).reason
-        == "an INSERT of 5,026 bytes was sent, and the server takes max_allowed_packet = 1,024"
-        " bytes at most"
+        == "an INSERT of 5,026 bytes was sent, but the server accepts at most"
+        " max_allowed_packet = 1,024 bytes"
     )
     unit.hear(home, Question.PACKET, 16_777_216)
     assert action(unit) is Action.REPLAY

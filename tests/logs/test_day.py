@@ -12,7 +12,7 @@ from .day import day
 
 #: Words of each event, and how many lines may have them.
 LINES = {
-    "is away": 2, "is back after": 2, "is run again": 2, "did not run": 2, "was forked": 1,
+    "is down": 2, "is back after": 2, "is run again": 2, "did not run": 2, "was forked": 1,
     "has been held": 1,
 }  # fmt: skip
 

@@ -180,7 +180,7 @@ class Storm:
             self.told[number] = NOTE
         else:
             notes = " ".join(getattr(error, "__notes__", []))
-            why = "twice" if "what is sent there ends its session" in notes else "other"
+            why = "twice" if "that statement ends its session" in notes else "other"
             self.told[number] = why if why == "twice" else f"{type(error).__name__} {notes[:80]}"
 
     def _call(self) -> None:

@@ -55,7 +55,11 @@ def test_nobody_sees_that_the_proxy_takes_one_at_a_time(
         bench.do(conn, "SELECT n FROM stock")
         bench.give(pool, conn)
     assert (proxy.closed, proxy.opened) == (closed, opened)
-    told = [each.message for each in caplog.records if "each answer is read first" in each.message]
+    told = [
+        each.message
+        for each in caplog.records
+        if "the pool reads each answer before" in each.message
+    ]
     assert len(told) == (closed > 0)
 
 

@@ -50,7 +50,11 @@ def read(bench: Bench, pool: Any, number: int) -> None:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [each.message for each in caplog.records if "each answer is read first" in each.message]
+    return [
+        each.message
+        for each in caplog.records
+        if "the pool reads each answer before" in each.message
+    ]
 
 
 @pytest.mark.parametrize("kind", HARMFUL)

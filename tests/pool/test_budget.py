@@ -120,7 +120,7 @@ def test_what_ends_its_own_session_is_no_matter_of_the_budget(postgres: Any) -> 
             pool.run(unit)
         notes = " ".join(caught.value.__notes__)
         assert "ends its session" in notes
-        assert "no replay" not in notes
+        assert "retry budget" not in notes
         assert len(runs) == 2
         assert pool.stats().not_replayed == 0
         assert 29.0 <= pool.stats().replays_left <= 30.0

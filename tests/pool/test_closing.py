@@ -55,7 +55,7 @@ def test_close_says_at_the_end_of_its_time_what_it_leaves(
     pool.close(timeout=0.3)
     assert time.monotonic() - began < AT_ONCE
     assert [each.getMessage().partition(" with ")[0] for each in lines(caplog)] == [
-        f"{pool.name}: the pool closes", f"{pool.name}: the pool is closed"
+        f"{pool.name}: the pool is closing", f"{pool.name}: the pool is closed"
     ]  # fmt: skip
     pool.release(conn)
 

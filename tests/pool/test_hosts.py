@@ -210,7 +210,7 @@ def test_where_all_hosts_fail_each_is_named_with_its_reason(opened: Any, name: s
     assert "\n" not in told
     assert pair.first.password not in told
     for each in (pair.first, pair.second):
-        assert f"127.0.0.1:{each.port}: " in told.partition("has been away")[2]
+        assert f"127.0.0.1:{each.port}: " in told.partition("has been down")[2]
     pair.second.start()
     with took_less_than(SOON):
         assert pool.port() == pair.second.port

@@ -104,7 +104,7 @@ def test_a_strike_that_the_application_swallows_is_no_commit(
         ask(conn, "INSERT INTO loan VALUES (1)")
         with contextlib.suppress(error), struck("_read_query_result", error):
             ask(conn, "UPDATE loan SET n = 2")
-    assert "nothing of the open transaction is stored" in str(caught.value)
+    assert "the open transaction is not stored" in str(caught.value)
     # true of such tables, too, which no ROLLBACK concerns
     assert "without transactions (MyISAM" in str(caught.value)
     assert answers_are_in_step(pool)
@@ -170,7 +170,7 @@ def test_what_the_holder_closed_is_a_cause_of_its_own_and_no_lost_connection(fac
     with (
         pytest.raises(
             ClosedByHolderError,
-            match="what that code committed is stored if its COMMIT was answered",
+            match="a transaction that this code committed is stored if its COMMIT was answered",
         ),
         pool.connection() as conn,
     ):
@@ -210,7 +210,7 @@ def test_a_deadline_says_what_the_ledger_knows(face: Any) -> None:
         face.sleep(conn, 5)
     assert nothing.value.fate is Fate.NOTHING
     with (
-        pytest.raises(DeadlineExceeded, match="what was committed before is stored") as stored,
+        pytest.raises(DeadlineExceeded, match="its earlier commits are stored") as stored,
         pool.connection(deadline=0.3) as conn,
     ):
         face.do(conn, f"INSERT INTO {table} VALUES (2)")

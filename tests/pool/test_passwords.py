@@ -486,7 +486,7 @@ def test_a_plain_function_that_gives_a_coroutine_works_with_asyncpool_only(face:
 def test_a_password_that_is_neither_text_nor_callable_is_refused(
     own: PostgreSQL, value: Any
 ) -> None:
-    with pytest.raises(unbroken.ConfigurationError, match="give a text, or a callable") as caught:
+    with pytest.raises(unbroken.ConfigurationError, match="give a string, or a callable") as caught:
         unbroken.Pool(own.url("psycopg"), password=value)
     assert "planted" not in str(caught.value)
 

@@ -230,7 +230,7 @@ def test_a_caller_that_finds_no_place_in_time_is_told_who_has_them(
     with pytest.raises(PoolTimeoutError) as told:
         second.acquire()
     assert "0 of the 2 connections that this host shares" in str(told.value)
-    assert "the other pools of this host use the rest" in str(told.value)
+    assert "the other pools on this host use the remaining connections" in str(told.value)
     other = pools(share="blog:2")
     assert ask(other)
     for conn in held:
@@ -417,7 +417,7 @@ def test_without_a_place_for_the_file_the_pool_goes_on_and_says_so(
     for conn in held:
         pool.release(conn)
     (record,) = caplog.records
-    assert "another user's, or open to others" in record.message
+    assert "belongs to another user, or is open to others" in record.message
     assert "[UB211]" in record.message
     assert "open to others" in share(pool).off_because
 

@@ -91,7 +91,7 @@ def told(pool: Any, face: Any) -> str:
         pool.acquire()
     assert time.monotonic() - started < AT_ONCE
     text = str(caught.value)
-    assert f"answers, but not as {name_of(face)} does: it says" in text
+    assert f"answers, but is not a {name_of(face)} server: it sent" in text
     assert "\n" not in text
     assert text.isprintable()
     return text
@@ -140,7 +140,7 @@ def test_the_same_beside_an_event_loop(body: Any, port: Callable[..., Port]) -> 
         started = time.monotonic()
         for error in await asyncio.gather(*(body.outcome(each.acquire()) for each in pools)):
             assert isinstance(error, ConnectRejectedError), error
-            assert "answers, but not as" in str(error)
+            assert "answers, but is not a" in str(error)
         assert time.monotonic() - started < AT_ONCE
         for each in pools:
             await each.close(timeout=0)
@@ -157,7 +157,7 @@ def test_a_port_that_hangs_up_or_is_silent_is_an_outage(
     pool = face.pool(url, outage_wait=0.5, acquire_timeout=1.5)
     with pytest.raises((OutageError, PoolTimeoutError)) as caught:
         pool.acquire()
-    assert "not as" not in str(caught.value)
+    assert "answers, but is not a" not in str(caught.value)
 
 
 def test_a_pool_that_has_connected_waits_until_its_server_is_there_again(
@@ -186,7 +186,7 @@ def test_it_is_not_asked_of_a_server_that_answers_in_its_own_way(face: Any) -> N
     pool = face.pool(url)
     with pytest.raises(unbroken.ConnectRejectedError) as caught:
         pool.acquire()
-    assert "not as" not in str(caught.value)
+    assert "answers, but is not a" not in str(caught.value)
     assert pool._state.stranger[0] is None
 
 

@@ -41,9 +41,9 @@ def test_a_plain_block_says_on_its_error_and_in_the_log_why_and_what_to_write(
     with pytest.raises(psycopg.OperationalError) as caught, pool.connection() as conn:
         lose(postgres, conn)
     (note,) = caught.value.__notes__
-    assert note.startswith("unbroken did not run this work again: it is in no unit of work")
+    assert note.startswith("unbroken did not run this work again: it is not in a unit of work")
     assert "test_undone.py:" in note
-    assert "If it may run twice, call it by pool.run, or mark its function" in note
+    assert "If it may run twice, call it with pool.run, or mark its function" in note
     (record,) = place("WARNING", caplog)
     assert record.getMessage().endswith(note)
     assert "ended: killed" in record.getMessage()
@@ -100,7 +100,7 @@ def test_a_unit_that_is_not_run_again_gives_the_ledgers_reason_and_its_function(
         order()
     (note,) = caught.value.__notes__
     assert note.startswith("unbroken did not replay this unit of work (")
-    assert "<locals>.order): a COMMIT was acknowledged before" in note
+    assert "<locals>.order): an earlier COMMIT was acknowledged" in note
     (record,) = place("WARNING", caplog)
     assert note in record.getMessage()
     assert record.unbroken_fate == "stored"
@@ -142,7 +142,7 @@ def test_a_task_is_told_as_a_thread_is(
                     await conn.execute("SELECT 1")
                     await asyncio.to_thread(postgres.kill_sessions)
                     await conn.execute("SELECT 2")
-            assert "it is in no unit of work" in caught.value.__notes__[0]
+            assert "it is not in a unit of work" in caught.value.__notes__[0]
 
     asyncio.run(main())
     (record,) = place("WARNING", caplog)

@@ -93,9 +93,7 @@ def test_a_loss_seen_before_the_commit_is_sent_is_run_again(shop, until):
 def test_outside_of_a_unit_the_same_loss_is_told_as_what_it_is(shop, until):
     face, pool, table, kill = shop
     with (
-        pytest.raises(
-            ConnectionLostError, match="nothing of the open transaction is stored"
-        ) as caught,
+        pytest.raises(ConnectionLostError, match="the open transaction is not stored") as caught,
         pool.connection() as conn,
     ):
         face.do(conn, f"INSERT INTO {table} VALUES (1)")
@@ -124,7 +122,7 @@ def test_of_a_commit_that_the_block_sent_itself_it_is_not_said_that_nothing_is_s
             conn.commit()
     assert face.stored(table) == [1]
     if deadline is None:
-        assert "unless the code that had the connection sent a COMMIT itself" in str(caught.value)
+        assert "unless the code that held the connection sent a COMMIT itself" in str(caught.value)
     else:
         assert "it is not known whether the open transaction is stored" in str(caught.value)
         assert caught.value.fate is Fate.UNKNOWN

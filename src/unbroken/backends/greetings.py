@@ -79,7 +79,7 @@ def _is_mysqls(said: bytes) -> bool:
 
 def told(backend: str, said: bytes) -> str:
     """Describe a port that begins with *said* and does not belong to *backend*, in one line."""
-    return f"answers, but not as {NAMES[backend]} does: it says {shown(said)}{_guess(said)}"
+    return f"answers, but is not a {NAMES[backend]} server: it sent {shown(said)}{_guess(said)}"
 
 
 def shown(said: bytes) -> str:

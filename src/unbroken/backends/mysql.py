@@ -87,7 +87,7 @@ def mysql_fault(errno: int | None, text: str, *, connecting: bool = False) -> Fa
             _K.REJECTED if connecting else _K.TOO_LARGE,
             None,
             errno,
-            f"larger than max_allowed_packet: {line}",
+            f"the packet is larger than max_allowed_packet: {line}",
         )
     if errno == 1792:
         return Fault(_K.READ_ONLY, None, errno, line)

@@ -32,7 +32,7 @@ ROWS: tuple[Word, ...] = (
     ),
     Word(
         "PlanetScale", frozenset({1105, 1045}), ("branch is missing or sleeping",),
-        _K.NOT_READY, _K.NOT_READY, "the database sleeps, or was deleted",
+        _K.NOT_READY, _K.NOT_READY, "the database is paused, or was deleted",
         "planetscale.com/docs: Common errors",
     ),
     Word(
@@ -46,17 +46,18 @@ ROWS: tuple[Word, ...] = (
         (("code = aborted", "transaction", "for tx killer rollback"),
          ("code = aborted", "transaction", "not found"),
          ("code = aborted", "transaction", "ended at")),
-        None, _K.RETRY, "the tablet has ended the transaction: it was rolled back",
+        None, _K.RETRY, "the tablet ended the transaction and rolled it back",
         "vitessio/vitess go/vt/vttablet/tabletserver/tx_pool.go", unless=("exceeded timeout",),
     ),
     Word(
         "RDS Proxy", frozenset({9501}), ("timed-out waiting to acquire database connection",),
         _K.TOO_MANY, _K.TOO_MANY, "no connection to the database within the borrow timeout: it is"
-        " full or away", f"{_RDS}; sequelize/sequelize#14433",
+        " full or down", f"{_RDS}; sequelize/sequelize#14433",
     ),
     Word(
         "RDS Proxy", frozenset({1105}), ("timed-out waiting to acquire database connection",),
-        _K.TOO_MANY, _K.TOO_MANY, "likewise, under another number", "sequelize/sequelize#14433",
+        _K.TOO_MANY, _K.TOO_MANY, "the same, with another error number",
+        "sequelize/sequelize#14433",
     ),
     Word(
         "ProxySQL", frozenset({9001}), ("max connect timeout reached while reaching hostgroup",),
@@ -71,7 +72,7 @@ ROWS: tuple[Word, ...] = (
     Word(
         "ProxySQL", frozenset({1045, 1040}),
         (("user", "can only connect locally"),),
-        _K.REJECTED, None, "this user may not connect from another machine",
+        _K.REJECTED, None, "this user cannot connect from another machine",
         "sysown/proxysql lib/MySQL_Session.cpp",
     ),
     Word(
@@ -81,14 +82,14 @@ ROWS: tuple[Word, ...] = (
     Word(
         "MaxScale", frozenset({1927}),
         ("lost connection to backend server", "lost connection to the primary server"),
-        _K.NOT_READY, _K.LOST, "the server behind the session is gone",
+        _K.NOT_READY, _K.LOST, "the server behind the session cannot be reached",
         "mariadb-corporation/MaxScale mariadb_backend.cc, rwsplitsession.cc", Cause.FAILOVER,
     ),
     Word(
         "TiDB", frozenset({8002, 8005, 8022, 8028}),
         ("can not retry select for update", "write conflict", "safe to retry",
          "information schema is changed"),
-        None, _K.RETRY, "a conflict, or the schema changed: the transaction may be run again",
+        None, _K.RETRY, "a conflict, or a changed schema: the transaction can be run again",
         f"{_TIDB}; pingcap/tidb pkg/errno/errname.go",
     ),
     Word(
@@ -97,7 +98,7 @@ ROWS: tuple[Word, ...] = (
     ),
     Word(
         "TiDB", frozenset({1105}), ("[try again later]",),
-        None, _K.RETRY, "an error inside a transaction that another attempt cures",
+        None, _K.RETRY, "an error inside a transaction; another attempt can succeed",
         "pingcap/tidb kv/error.go, TxnRetryableMark",
     ),
     Word(
@@ -116,7 +117,7 @@ ROWS: tuple[Word, ...] = (
     ),
     Word(
         "TiDB", frozenset({8027}), ("information schema is out of date",),
-        _K.NOT_READY, _K.NOT_READY, "this node has lost touch with the cluster", _TIDB,
+        _K.NOT_READY, _K.NOT_READY, "this node has lost contact with the cluster", _TIDB,
     ),
 )  # fmt: skip
 

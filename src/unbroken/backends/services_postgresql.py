@@ -27,13 +27,14 @@ ROWS: tuple[Word, ...] = (
         "Supavisor", _XX,
         ("max client connections reached", "max clients reached in session mode",
          "maxclientsinsessionmode", "max proxy connections reached", "max pools count reached"),
-        _K.TOO_MANY, _K.TOO_MANY, "all places are taken", f"{_SUPAVISOR}/max_connections_error.ex",
+        _K.TOO_MANY, _K.TOO_MANY, "all connection slots are in use",
+        f"{_SUPAVISOR}/max_connections_error.ex",
     ),
     Word(
         "Supavisor", _XX,
         ("unable to check out connection from the pool",
          "failed to check out a connection after multiple retries", "pool checkout failed"),
-        _K.TOO_MANY, _K.TOO_MANY, "no connection of its pool came free in time",
+        _K.TOO_MANY, _K.TOO_MANY, "no connection of its pool became free in time",
         f"{_SUPAVISOR}/checkout_timeout_error.ex",
     ),
     Word(
@@ -74,7 +75,7 @@ ROWS: tuple[Word, ...] = (
     ),
     Word(
         "Neon", None, ("the endpoint has been disabled", "endpoint is disabled"),
-        _K.NOT_READY, _K.NOT_READY, "the compute was disabled; some wake up with the next connect",
+        _K.NOT_READY, _K.NOT_READY, "the compute was disabled; some start with the next connect",
         "the error as users report it, with XX000 and with 28000",
     ),
     Word(
@@ -92,7 +93,7 @@ ROWS: tuple[Word, ...] = (
     Word(
         "RDS Proxy", None, ("timed-out waiting to acquire database connection",),
         _K.TOO_MANY, _K.TOO_MANY, "no connection to the database within the borrow timeout: it is"
-        " full or away", _RDS,
+        " full or down", _RDS,
     ),
     Word(
         "RDS Proxy", None,
@@ -105,7 +106,7 @@ ROWS: tuple[Word, ...] = (
         ("this rds proxy has no credentials for the role",
          ("the password that was provided for the role", "is wrong"),
          "iam authentication failed for"),
-        _K.REJECTED, None, "the proxy knows no such user, or another password", _RDS, login=True,
+        _K.REJECTED, None, "the proxy has no such user, or another password", _RDS, login=True,
     ),
     Word(
         "RDS Proxy", None,
@@ -118,7 +119,7 @@ ROWS: tuple[Word, ...] = (
     Word(
         "CockroachDB", frozenset({"57P01", "57P03"}),
         ("server is not accepting clients", "server is shutting down"),
-        _K.NOT_READY, _K.LOST, "the node is drained", _COCKROACH, Cause.SHUTDOWN,
+        _K.NOT_READY, _K.LOST, "the node is being drained", _COCKROACH, Cause.SHUTDOWN,
     ),
     # -- pgcat gives 58000 to everything
     Word(
@@ -127,7 +128,7 @@ ROWS: tuple[Word, ...] = (
     ),
     Word(
         "pgcat", _58, ("checkout failure limit reached",),
-        _K.TOO_MANY, _K.TOO_MANY, "no connection of its pool came free in time", _PGCAT,
+        _K.TOO_MANY, _K.TOO_MANY, "no connection of its pool became free in time", _PGCAT,
     ),
     Word(
         "pgcat", _58, ("no pool configured for database",),
@@ -139,7 +140,7 @@ ROWS: tuple[Word, ...] = (
     ),
     Word(
         "pgcat", _58, ("idle transaction timeout",),
-        None, _K.LOST, "nothing was asked in a transaction for too long", _PGCAT,
+        None, _K.LOST, "a transaction was idle for too long", _PGCAT,
         Cause.TRANSACTION_LIMIT,
     ),
     Word(
@@ -151,7 +152,7 @@ ROWS: tuple[Word, ...] = (
         "Odyssey", frozenset({"53300"}),
         ("too many active clients for user", "too many client tcp connections",
          "too many tcp connections"),
-        _K.TOO_MANY, _K.TOO_MANY, "all places are taken", _ODYSSEY,
+        _K.TOO_MANY, _K.TOO_MANY, "all connection slots are in use", _ODYSSEY,
     ),
     Word(
         "Odyssey", frozenset({"3D000"}), (("route for ", " is not found"),),
@@ -165,11 +166,11 @@ ROWS: tuple[Word, ...] = (
     ),
     Word(
         "Odyssey", _08006, ("dropped by odyssey due to idle timeout",),
-        None, _K.LOST, "nothing was asked for too long", _ODYSSEY, Cause.IDLE_LIMIT,
+        None, _K.LOST, "the session was idle for too long", _ODYSSEY, Cause.IDLE_LIMIT,
     ),
     Word(
         "Odyssey", _08006, ("dropped by odyssey due to idle in transaction timeout",),
-        None, _K.LOST, "nothing was asked in a transaction for too long", _ODYSSEY,
+        None, _K.LOST, "a transaction was idle for too long", _ODYSSEY,
         Cause.TRANSACTION_LIMIT,
     ),
     Word(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from unbroken.abc import CANNOT_SERVE, Cause, Fault, FaultKind
 from unbroken.ledger.questions import Question
 from unbroken.ledger.reading import LOCKS
-from unbroken.ledger.residue import LONGEST_READ, left_by
+from unbroken.ledger.residue import LONGEST_READ, left_by, listed
 from unbroken.ledger.statements import Kind, kind, may_hide_a_write, verb
 
 #: The maximum number of different statements that one use of a connection records.
@@ -119,7 +119,9 @@ class Past:
             if self.count:
                 self.ended()
         elif not self.count and not self.begun:
-            self.why_blind = "a transaction may have been open in which something was sent unseen"
+            self.why_blind = (
+                "a transaction may have been open with statements that were not recorded"
+            )
         self.count += 1
         if isinstance(sql, (bytes, bytearray)):
             sql = bytes(sql[: LONGEST_READ + 1]).decode("latin-1")
@@ -214,15 +216,17 @@ def may_run_again(past: Past, lost: Lost) -> Ruling:
     if against is not None:
         return Ruling(False, against)
     if lost.unsent:
-        return Ruling(True, "nothing of it has reached the server")
+        return Ruling(True, "it has not reached the server")
     against = _of_the_text(lost.sql)
     if against is not None:
         return Ruling(False, against)
     what = kind(lost.sql)
     if lost.autocommit is False:
-        return Ruling(True, "nothing of its transaction was answered before", _asks(what, lost))
+        return Ruling(
+            True, "no earlier statement of its transaction was answered", _asks(what, lost)
+        )
     if what is Kind.WRITE and lost.in_parts:
-        return Ruling(False, f"{verb(lost.sql)} in autocommit may have been stored in part")
+        return Ruling(False, f"{verb(lost.sql)} in autocommit may have been partly stored")
     # (a node of Galera may store a write that it answers with 1047)
     if what is Kind.WRITE and lost.fault.kind is not FaultKind.READ_ONLY:
         return Ruling(False, f"{verb(lost.sql)} in autocommit may have been stored")
@@ -242,9 +246,9 @@ def _of_the_text(sql: str | bytes | None) -> str | None:
     transaction.
     """
     if kind(sql) not in (Kind.READ, Kind.WRITE, Kind.BEGIN) or _is_savepoint(sql):
-        return f"{verb(sql)} may do more than its transaction undoes"
+        return f"{verb(sql)} may have effects that a rollback does not undo"
     if _OUTSIDE.search(_text(sql)):
-        return f"{verb(sql)} calls a function whose effects no ROLLBACK undoes"
+        return f"{verb(sql)} calls a function whose effects a rollback does not undo"
     return None
 
 
@@ -269,9 +273,9 @@ def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
     if against is None and past.why_blind is not None:
         against = past.why_blind
     if against is None and not past.count:
-        against = "nothing is known of its transaction"
+        against = "nothing is known about its transaction"
     if against is None and serializable:
-        against = "a serializable transaction is valid only once its COMMIT was answered"
+        against = "a serializable transaction is valid only after its COMMIT was answered"
     if against is not None:
         return Ruling(False, against)
     against = _of_the_session(past, lost)  # a level of isolation, too
@@ -281,7 +285,7 @@ def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
         if kind(sql) is not Kind.READ or verb(sql) == "SET":
             return Ruling(False, f"{verb(sql)} was sent before it")
         if LOCKS.search(_text(sql)):
-            return Ruling(False, "what its transaction may have locked was free before its end")
+            return Ruling(False, "locks of its transaction may have been released before it ended")
     hides = any(may_hide_a_write(sql) for sql in past.now)
     return Ruling(True, "its transaction only read", (Question.HIDDEN_WRITES,) if hides else ())
 
@@ -289,14 +293,14 @@ def may_forget_commit(past: Past, lost: Lost, *, serializable: bool) -> Ruling:
 def _never(past: Past, lost: Lost) -> str | None:
     """Return the objection that holds for any statement."""
     if lost.fault.kind not in CURABLE:
-        return f"an error of the kind {lost.fault.kind.value!r} is not cured by another connection"
+        return f"another connection does not cure an error of the kind {lost.fault.kind.value!r}"
     for cause in (lost.cause, lost.fault.cause):
         if cause in _ON_PURPOSE:
             return f"its connection was ended on purpose ({cause.value})"
     if not lost.in_time:
-        return "its time was up"
+        return "its time limit had passed"
     if lost.handed_over:
-        return "something of its result was handed over"
+        return "a part of its result was already returned"
     if lost.losses >= (MOST_REFUSALS if lost.fault.kind in _BLAMELESS else MOST_LOSSES):
         return "it lost two connections that had just worked"
     return past.why_unseen
@@ -306,12 +310,12 @@ def _of_the_past(past: Past, lost: Lost) -> str | None:
     if past.why_blind is not None:
         return past.why_blind
     if past.count != 1:
-        return "something of its transaction was answered before"
+        return "an earlier statement of its transaction was answered"
     against = _of_the_session(past, lost)
     if against is not None:
         return against
     if past.earlier and _asks_the_session(lost.sql):
-        return "it may ask what its session remembers"
+        return "it may depend on the state of its session"
     return None
 
 
@@ -321,12 +325,12 @@ def _of_the_session(past: Past, lost: Lost) -> str | None:
     """
     for sql in past.earlier:
         if sql is None:
-            return "a statement was sent before on this connection whose text is not known"
+            return "an earlier statement on this connection has an unknown text"
         if _is_savepoint(sql):
-            return "a savepoint was set before on this connection"
+            return "an earlier statement on this connection set a savepoint"
         left = left_by(sql, lost.backend)
         if left:
-            return f"{verb(sql)} may have left {' and '.join(sorted(left))} on its session"
+            return f"{verb(sql)} may have left {listed(sorted(left))} on its session"
     return None
 
 

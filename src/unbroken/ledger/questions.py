@@ -22,17 +22,19 @@ Rows: TypeAlias = Sequence[Sequence[Any]]
 class Question(StrEnum):
     """A question that a runner may have to ask."""
 
-    HIDDEN_WRITES = "may a SELECT store something here?"  #: a reason, or "" for no
+    HIDDEN_WRITES = "can a SELECT store something here?"  #: a reason, or "" for no
     VIEWS = "what do these views read?"  #: follows HIDDEN_WRITES in MySQL; same answer
-    READ_ONLY = "does this server take no writes?"  #: True: it takes none from anybody
+    READ_ONLY = "does this server refuse all writes?"  #: True: it takes none from anybody
     ROLE = "which role does this server have?"  #: a Role
     READY = "is this node of the cluster ready?"  #: follows ROLE in MySQL; same answer
-    PACKET = "how large may a statement be?"  #: the number of bytes
-    UPTIME = "how long is this server up?"  #: seconds
-    KEPT_WRITES = "may something stay of what was rolled back?"  #: a reason, or "" for no
-    CONNECTIONS = "how many connections are granted?"  #: to all, and (or None) to this login
+    PACKET = "how large can a statement be?"  #: the number of bytes
+    UPTIME = "how long has this server been up?"  #: seconds
+    KEPT_WRITES = "can changes stay after a rollback?"  #: a reason, or "" for no
+    CONNECTIONS = (
+        "how many connections does this server grant?"  #: to all, and (or None) to this login
+    )
     SESSIONS = "how many sessions are there?"  #: of all clients together
-    ISOLATION = "does a COMMIT say whether its reads are valid?"  #: a reason, or "" for no
+    ISOLATION = "is the transaction serializable?"  #: a reason, or "" for no
 
 
 # -- PostgreSQL ------------------------------------------------------------------------------------
@@ -238,10 +240,10 @@ def _my_views(rows: Rows, *, with_tables: bool) -> str | None:
             )
         found = _relations(text)
         if found is None:
-            return f"view {_text(schema)}.{_text(name)} cannot be understood"
+            return f"view {_text(schema)}.{_text(name)} cannot be parsed"
         reads.update(found)
     if not reads <= known:
-        return None if not with_tables else "a view reads something that is hidden from this user"
+        return None if not with_tables else "a view reads a table that this user cannot see"
     return ""
 
 
@@ -344,7 +346,7 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
         if question is Question.READY:
             return Role.UNREADY if found and not _is_on(found) else Role.PRIMARY
         if question is Question.KEPT_WRITES:
-            return f"{_text(found[0][0])} may keep what was rolled back" if found else ""
+            return f"{_text(found[0][0])} may keep changes that were rolled back" if found else ""
         if question is Question.ISOLATION:
             level = _text(found[0][0]).lower()
             return f"its transaction was {level}" if level == "serializable" else ""
@@ -353,7 +355,7 @@ def answer(question: Question, backend: str, rows: Iterable[Sequence[Any]]) -> A
         seen = _my_views(found, with_tables=question is Question.VIEWS)
         return Question.VIEWS if seen is None else seen
     except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"the answer to {question.value!r} cannot be read: {error}") from error
+        raise ValueError(f"the answer to {question.value!r} cannot be parsed: {error}") from error
 
 
 def _family(backend: str) -> str:

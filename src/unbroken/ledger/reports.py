@@ -63,8 +63,8 @@ class Reports(Deeds):
             if part.open:
                 self._uncertain = True
                 self._bar(
-                    "a transaction was begun while one with writes was open, which commits that in"
-                    " MySQL"
+                    "a transaction was begun while one with writes was open: MySQL commits the open"
+                    " one"
                 )
         else:
             self._wrote(part, what, sql, autocommit)
@@ -111,14 +111,14 @@ class Reports(Deeds):
         if what is Kind.ENDS:
             self._uncertain = True
             self._bar(
-                "a statement of unknown text was sent"
+                "a statement with an unknown text was sent"
                 if sql is None
-                else f"{with_article(verb(sql))} was sent, which may commit by itself"
+                else f"{with_article(verb(sql))} was sent, which may commit implicitly"
             )
         elif autocommit is None:
             self._uncertain = True
             self._bar(
-                f"{with_article(verb(sql))} was sent, and it is not known whether in autocommit"
+                f"{with_article(verb(sql))} was sent, and it is not known whether autocommit was on"
             )
         elif autocommit:
             part.direct = part.direct or not is_savepoint
@@ -301,7 +301,7 @@ class Reports(Deeds):
 
     def _commit_happened(self, part: Part) -> None:
         # the barrier first: never a moment without either
-        self._bar("a COMMIT was acknowledged before")
+        self._bar("an earlier COMMIT was acknowledged")
         part.open = part.pending = part.undoing = part.settling = False
 
 

@@ -11,6 +11,7 @@ call a function that leaves something; a text cannot show that.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
@@ -35,14 +36,21 @@ class Left(StrEnum):
     CURSOR = "a cursor"
     DATABASE = "another default database"
     FUNCTION = (  #: of a function that is not known, or of a call that was not read
-        "what a function did"
+        "effects of a function"
     )
-    UNSEEN = "what was sent past us"
-    UNKNOWN = "something"
-    ENDLESS = "something that no reset undoes"
+    UNSEEN = "effects of unrecorded statements"
+    UNKNOWN = "an unknown change"
+    ENDLESS = "a change that no reset undoes"
 
 
 NOTHING: frozenset[Left] = frozenset()
+
+
+def listed(left: Iterable[Left]) -> str:
+    """Return the kinds *left* in their order, as text: ``a setting, a lock and a cursor``."""
+    *most, last = left
+    return f"{', '.join(most)} and {last}" if most else str(last)
+
 
 #: Possibly nothing: the holder does not rely on it. The next user must not find it all the same.
 DOUBTFUL = frozenset({Left.FUNCTION, Left.UNSEEN})

@@ -72,30 +72,30 @@ class Unit(Reports):
         if any(part.doubted for part in parts.values()):
             return Verdict(
                 Action.COMMIT_UNKNOWN,
-                "a COMMIT was answered with an error that does not say whether it was stored",
+                "COMMIT was answered with an error that does not show whether it succeeded",
             )
         if fault.kind not in _REPLAYABLE:
             return Verdict(
                 Action.RAISE,
-                f"an error of the kind {fault.kind.value!r} is not cured by another attempt",
+                f"another attempt does not cure an error of the kind {fault.kind.value!r}",
             )
         if any(part.pending for part in parts.values()):
             if fault.is_lost:
                 return Verdict(
                     Action.COMMIT_UNKNOWN,
-                    "a COMMIT was sent and the connection was lost before its answer",
+                    "COMMIT was sent, but the connection was lost before the server answered",
                 )
-            return Verdict(Action.RAISE, "a COMMIT was sent and its answer was not seen")
+            return Verdict(Action.RAISE, "COMMIT was sent, but its answer was not seen")
         against = self._against(fault, conn_id, parts)
         if against is not None:
             return Verdict(Action.RAISE, against)
         done = (
-            "the server undid the transaction"
+            "the server rolled back the transaction"
             if fault.kind is FaultKind.RETRY
             else "nothing was committed"
         )
         return Verdict(
-            Action.REPLAY, f"{done}, and no COMMIT of writes was sent before", self._asks(parts)
+            Action.REPLAY, f"{done}, and no COMMIT of writes was sent", self._asks(parts)
         )
 
     def _against(
@@ -105,23 +105,20 @@ class Unit(Reports):
         if self._barrier is not None:
             return self._barrier
         if fault.cause is Cause.CLOSED_BY_HOLDER:
-            return "the connection was closed by the code that had it"
+            return "the application closed the connection"
         faulty = next(iter(parts)) if conn_id is None and len(parts) == 1 else conn_id
         if any(part.open for key, part in parts.items() if key != faulty):
             return "another connection still holds writes of this attempt in an open transaction"
         if any(unit is self for key, unit in list(joined.items()) if key != faulty):
             return (
-                "another task or thread of this attempt still has a connection and may go on to"
-                " write"
+                "another task or thread of this attempt still has a connection, and may still write"
             )
         if self._is_helped():
-            return (
-                "a thread or a job that this attempt started has not ended and may go on to write"
-            )
+            return "a thread or a job that this attempt started has not ended, and may still write"
         if None in self._looks.values():
             return (
-                "a SELECT was committed that may have called a function that writes, and nobody can"
-                " be asked"
+                "a committed SELECT may have called a function that writes, and no server can be"
+                " asked about it"
             )
         return self._too_large(parts) or self._always_fatal()
 
@@ -130,13 +127,13 @@ class Unit(Reports):
             if self.attempts in attempts and len(attempts) > 1:
                 return (
                     "two attempts lost a connection that had just worked at the same statement:"
-                    " what is sent there ends its session"
+                    " that statement ends its session"
                 )
         for attempts in self._pauses.values():
             if self.attempts in attempts and len(attempts) > 1:
                 return (
-                    "two attempts asked nothing of the server for longer than it lets a session or"
-                    " a transaction idle, at the same point"
+                    "two attempts were idle at the same point, for longer than the server's limit"
+                    " for a session or a transaction"
                 )
         return None
 
@@ -151,12 +148,12 @@ class Unit(Reports):
                 else self._limits.get(id(part.origin), 0)
             )
             if limit is None:
-                return "how large a statement the server takes could not be asked"
+                return "the server could not be asked for its limit for the size of a statement"
             if 0 < limit <= size:
                 name = "" if part.origin.backend == "postgresql" else "max_allowed_packet = "
                 return (
-                    f"{with_article(verb(part.last))} of {size:,} bytes was sent, and the server"
-                    f" takes {name}{limit:,} bytes at most"
+                    f"{with_article(verb(part.last))} of {size:,} bytes was sent, but the server"
+                    f" accepts at most {name}{limit:,} bytes"
                 )
         return None
 

@@ -107,13 +107,11 @@ class Dialing(ABC):
 
     def _why(self) -> TimeoutError:
         words = (
-            "it was given up for another"
+            "the pool gave it up for another attempt"
             if self.is_overtaken
-            else f"it did not end within {self.limit:g} s"
+            else f"the server did not complete it within {self.limit:g} s"
         )
-        return TimeoutError(
-            errno.ETIMEDOUT, f"the server did not let the connect come to an end: {words}"
-        )
+        return TimeoutError(errno.ETIMEDOUT, f"the connect failed: {words}")
 
 
 class Blocking(Dialing):

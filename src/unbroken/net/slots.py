@@ -274,7 +274,7 @@ def _open(name: str) -> tuple[str, int]:
     from hashlib import sha256
 
     if not supported():
-        raise OSError(errno.ENOSYS, "this system has no locks of open files (Linux has)")
+        raise OSError(errno.ENOSYS, "this system has no open file description locks (Linux has)")
     folder = os.path.join(tempfile.gettempdir(), f"unbroken-{os.geteuid()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
@@ -299,9 +299,9 @@ def _open(name: str) -> tuple[str, int]:
 def _must_be_ours(fd: int, path: str, *, is_kind: object) -> None:
     found = os.fstat(fd)
     if not is_kind(found.st_mode):  # type: ignore[operator] # a function of the module stat
-        raise OSError(errno.EEXIST, f"{path} is no plain file, or no folder")
+        raise OSError(errno.EEXIST, f"{path} is not a regular file or folder")
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError(errno.EPERM, f"{path} is another user's, or open to others")
+        raise PermissionError(errno.EPERM, f"{path} belongs to another user, or is open to others")
 
 
 def _after_in_child() -> None:

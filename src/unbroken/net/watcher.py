@@ -81,7 +81,7 @@ def _call(callback: Callback) -> None:
     except BaseException:  # not even a SystemExit may end the watcher: others rely on it
         log.exception(
             "callback failed",
-            CALLBACK_FAILED(f"a callback on the watcher failed: {callback!r}"),
+            CALLBACK_FAILED(f"a callback on the watcher raised an error: {callback!r}"),
             about=getattr(callback, "__code__", None),
         )
 
@@ -254,8 +254,8 @@ class ThreadWatcher(Watcher):
                 log.warning(
                     "no watcher",
                     NO_THREAD(
-                        f"no thread for the watcher ({why}); time limits wait until one can be"
-                        " started"
+                        f"the watcher cannot start its thread ({why}); time limits are delayed"
+                        " until it can"
                     ),
                 )
             self._refused = why
@@ -311,7 +311,7 @@ class ThreadWatcher(Watcher):
         """
         log.warning(
             "watcher renewed",
-            WATCHER_LOST("other code closed the watcher's descriptors; it has opened new ones"),
+            WATCHER_LOST("the watcher's descriptors were closed by other code; it opened new ones"),
         )
         with self.lock:
             _lost.append((self._selector, self._wake))

@@ -316,8 +316,8 @@ def _outage_error(state: PoolState, now: float, started: float) -> UnbrokenError
         return state.error(
             ConnectRejectedError,
             NAME_LEADS_NOWHERE(
-                f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this name has"
-                " never been found since the process began. Is it spelled right?"
+                f"cannot connect to {state.driver.target.label}: {outage.fault.text}; this"
+                " process has never resolved that host name, so check its spelling"
             ),
         )
     return state.error(
@@ -338,26 +338,23 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
         else ""
     )
     outage = state.describe_outage(now)
-    busy = (
-        "all are in use: release connections earlier, raise max_size, or wait longer"
-        " (acquire_timeout)"
-    )
+    busy = "all connections are in use: release them earlier, or raise max_size or acquire_timeout"
     asked = still_asking(state)
     silent = (
         f"the callable for the {asked} has not returned yet; give it a time limit"
         if asked
-        else "the server has not answered yet; is it overloaded or frozen?"
+        else "the server has not answered yet; check whether it is overloaded or frozen"
     )
     if state.no_thread is not None:
-        silent = f"no thread can be started to connect with ({state.no_thread})"
+        silent = f"the pool cannot start a thread to connect ({state.no_thread})"
     kernel = state.kernel
     is_full = len(kernel.in_use) + len(kernel.resetting) >= kernel.max_size
     if state.share is not None and state.share.hungry:
         is_full, busy = (
             True,
             (
-                "the other pools of this host use the rest: release connections earlier, or let the"
-                " server grant more"
+                "the other pools on this host use the remaining connections: release connections"
+                " earlier, or raise the server's limit"
             ),
         )
     why = outage or (busy if is_full else silent)

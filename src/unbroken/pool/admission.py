@@ -89,7 +89,7 @@ def _objection(state: Any, attempt: Try, role: Role | None) -> str | None:
         elif role is Role.PRIMARY and server.hosts.passes_over(
             attempt, now, server.outage.silent_tries(now)
         ):
-            return f"{role.value}, and a standby is preferred"
+            return f"{role.value}, and the pool prefers a standby"
         waited = server.outage.age(now) + IN_TIME >= state.settings.outage_wait
         want = wanted(state.settings.target)
         told: str | None = server.standing.objection(role, want, waited_enough=waited)
@@ -108,14 +108,16 @@ def _serves(state: Any, role: Role | None) -> None:
     if news is News.REDUCED:
         log.warning(
             "takes no writes",
-            TAKES_NO_WRITES(f"{state.name}: {where} takes no writes, and serves what only reads"),
+            TAKES_NO_WRITES(
+                f"{state.name}: {where} takes no writes; the pool uses it for reads only"
+            ),
             pool=state.name,
             server=where,
         )
     elif news is News.BETTER:
         log.warning(
             "takes writes",
-            TAKES_WRITES(f"{state.name}: {where} takes writes"),
+            TAKES_WRITES(f"{state.name}: {where} takes writes again"),
             pool=state.name,
             server=where,
         )
@@ -142,7 +144,9 @@ def refused(state: Any, entry: Entry, fault: Fault) -> bool:
     if follows is Refused.CALLERS:
         return False
     is_outage = follows is Refused.OUTAGE and cannot_serve(state, entry, fault)
-    entry.condemn(Cause.FAILOVER, "it takes no writes" if follows is Refused.LOOK else fault.text)
+    entry.condemn(
+        Cause.FAILOVER, "the server takes no writes" if follows is Refused.LOOK else fault.text
+    )
     return is_outage
 
 

@@ -26,7 +26,7 @@ ANSWER_SOON = 0.25
 #: check of the pool after that does it.
 ANSWER_TAKEN_AFTER = 0.5
 #: The reason logged for closing a connection whose transaction did not end as it should have.
-LEFT_UNFIT = "its ROLLBACK left it unfit"
+LEFT_UNFIT = "ROLLBACK did not restore its initial state"
 
 
 def may_leave(driver: BaseDriver) -> Callable[[Connection], bool]:
@@ -131,14 +131,14 @@ def flight_failed(state: Any, born: float, *, is_proven: bool = False) -> None:
         is_news = state.server.pooler.lost_in_flight(state.clock(), born, is_proven=is_proven)
     if is_news:
         does = (
-            "does not answer two statements in turn"
+            "does not answer two statements in order"
             if is_proven
-            else "closes a connection on which a statement comes before the last one was answered"
+            else "closes a connection if a statement arrives before the last one was answered"
         )
         log.info(
             "no statement ahead",
-            f"{state.name}: what answers at {state.driver.target.server} {does}: from now on each"
-            " answer is read first",
+            f"{state.name}: {state.driver.target.server} {does}; from now on the pool reads each"
+            " answer before it sends the next statement",
             pool=state.name,
             server=state.driver.target.server,
         )

@@ -44,14 +44,14 @@ def by_our_names(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in found:
         if not isinstance(name, str):
             raise ConfigurationError(
-                BAD_SETTING(f"the name of a setting is a text, not {shown(name)}")
+                BAD_SETTING(f"the name of a setting must be a string, not {shown(name)}")
             )
     for theirs, ours in THEIR_NAMES.items():
         if theirs not in found:
             continue
         if ours in found:
             raise ConfigurationError(
-                SETTING_TWICE(f"{ours} and {theirs} say the same; give one of them")
+                SETTING_TWICE(f"{ours} and {theirs} are the same setting; give only one of them")
             )
         found[ours] = found.pop(theirs)
     return found
@@ -73,7 +73,6 @@ def not_picklable(what: str) -> TypeError:
     """The error for an attempt to pickle *what*, a pool."""
     return TypeError(
         NOT_FOR_ANOTHER_PROCESS(
-            f"{what} cannot be pickled; give the other process the URL, and let it make a pool of"
-            " its own"
+            f"{what} cannot be pickled; pass the URL to the other process, and create a pool there"
         )
     )

@@ -34,6 +34,24 @@ def limits_of(settings: Settings) -> Mapping[str, float]:
     return {**own, **asking, "commit": settings.commit_timeout, "send_end": math.inf}
 
 
+#: Names for messages: the requests behind a driver's methods.
+_REQUESTS = {
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "ping": "a ping",
+    "ask": "a query of the pool",
+    "take_answer": "the request for an earlier answer",
+    "drain": "the request for the rest of a result",
+    "restore": "the reset of its attributes",
+    "reset_session": "the reset of its session",
+    "remember": "the query for its session's settings",
+    "idle_limit": "the query for the idle limit",
+    "probe": "the test of the driver's reports",
+    "try_flight": "the test of pipelining",
+}
+
+
 class Bound:
     """``with Bound(watcher, driver, conn, seconds, what):`` around one call. A connection that is
     still busy after *seconds* is shut down.
@@ -57,7 +75,7 @@ class Bound:
         entry: Entry | None = None,
     ) -> None:
         self.fired = False  #: whether the time was up
-        self._seconds, self._what, self._entry = seconds, what, entry
+        self._seconds, self._what, self._entry = seconds, _REQUESTS.get(what, what), entry
         self._watcher, self._error = watcher, driver.errors[0]
         self._timer: Any = None
         self._fd = entry.fd if entry is not None else driver.fileno(conn)

@@ -110,15 +110,14 @@ def left(state: Any) -> float:
 
 
 def words(state: Any) -> str:
-    """The figures of a refusal: ``no replay: budget: …``."""
+    """The figures of a refusal: ``no replay: budget spent: …``."""
     server = _server(state)
     connections = _connections(server)
-    where = "such servers" if state is None else state.driver.target.server
+    where = ELSEWHERE if state is None else state.driver.target.server
     part = _fraction(state)
     return (
-        f"{NO_REPLAY}: so much was run again at {where} that the {bank_of(connections):.0f} replays"
-        f" in reserve are spent; each success brings {part:g}, and each second"
-        f" {trickle_of(connections):g}"
+        f"{NO_REPLAY} spent: all {bank_of(connections):.0f} replays in reserve for {where} were used;"
+        f" each success adds {part:g}, and each second {trickle_of(connections):g}"
     )
 
 
@@ -148,7 +147,7 @@ def _tell(state: Any, refused: int) -> None:
     log.warning(
         "budget spent",
         NO_BUDGET(
-            f"{name}: {words(state)}; lost work goes to its callers as an error meanwhile"
+            f"{name}: {words(state)}; for now, callers get the errors of lost work"
             f" ({refused} so far)"
         ),
         about=where,

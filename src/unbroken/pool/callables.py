@@ -104,14 +104,14 @@ def require_eager(function: Any, what: str) -> None:
         _close(function)
         raise ConfigurationError(
             NOT_A_UNIT(
-                f"{what} was given {given}, which is the result of a call; give it the function"
-                " itself, and the arguments after it"
+                f"{what} was given {given}, which is the result of a call; pass the function"
+                " itself, followed by its arguments"
             )
         )
     if not callable(function):
         raise ConfigurationError(
             NOT_A_UNIT(
-                f"{what} needs a function, and was given an object of type"
+                f"{what} needs a function, but was given an object of type"
                 f" {type(function).__name__}"
             )
         )
@@ -133,7 +133,7 @@ def done(value: Any, function: Any, what: str) -> Any:
     if given is None:
         return value
     _close(value)
-    why = "which nobody awaited" if isinstance(value, Coroutine) else f"and {_LAZY}"
+    why = "which was not awaited" if isinstance(value, Coroutine) else f"and {_LAZY}"
     raise ConfigurationError(NOT_A_UNIT(f"{what}: {named(function)} returned {given}, {why}"))
 
 
@@ -146,8 +146,8 @@ def awaitable(value: Any, function: Any, what: str) -> Awaitable[Any]:
     _close(value)
     raise ConfigurationError(
         NOT_A_UNIT(
-            f"{what} needs an async def: {named(function)} returned {type(value).__name__}, which"
-            " cannot be awaited"
+            f"{what} needs an async def, but {named(function)} returned an object of type"
+            f" {type(value).__name__}, which cannot be awaited"
         )
     )
 

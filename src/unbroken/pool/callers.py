@@ -58,9 +58,7 @@ def rank_of(name: object) -> Rank:
     if rank is None:
         known = ", ".join(CLASSES)
         hint = remedy(name, CLASSES) if isinstance(name, str) else f"known: {known}"
-        raise ConfigurationError(
-            BAD_SETTING(f"priority {shown(name)} is no class of callers; {hint}")
-        )
+        raise ConfigurationError(BAD_SETTING(f"unknown priority {shown(name)}; {hint}"))
     return rank
 
 
@@ -83,7 +81,7 @@ class priority:  # noqa: N801 - used as a function is
         if self._token is not None:
             raise ConfigurationError(
                 BAD_SETTING(
-                    "this priority is entered already; write unbroken.priority(…) in each with"
+                    "this priority block is already entered; call unbroken.priority(…) in each with"
                 )
             )
         self._token = enter((self.rank, caller()[1]))

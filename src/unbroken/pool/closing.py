@@ -12,6 +12,7 @@ from unbroken.messages.pool import CLOSED_IN_USE
 from unbroken.net.ending import is_finalizing
 from unbroken.pool.leaks import discard_forgotten
 from unbroken.pool.steps import Flow, Wait
+from unbroken.pool.wording import counted
 
 log = Part("pool")
 
@@ -35,7 +36,7 @@ def close(state: Any, timeout: float) -> Flow[None]:
     began = monotonic()
     yield from _wait(state, began + min(QUIET, timeout))
     if timeout > QUIET:
-        tell(state, "closes", f"it waits up to {timeout:g} s for them")
+        tell(state, "is closing", f"it waits up to {timeout:g} s for them")
         yield from _wait(state, began + timeout)
     tell(state, "is closed", "each is closed when it is returned")
 
@@ -51,8 +52,8 @@ def _held(state: Any) -> list[Any]:
 
 
 def tell(state: Any, what: str, then: str) -> None:
-    """Log the lines of code that hold connections of *state*. *what*: the pool's action ("closes").
-    *then*: the fate of the connections. Logs nothing if all are returned.
+    """Log the lines of code that hold connections of *state*. *what*: the pool's action ("is
+    closing"). *then*: the fate of the connections. Logs nothing if all are returned.
     """
     # A framework returns connections that it does not use now.
     held = [entry for entry in _held(state) if entry.recall() is None]
@@ -60,13 +61,14 @@ def tell(state: Any, what: str, then: str) -> None:
     if not held:
         return
     now, count = monotonic(), len(held)
+    connections = counted(count, "connection")
     places = "; ".join(f"{entry.place}, {now - entry.taken_at:.1f} s ago" for entry in held[:NAMED])
     more = f"; and {count - NAMED} more" if count > NAMED else ""
     log.warning(
         "closed while in use",
         CLOSED_IN_USE(
-            f"{state.name}: the pool {what} with {count} of its connections in use, taken at"
-            f" {places}{more}; {then}"
+            f"{state.name}: the pool {what} with {connections} in use (taken at {places}{more});"
+            f" {then}"
         ),
         about=what,
         pool=state.name,

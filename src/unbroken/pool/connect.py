@@ -250,14 +250,14 @@ def _tell_late(state: PoolState, attempt: Try, asks: str) -> None:
         slow = late(asks, state.settings.connect_timeout)
         refused(state, slow, slow.fault, attempt.started)
         return
-    text = f"no end of the connect after {state.connect_limit:g} s ({_what_blocks(state)}?)"
+    text = f"the connect did not end within {state.connect_limit:g} s (in {_what_blocks(state)}?)"
     error = TimeoutError(errno.ETIMEDOUT, text)
     _failed(state, error, fault_of(state, error), attempt)
 
 
 def _what_blocks(state: PoolState) -> str:
     own = getattr(state.driver, "_connect", None)
-    return "name lookup" if own is None else "your own connect="
+    return "the host name lookup" if own is None else "your own connect="
 
 
 # -- one attempt -----------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         refuse_stranger(state)
         conn = yield Connect(time_left(state, attempt), dialing, login)
         if dialing.is_ended:
-            raise TimeoutError(errno.ETIMEDOUT, "it came too late")
+            raise TimeoutError(errno.ETIMEDOUT, "the connection came too late")
         dialing.has_made(state.driver.fileno(conn))
         until = attempt.until  # one limit for all steps
         led_to = yield from recognise(state, conn, until)
@@ -297,7 +297,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
         )
         _over(state, attempt)  # from here on it cannot be given up any more
         if attempt.is_late:
-            raise TimeoutError(errno.ETIMEDOUT, "it came too late")
+            raise TimeoutError(errno.ETIMEDOUT, "the connection came too late")
         if not came_about(state, attempt):
             return True
         entry = state.adopt(conn, generation)
@@ -335,7 +335,7 @@ def _open_one(state: PoolState, attempt: Try) -> Flow[bool]:
 def _reject_object(state: PoolState, conn: Connection, exc: Exception) -> bool:
     """The caller's own ``connect=`` returned something that is no connection of this driver."""
     text = (
-        f"{GAVE} {type(conn).__name__}, which is no connection of {state.driver.name}"
+        f"{GAVE} {type(conn).__name__}, which is not a connection of {state.driver.name}"
         f" ({type(exc).__name__}: {exc})"
     )
     _reject(state, exc, Fault(FaultKind.REJECTED, text=text_of(state, text)))

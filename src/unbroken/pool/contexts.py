@@ -96,7 +96,7 @@ class SurroundingsOfPython:
         unit, maybe = self.look()
         for each in maybe:
             each.doubt(
-                "a connection was used by code, and nobody can say whether this unit started it"
+                "code used a connection, and it is not known whether this unit started that code"
             )
         if unit is None:
             suspects.set(None)

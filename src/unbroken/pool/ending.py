@@ -12,7 +12,7 @@ from unbroken.errors import PoolClosedError, for_driver
 from unbroken.messages.processes import AT_THE_END
 from unbroken.net.ending import FINALIZING, is_finalizing, said_by
 
-REMEDY = "finish the work with the database before the program ends"
+REMEDY = "finish all database work before the program ends"
 
 
 def no_connection(label: str, why: object) -> str:
@@ -22,7 +22,7 @@ def no_connection(label: str, why: object) -> str:
 
 def not_sent(what: str, why: object) -> str:
     """The error text for the pool's own calls that need a time limit."""
-    return f"the pool did not send {what}: {why}, and nothing could end the call in time; {REMEDY}"
+    return f"the pool did not send {what}: {why}, so no time limit could end the call; {REMEDY}"
 
 
 def refuse_at_the_end(label: str, foreign: type[BaseException] | None = None) -> None:

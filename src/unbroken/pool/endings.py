@@ -19,6 +19,7 @@ from unbroken.messages.processes import PARENTS_CONNECTION
 from unbroken.messages.units import NOT_RUN_AGAIN
 from unbroken.net import fork_guard, last_words, liveness, sent_bytes
 from unbroken.pool.supply import Supply
+from unbroken.pool.wording import connection, counted
 
 log = Part("pool")
 
@@ -103,12 +104,14 @@ class Endings(Supply):
             return
         now, said = self.clock(), f': "{entry.words}"' if entry.words else ""
         age, idle = now - entry.born, now - entry.last_used
-        text = f"{self.name}: connection {entry.session or ''} ended: {cause.value}{said}"
+        text = f"{self.name}: {connection(entry.session)} ended: {cause.value}{said}"
         fields: Fields = {
             "pool": self.name, "server": self.driver.target.server, "cause": cause.value,
             "session": entry.session, "age": age, "idle": idle, "uses": entry.uses,
         }  # fmt: skip
-        log.debug("closed", f"{text} (after {age:.1f} s and {entry.uses} uses)", **fields)
+        log.debug(
+            "closed", f"{text} (after {age:.1f} s and {counted(entry.uses, 'use')})", **fields
+        )
         if cause not in THEIR_DOING:
             return
         text = f"{text}, {age:.1f} s old"
@@ -336,7 +339,7 @@ class Endings(Supply):
             raise NotYoursError(
                 PARENTS_CONNECTION(
                     f"this connection of pool {self.name} belongs to the parent process; acquire"
-                    " one after the fork"
+                    " a new one after the fork"
                 )
             )
 

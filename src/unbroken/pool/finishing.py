@@ -15,7 +15,7 @@ from unbroken.errors import (
     UnbrokenError,
 )
 from unbroken.ledger.questions import Question
-from unbroken.ledger.residue import Left
+from unbroken.ledger.residue import Left, listed
 from unbroken.ledger.verdicts import Action, Fate
 from unbroken.logs import Part
 from unbroken.messages import Message
@@ -32,7 +32,7 @@ from unbroken.roles import Role
 log = Part("replay")
 
 #: Advice for a COMMIT without an answer.
-LOOK_FIRST = "that transaction is stored whole or not at all; look before you repeat it"
+LOOK_FIRST = "the transaction is stored whole or not at all; check the data before you repeat it"
 
 
 class Finishing(Ends):
@@ -81,14 +81,14 @@ class Finishing(Ends):
             fault = state.classify(exc)
             if not self._is_in_doubt(exc, fault):
                 raise
-            how = "the connection was lost before its answer"
+            how = "the connection was lost before the server answered"
             if fault.kind is not FaultKind.LOST and is_of_the_server(fault):
-                how = "its answer does not say whether it was stored"
+                how = "the answer does not show whether it succeeded"
                 entry.condemn(fault.cause or Cause.LOST, f"COMMIT: {how} ({fault.text})")
             raise state.error(
                 CommitUnknownError,
                 COMMIT_UNKNOWN(
-                    f"COMMIT was sent to {state.where(entry)} and {how} ({fault.text}):"
+                    f"COMMIT was sent to {state.where(entry)}, but {how} ({fault.text}):"
                     f" {LOOK_FIRST}"
                 ),
                 fate=Fate.UNKNOWN,
@@ -133,10 +133,10 @@ class Finishing(Ends):
             raise self._not_sent(
                 CLOSED_BY_HOLDER,
                 ClosedByHolderError,
-                f"the connection to {state.where(entry)} was closed by the code that had it,"
+                f"the connection to {state.where(entry)} was closed by the code that held it,"
                 " before the pool could commit",
-                "what that code committed is stored if its COMMIT was answered; what was still open"
-                " is not",
+                "a transaction that this code committed is stored if its COMMIT was answered; an"
+                " open transaction is not stored",
             )
         stopped = self.outlives_time()
         if stopped:
@@ -164,17 +164,17 @@ class Finishing(Ends):
                 raise self._not_sent(
                     LOST_BEFORE_COMMIT,
                     ConnectionLostError,
-                    f"connection to {state.where(entry)} was lost while the rest of a result"
-                    " was read, before the pool sent COMMIT",
+                    f"connection to {state.where(entry)} was lost while the pool read the rest of"
+                    " a result, before it sent COMMIT",
                 ) from exc
         if not state.is_in_step(entry, conn):
             self.break_off()
             raise self._not_sent(
                 LOST_BEFORE_COMMIT,
                 ConnectionLostError,
-                f"the pool sent no COMMIT to {state.where(entry)}: an answer of the server was"
-                " not read to its end (a time limit, a signal or a cancellation broke off a"
-                " statement, or its result was left unread); the connection was closed",
+                f"the pool sent no COMMIT to {state.where(entry)}: the server's last answer was"
+                " not read completely (a time limit, signal or cancellation interrupted a"
+                " statement, or a result was left unread); the connection was closed",
             )
 
     def _not_sent(
@@ -218,7 +218,7 @@ class Finishing(Ends):
             and state.is_settled(entry, self.conn)
         ):
             return True
-        self.end("a transaction was open on it that was not committed")
+        self.end("an uncommitted transaction was open")
         return False
 
     def end(self, why: str) -> None:
@@ -312,7 +312,7 @@ class Finishing(Ends):
         if not left or entry.cause is not None:
             return
         if entry.opening is None or Left.ENDLESS in left:
-            entry.condemn(Cause.DISCARDED, f"it had {' and '.join(sorted(left))}")
+            entry.condemn(Cause.DISCARDED, f"its session had {listed(sorted(left))}")
             return
         try:
             yield Call("reset_session", conn, entry, timeout, (entry.opening, left))
@@ -366,7 +366,9 @@ class Finishing(Ends):
             is_so = yield from (self.ask(Question.READ_ONLY) if writes else self._serves_nobody())
             yield from self._undo()
         if is_so is None:
-            entry.condemn(Cause.FAILOVER, "it refused a statement, and could not be asked why")
+            entry.condemn(
+                Cause.FAILOVER, "the server refused a statement, and the pool could not ask why"
+            )
             # The pool has left this server meanwhile: another connection got the same report.
             is_so = entry.born < self.state.server.drained_at or self._is_elsewhere()
         elif is_so:
@@ -408,8 +410,8 @@ class Finishing(Ends):
         except Exception as exc:
             log.info(
                 "question not answered",
-                f"{state.name}: the server did not say: {question.value}"
-                f" ({state.classify(exc).text})",
+                f"{state.name}: the server did not answer the question {question.value!r}:"
+                f" {state.classify(exc).text}",
                 pool=state.name,
             )
             self.failed(exc)

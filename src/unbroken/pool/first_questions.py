@@ -43,14 +43,14 @@ def ask_limit(state: PoolState, conn: Connection, until: float = math.inf) -> Fl
             raise
         log.debug(
             "question not answered",
-            f"{state.name}: the server's idle limit is not known: {state.classify(exc).text}",
+            f"{state.name}: the server did not report its idle limit: {state.classify(exc).text}",
             pool=state.name,
         )
         if state.knows_status and not state.driver.is_quiet(conn):
             # Its answer may still come, so no caller may get this connection. The next one is not
             # asked.
             raise ConnectionAbortedError(
-                errno.ECONNABORTED, "the question for the idle limit was broken off"
+                errno.ECONNABORTED, "the query for the idle limit was interrupted"
             ) from exc
         return
     with state.server.lock:
@@ -76,7 +76,7 @@ def ask_uptime(
     if learned:
         log.info(
             "idle limit learned",
-            f"{state.name}: learned that idle connections are ended after about {what:.1f} s:"
+            f"{state.name}: learned that idle connections are closed after about {what:.1f} s:"
             f" {why}",
             pool=state.name,
             seconds=what or 0.0,
@@ -180,7 +180,7 @@ def prove(state: PoolState, conn: Connection, until: float = math.inf) -> Flow[N
         if fault.is_lost:
             raise  # another connection has to prove it
         driver.tried(
-            conn, f"a trial of what it sends failed: {fault.text or repr(exc)}", final=False
+            conn, f"the test of its reports failed: {fault.text or repr(exc)}", final=False
         )
     else:
         driver.tried(conn, flaw)

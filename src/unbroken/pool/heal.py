@@ -22,6 +22,7 @@ from unbroken.pool.leases import JUST_USED
 from unbroken.pool.loan import Loan
 from unbroken.pool.steps import Call, Flow
 from unbroken.pool.undone import Ending, mark, tell_on
+from unbroken.pool.wording import connection
 
 log = Part("replay")
 
@@ -29,7 +30,7 @@ log = Part("replay")
 #: it. Also the maximum number of times that a statement is sent.
 ATTEMPTS = 4
 
-_HINT = "a unit of work (@unbroken.replayable, pool.run) runs the whole transaction again"
+_HINT = "a unit of work (@unbroken.replayable, pool.run) would run the whole transaction again"
 
 
 def say_why_not(error: BaseException, why: object) -> None:
@@ -160,7 +161,7 @@ def refuse(exc: BaseException, why: object, loan: Loan, ending: Any = None) -> N
     log.warning(
         "statement lost",
         STATEMENT_NOT_REPEATED(
-            f"{state.name}: connection {entry.session or ''} ended: {entry.cause or 'lost'}: {text}"
+            f"{state.name}: {connection(entry.session)} ended: {entry.cause or 'lost'}: {text}"
         ),
         about=str(entry.place),
         pool=state.name,
@@ -283,7 +284,7 @@ def objection(loan: Loan, ruling: Ruling) -> Flow[str | None]:
     if not ruling.asks:
         return None
     state, entry = loan.state, loan.entry
-    against = "the server could not be asked whether that is safe"
+    against = "the server could not be asked whether another attempt is safe"
     for question in ruling.asks:
         heard = yield from loan.ask(question)
         if question is Question.HIDDEN_WRITES:
@@ -308,8 +309,8 @@ def note(state: Any, sql: str | bytes | None, where: object, fault: Fault) -> No
     function, request = subjects(current() if current_token() is not None else None)
     log.info(
         "healed",
-        f"{state.name}: {verb(sql)} of {where or 'somebody'} was run again on another connection:"
-        f" {fault.text}",
+        f"{state.name}: {verb(sql)} from {where or 'an unknown caller'} was run again on another"
+        f" connection: {fault.text}",
         pool=state.name,
         cause=None if fault.cause is None else fault.cause.value,
         place=None if where is None else str(where),

@@ -33,9 +33,7 @@ _VAGUE = (Cause.CLOSED_BY_PEER, Cause.IDLE_LIMIT)
 #: time as the explanation.
 _WORDLESS = (Cause.CLOSED_BY_PEER, Cause.CONNECTION_RESET, Cause.LOST, Cause.SILENT_DROP)
 #: Why a unit is not run again if a server refuses it while it serves others.
-CONTRADICTED = (
-    "the server refused it for as long as outage_wait, and let in new connections all the while"
-)
+CONTRADICTED = "the server refused it for the whole outage_wait, but accepted new connections"
 _MAY_BE_THE_HOLDER = (None, Cause.CLOSED_BY_HOLDER, *_VAGUE)
 
 
@@ -136,9 +134,9 @@ class Holding:
             raise state.error(
                 ConnectionLostError,
                 ABANDONED_TASK(
-                    f"pool {state.name} gives no connection to a task of an attempt that was given"
-                    " up and run again; a unit of work must end its own tasks (asyncio.TaskGroup"
-                    " does)"
+                    f"pool {state.name} refused a connection: this task belongs to an attempt that"
+                    " was abandoned and run again; a unit of work must end its own tasks"
+                    " (asyncio.TaskGroup does)"
                 ),
             )
         unit = current()
@@ -229,7 +227,7 @@ class Holding:
             fault = Fault(
                 FaultKind.LOST,
                 Cause.CLOSED_BY_HOLDER,
-                text="the application closed this connection while it had it",
+                text="the application closed this connection while it was in use",
             )
         else:
             fault = self._fault_of(exc)
@@ -245,7 +243,7 @@ class Holding:
         elif unit is not None and unit.is_doubted(id(self.conn)):
             # Nothing more is sent on it: the answer to a ROLLBACK would look like that to the
             # COMMIT.
-            self.entry.condemn(Cause.LOST, f"its COMMIT was answered so: {fault.text}")
+            self.entry.condemn(Cause.LOST, f"its COMMIT was answered with: {fault.text}")
         if entry.cause in THEIR_DOING and concerns(fault):
             self._ended_under(exc, fault, unit)
         return fault
@@ -333,7 +331,9 @@ class Holding:
         if self.state.knows_status:
             self.entry.condemn(Cause.CANCELLED)
         else:
-            self.entry.condemn(Cause.DISCARDED, "its driver does not show whether all was answered")
+            self.entry.condemn(
+                Cause.DISCARDED, "its driver does not show whether every statement was answered"
+            )
         if not getattr(self.state.driver, "is_async", False):
             # a transport is aborted when the connection is returned
             self.state.shutdown_socket(self.entry)

@@ -224,7 +224,7 @@ class Knowledge(Guarded):
         """A learned idle limit was outlived, or is too old to be trusted."""
         log.info(
             "idle limit forgotten",
-            f"{self.name}: the learned idle limit is forgotten: it does not hold, or is old",
+            f"{self.name}: dropped the learned idle limit: a connection outlived it, or it is old",
             pool=self.name,
         )
         self.limit_changed()
@@ -381,15 +381,16 @@ class Knowledge(Guarded):
         """The error for an acquire from a closed pool."""
         return self.error(
             PoolClosedError,
-            POOL_CLOSED(f"pool {self.name} is closed; make a new one to connect again"),
+            POOL_CLOSED(f"pool {self.name} is closed; create a new pool to connect again"),
         )
 
     def not_lent_error(self) -> NotYoursError:
         """The error for releasing a connection that is not in use in this pool."""
         return NotYoursError(
             NOT_YOURS(
-                f"pool {self.name} has not given out this connection, or it was released before;"
-                " release each connection once, to the pool that it came from"
+                f"this connection is not in use in pool {self.name}: it was already released, or"
+                " belongs to another pool; release each connection once, to the pool that it came"
+                " from"
             )
         )
 
@@ -431,7 +432,7 @@ class Knowledge(Guarded):
         return load(self)
 
     def describe_outage(self, now: float) -> str:
-        """The outage or "": ``the server has been away for 7.2 s: [Errno 111] Connection
+        """The outage or "": ``the server has been down for 7.2 s: [Errno 111] Connection
         refused``.
         """
         return outage(self, now)

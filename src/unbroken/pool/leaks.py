@@ -126,7 +126,7 @@ def recover_left(state: PoolState) -> None:
         log.warning(
             "forgotten",
             LEFT_BEHIND(
-                f"{state.name}: a connection was left behind by an exception at the end of its use;"
+                f"{state.name}: a connection was left behind by an exception during its release;"
                 f" it was taken at {place}"
             ),
             about=str(place),

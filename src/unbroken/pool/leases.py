@@ -124,7 +124,7 @@ class Leases(Endings):
         """*unit* takes *conn*: it records the statements on it until :meth:`leave_unit`."""
         reason = self.driver.blindness
         if reason is None and not self.driver.capabilities.watchable:
-            reason = f"{self.driver.name} does not show its statements"
+            reason = f"the driver {self.driver.name} does not report its statements"
         if reason is not None:
             unit.doubt(reason)
             return
@@ -175,7 +175,7 @@ class Leases(Endings):
             if unit is not None:
                 if unit.has(id(conn)) and self._was_unseen(unit, entry, conn):
                     unit.doubt(
-                        "something was sent on a connection, and its driver reported nothing",
+                        "data was sent on a connection, but its driver reported no statement",
                         conn_id=id(conn),
                     )
                 clean = self.settings.reset is not None or entry.cause is not None

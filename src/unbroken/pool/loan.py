@@ -86,5 +86,7 @@ class Loan(Finishing):
     def _why_reclaimed(self) -> str:
         settings = self.state.settings
         if settings.reclaim and self.state.clock() - self.entry.taken_at >= settings.leak_after:
-            return f"it was held for more than leak_after={settings.leak_after} s; reclaim is on"
+            return (
+                f"it was held for longer than leak_after={settings.leak_after} s, and reclaim is on"
+            )
         return "the request that took it had ended without releasing it, or close_stale() ended it"

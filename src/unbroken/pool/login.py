@@ -28,6 +28,7 @@ from unbroken.pool.places import host_of
 from unbroken.pool.secrets import LoginError, checked, late
 from unbroken.pool.state import PoolState
 from unbroken.pool.steps import Consult, Flow
+from unbroken.pool.wording import times
 
 log = Part("pool")
 
@@ -154,13 +155,13 @@ def refused(state: PoolState, exc: BaseException, fault: Fault, started: float) 
         log.warning(
             "no login",
             OWN_TROUBLE(
-                f"{state.name}: cannot connect to {state.driver.target.server}, asking again:"
+                f"{state.name}: cannot connect to {state.driver.target.server}, and keeps trying:"
                 f" {text_of(state, fault)}"
             )
             if state.refusals.is_apart or is_own(fault)
             else NO_LOGIN(
-                f"{state.name}: no login to {state.driver.target.server}, asking again:"
-                f" {text_of(state, fault)}"
+                f"{state.name}: no login for {state.driver.target.server}, and the pool keeps"
+                f" asking: {text_of(state, fault)}"
             ),
             pool=state.name,
             server=state.driver.target.server,
@@ -173,11 +174,11 @@ def let_in(state: PoolState) -> None:
     since = state.refusals.over()
     if since is not None:
         own = state.refusals.is_apart or (fault is not None and is_own(fault))
-        what = "no connection" if own else "no login"
+        what = "can connect again" if own else "has a login again"
         seconds = state.clock() - since
         log.info(
             "login",
-            f"{state.name}: {what} for {seconds:.2f} s; that is over",
+            f"{state.name}: the pool {what} after {seconds:.2f} s",
             pool=state.name,
             seconds=seconds,
         )
@@ -207,8 +208,7 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
             OutageError,
             OWN_TROUBLE(
                 f"no connection to {state.driver.target.label} ({state.describe_load()}): {what};"
-                f" so for {age:.1f} s, tried {tries} times;"
-                f" {_whose(state, fault)}"
+                f" failing for {age:.1f} s, tried {times(tries)}; {_whose(state, fault)}"
             ),
             retry_after=1.0,
         )
@@ -216,8 +216,8 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
         told = state.error(
             ConnectRejectedError,
             LOGIN_REFUSED(
-                f"cannot connect to {state.driver.target.label}: {what}; refused for {age:.1f} s,"
-                f" {tries} times, each time after asking for the login anew"
+                f"cannot connect to {state.driver.target.label}: {what}; refused {times(tries)}"
+                f" within {age:.1f} s, each time with a newly requested login"
             ),
         )
     else:
@@ -225,7 +225,7 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
             OutageError,
             NO_LOGIN(
                 f"no connection to {state.driver.target.label} ({state.describe_load()}): {what};"
-                f" so for {age:.1f} s, asked {tries} times; the pool keeps asking"
+                f" failing for {age:.1f} s, asked {times(tries)}; the pool keeps asking"
             ),
             retry_after=1.0,
         )
@@ -237,12 +237,12 @@ def login_error(state: PoolState, now: float) -> UnbrokenError:
 def _whose(state: PoolState, fault: Fault) -> str:
     if state.refusals.is_apart:
         return (
-            "others of this process are let in there, and this pool never was, so look at its own"
-            " settings (TLS, connect_timeout); it keeps trying"
+            "the server accepts other pools of this process, but never accepted this one: check its"
+            " own settings (TLS, connect_timeout); it keeps trying"
         )
     if fault.kind is FaultKind.TOO_MANY:
-        return "the server is there, and lets others in; the pool keeps trying"
-    return "the pool has had connections before and keeps trying; the server was not asked"
+        return "the server is up, and accepts other clients; the pool keeps trying"
+    return "the pool has had connections before and keeps trying; the server was not contacted"
 
 
 def still_asking(state: PoolState) -> str | None:

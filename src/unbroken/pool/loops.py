@@ -133,7 +133,7 @@ class LoopRuntime:
             if any(frame.f_code is entry.code for frame in frames):
                 found = found or (task, frames)
         if found is None:
-            return "a task that is not there any more"
+            return "a task that has ended"
         return (
             f"task {found[0].get_name()}, which is now at {in_a_line(reversed(found[1][-DEPTH:]))}"
         )
@@ -172,7 +172,9 @@ class LoopRuntime:
             )
 
     async def _reset(self, step: Reset) -> Any:
-        async with self._bounded(step.conn, self.limits["reset"], "the reset function"):
+        async with self._bounded(
+            step.conn, self.limits["reset"], "the statements of the reset function"
+        ):
             result = step.function(step.conn)
             return await result if hasattr(result, "__await__") else result
 

@@ -25,6 +25,7 @@ from unbroken.net.forks import Connecting
 from unbroken.net.signals import start_thread
 from unbroken.net.watcher import ThreadWatcher
 from unbroken.pool.registry import every
+from unbroken.pool.wording import counted
 
 log = Part("cluster")
 
@@ -182,11 +183,12 @@ def retire_moved(state: Any) -> None:
         stale = state.kernel.take_stale()
     if moved:
         host, peer = _host_of(state, moved[0])[0], moved[0].peer
+        connections = counted(len(moved), "connection")
         log.warning(
             "name moved",
             NAME_MOVED(
-                f"{state.name}: {host} leads elsewhere than to {peer} now; {len(moved)} connections"
-                " are replaced"
+                f"{state.name}: {host} no longer resolves to {peer}; the pool replaces"
+                f" {connections}"
             ),
             pool=state.name,
             server=host,

@@ -13,6 +13,7 @@ from unbroken.logs import Part
 from unbroken.messages.pool import RESET_RAISES
 from unbroken.messages.server import OUTAGE, OUTAGE_ENDED
 from unbroken.pool.rejections import verdict
+from unbroken.pool.wording import condition, connection, counted
 
 log = Part("outage")
 fork_log = Part("fork")
@@ -36,7 +37,7 @@ def opened(state: Any, entry: Entry, took: float | None = None) -> None:
         within = "" if took is None else f" in {took:.3f} s"
         pool_log.debug(
             "opened",
-            f"{state.name}: connection {entry.session or ''} to {server} opened{within}",
+            f"{state.name}: {connection(entry.session)} to {server} opened{within}",
             pool=state.name,
             server=server,
             session=entry.session,
@@ -52,7 +53,7 @@ def began(state: Any, fault: Fault) -> None:
         state.server.toll.begin(state.clock())
     log.warning(
         "outage began",
-        OUTAGE(f"{state.name}: {server} is away: {fault.text}"),
+        OUTAGE(f"{state.name}: {server} {condition(fault)}: {fault.text}"),
         about=server,
         cause=fault.kind.value,
         **_of(state),
@@ -154,9 +155,10 @@ def reset_raised(state: Any, exc: Exception) -> None:
 def began_anew(old: Any) -> None:
     """A forked child uses a pool for the first time; *old* is the inherited state."""
     count = len(old.kernel.entries)
-    text = f"{old.name}: this process ({os.getpid()}) was forked from {old.pid} and"
+    text = f"{old.name}: this process ({os.getpid()}) was forked from process {old.pid}"
     if count:
-        text = f"{text} leaves the {count} connections of that to it; it opens its own"
+        left = counted(count, "inherited connection")
+        text = f"{text}; it leaves {left} to that process, and opens its own"
         fork_log.info("forked", text, pool=old.name)
     else:
-        fork_log.debug("forked", f"{text} opens connections of its own", pool=old.name)
+        fork_log.debug("forked", f"{text}; it opens its own connections", pool=old.name)

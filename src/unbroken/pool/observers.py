@@ -19,5 +19,7 @@ def tell(observers: Iterable[Observer], event: str, fields: Mapping[str, Any]) -
             observer(event, fields)
         except Exception:
             log.exception(
-                "observer failed", OBSERVER_FAILED(f"an observer failed at {event!r}"), about=event
+                "observer failed",
+                OBSERVER_FAILED(f"an observer raised an error at the event {event!r}"),
+                about=event,
             )

@@ -30,9 +30,7 @@ def watching(unit: Unit, work: Callable[[], Any]) -> Callable[[], Any]:
             return work()
         except Exception:
             if any(_was_used(*each) for each in before):
-                unit.doubt(
-                    "a connection was used that had been taken before the unit of work began"
-                )
+                unit.doubt("a connection was used that was acquired before the unit of work began")
             raise
 
     return attempt

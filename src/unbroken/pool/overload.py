@@ -30,7 +30,7 @@ AFTER, SPREAD = 1.0, 4.0
 HELD_LONG, HELD_TOO_LONG = 0.3, 1.0
 #: Seconds between two checks of a caller in a moving line: per waiting caller, and at most.
 EACH, MOST = 0.01, 1.0
-IN_VAIN = "it would have been served too late for those who wait for it"
+IN_VAIN = "it would have been served too late for the user who waits for it"
 
 
 class TooLate(Exception):  # noqa: N818 - no error yet: the caller's own context makes one of it
@@ -159,8 +159,8 @@ def overload_error(state: PoolState, refusal: Refusal, waited: float) -> PoolTim
     error = state.error(
         PoolTimeoutError,
         OVERLOADED(
-            f"no connection to {state.driver.target.label}, {line}; {refusal.why}; come again in"
-            f" {after:.1f} s, or raise max_size if the server has room"
+            f"no connection to {state.driver.target.label}, {line}; {refusal.why}; retry in"
+            f" {after:.1f} s, or raise max_size if the server can take more connections"
         ),
         retry_after=after,
     )

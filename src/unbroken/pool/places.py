@@ -89,7 +89,7 @@ def follow(state: Any) -> None:
         host = address(*place)
         log.warning(
             "moved",
-            PLACE_MOVED(f"{state.name}: connections are opened at {host} from now on"),
+            PLACE_MOVED(f"{state.name}: new connections are opened at {host} from now on"),
             pool=state.name,
             server=host,
         )

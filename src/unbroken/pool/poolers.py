@@ -10,7 +10,7 @@ from typing import Any
 
 from unbroken.abc import CANNOT_SERVE, Connection, Fault, FaultKind
 from unbroken.brain.entry import Entry
-from unbroken.ledger.residue import DOUBTFUL, Left
+from unbroken.ledger.residue import DOUBTFUL, Left, listed
 from unbroken.logs import Part
 from unbroken.messages.server import POOLER_AND_PREPARED, POOLER_AND_SESSION
 from unbroken.net.liveness import Liveness, sweep
@@ -82,10 +82,10 @@ def settle(state: Any, conn: Connection) -> None:
             "pooler",
             POOLER_AND_PREPARED(
                 f"{state.name}: {state.driver.target.server} is reached through a pooler, and"
-                f" {kept} is kept as it was set: a prepared statement belongs to one session, and a"
-                " pooler that gives each transaction another session does not find it again, unless"
-                " it follows them (PgBouncer 1.21: max_prepared_statements). Leave the setting out"
-                " to be safe."
+                f" {kept} is kept as it was set. A prepared statement belongs to one session. If"
+                " the pooler switches sessions between transactions, the statement is not found,"
+                " unless the pooler tracks prepared statements (PgBouncer 1.21:"
+                " max_prepared_statements). Leave the setting out to be safe."
             ),
             about=str(kept),
             pool=state.name,
@@ -103,20 +103,20 @@ def _ask(state: Any, conn: Connection, until: float) -> Flow[int | None]:
         if hidden is not None and hidden.kind in CANNOT_SERVE:
             raise CannotServeError(hidden) from exc  # the library raises only the hang-up
         if state.server.pooler.stands and state.clock() - began >= allowed:
-            words = f"the pooler let us in, and gave us no session within {allowed:g} s"
+            words = f"the pooler accepted the client, but provided no session within {allowed:g} s"
             raise CannotServeError(Fault(FaultKind.TOO_MANY, text=words)) from exc
         fault = state.classify(exc)
         if fault.is_lost:
             raise
         log.debug(
             "question not answered",
-            f"{state.name}: whether there is a pooler is not known: {fault.text}",
+            f"{state.name}: it is not known whether there is a pooler: {fault.text}",
             pool=state.name,
         )
         if state.knows_status and not state.driver.is_quiet(conn):
             # Its answer may still come: no caller may get this connection.
             raise ConnectionAbortedError(
-                errno.ECONNABORTED, "the question for the session's number was broken off"
+                errno.ECONNABORTED, "the query for the session's number was interrupted"
             ) from exc
         session = None
     if state.driver.is_in_transaction(conn) is not False:
@@ -172,8 +172,8 @@ def shared(state: Any) -> None:
     """It has just become certain that sessions are shared."""
     log.info(
         "sessions are shared",
-        f"{state.name}: the pooler at {state.driver.target.server} gives each transaction another"
-        " session",
+        f"{state.name}: the pooler at {state.driver.target.server} switches sessions between"
+        " transactions",
         pool=state.name,
         server=state.driver.target.server,
     )
@@ -198,7 +198,7 @@ def uses_session(state: Any, left: frozenset[Left]) -> None:
 _INSTEAD = {
     Left.SETTING: "SET LOCAL, or ALTER ROLE … SET",
     Left.LOCK: "pg_advisory_xact_lock",
-    Left.LISTENER: "a connection of its own that leads to the server directly",
+    Left.LISTENER: "a separate connection directly to the server",
     Left.TEMPORARY: "CREATE TEMPORARY TABLE … ON COMMIT DROP",
     Left.PREPARED: "plain statements",
     Left.CURSOR: "a cursor without HOLD",
@@ -211,15 +211,17 @@ def _warn(state: Any, left: frozenset[Any]) -> None:
         news = [each for each in what if state.server.pooler.warns(each)]
     if not news:
         return
-    instead = "; ".join(f"for {each}: {_INSTEAD[each]}" for each in news if each in _INSTEAD)
-    use = f" {instead}; or" if instead else ""
+    advice = [f"instead of {each}, use {_INSTEAD[each]}; " for each in news if each in _INSTEAD]
+    advice.append(f"{'or ' if advice else ''}use a pooler in session mode")
+    remedy = "".join(advice)
+    remedy = remedy[0].upper() + remedy[1:]
     log.warning(
         "pooler",
         POOLER_AND_SESSION(
-            f"{state.name}: {' and '.join(news)} was left on a session behind the pooler at"
-            f" {state.driver.target.server}, which gives each transaction another session: the next"
-            f" statement may not find it, and other clients may. Use instead{use} a pooler in"
-            " session mode."
+            f"{state.name}: the application left {listed(news)} on a session behind the"
+            f" pooler at {state.driver.target.server}, which switches sessions between"
+            " transactions: the next statement may miss it, and other clients may find it."
+            f" {remedy}."
         ),
         about=tuple(news),
         pool=state.name,

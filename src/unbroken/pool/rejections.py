@@ -19,7 +19,7 @@ from unbroken.messages.server import CONNECT_REJECTED, EXHAUSTED, OWN_CONNECT, S
 from unbroken.pool.secrets import LoginError
 
 #: The start of a fault's text about the result of the application's own ``connect=``.
-GAVE = "connect= gave"
+GAVE = "connect= returned"
 
 
 class Verdict(NamedTuple):
@@ -39,10 +39,13 @@ def verdict(exc: Exception, fault: Fault, what: str, *, is_opened_outside: bool)
     if isinstance(exc, LoginError):
         return Verdict(ConfigurationError, BAD_LOGIN(f"{what}: {text}"))
     if hasattr(exc, "is_strangers"):
-        return Verdict(ConnectRejectedError, STRANGER(f"{what}: {text}; is the port right?"))
+        return Verdict(
+            ConnectRejectedError, STRANGER(f"{what}: {text}; check the host and the port")
+        )
     if fault.kind is FaultKind.EXHAUSTED:
         return Verdict(
-            OutageError, EXHAUSTED(f"{what}: this process, or its machine, has run out: {text}")
+            OutageError,
+            EXHAUSTED(f"{what}: this process or its machine has run out of resources: {text}"),
         )
     if is_opened_outside and text.startswith(GAVE):
         return Verdict(ConnectRejectedError, OWN_CONNECT(f"{what}: {text}"))

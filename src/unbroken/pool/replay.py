@@ -32,6 +32,7 @@ from unbroken.pool.budget import may_replay, succeeded
 from unbroken.pool.finishing import LOOK_FIRST
 from unbroken.pool.steps import Attempt, Flow, Wait
 from unbroken.pool.undone import not_replayed, replayed
+from unbroken.pool.wording import counted
 
 log = Part("replay")
 
@@ -116,6 +117,7 @@ def replay(
                         )
                     raise
                 if is_last:
+                    number = counted(replays + waits, "replay")
                     limit = (
                         "its time is up"
                         if clock() >= unit.until
@@ -128,8 +130,8 @@ def replay(
                         exc,
                         fault,
                         GAVE_UP,
-                        f"unbroken gave up after {replays + waits} replays of {_this(unit)},"
-                        f" because {limit}: {fault.text}",
+                        f"unbroken gave up after {number} of {_this(unit)}, because {limit}:"
+                        f" {fault.text}",
                     )
                     raise
                 replayed(unit, replays + waits + 1, fault)
@@ -164,7 +166,8 @@ def _verdict(unit: Unit, fault: Fault, ask: Ask) -> Flow[Verdict]:
                 raise
             except Exception as exc:
                 log.info(
-                    "question not answered", f"the server did not say: {question.value} ({exc})"
+                    "question not answered",
+                    f"the server did not answer the question {question.value!r}: {exc}",
                 )
                 heard = None
             unit.hear(state, question, heard)

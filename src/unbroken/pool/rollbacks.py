@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from unbroken.ledger.verdicts import Fate, keeps_rows
 
-IN_DOUBT = "it is not known whether the open transaction is stored: look before you repeat it"
-_ROLLED_BACK = "nothing of the open transaction is stored"
-_UNLESS = "unless the code that had the connection sent a COMMIT itself"
+IN_DOUBT = (
+    "it is not known whether the open transaction is stored: check the data before you repeat it"
+)
+_ROLLED_BACK = "the open transaction is not stored"
+_UNLESS = "unless the code that held the connection sent a COMMIT itself"
 _KEEPS = "without transactions (MyISAM, Aria, MEMORY)"
 #: The exception to "nothing is stored" for a server that may have such tables.
 EXCEPT = f", except in tables {_KEEPS}"
 
 _FATES = {
-    Fate.STORED: "what was committed before is stored",
-    Fate.UNKNOWN: "it is not known whether what it wrote is stored: look before you repeat it",
+    Fate.STORED: "its earlier commits are stored",
+    Fate.UNKNOWN: (
+        "it is not known whether its writes are stored: check the data before you repeat it"
+    ),
 }
 
 

@@ -98,7 +98,7 @@ def _takes_writes(state: Any, host: Address) -> Flow[bool]:
     except Exception as exc:
         log.debug(
             "no writer",
-            f"{state.name}: no writer at {address(*host)}: {type(exc).__name__}",
+            f"{state.name}: no server that takes writes at {address(*host)}: {type(exc).__name__}",
             pool=state.name,
             server=address(*host),
         )

@@ -64,14 +64,14 @@ def take_secrets(
     for name, value in (("user", user), ("password", password)):
         if not (value is None or isinstance(value, str) or callable(value)):
             raise ConfigurationError(
-                BAD_LOGIN(f"{name}= is {_a(value)}; give a text, or a callable that returns one")
+                BAD_LOGIN(f"{name}= is {_a(value)}; give a string, or a callable that returns one")
             )
         if not is_async and is_coroutine_function(value):
             raise ConfigurationError(BAD_LOGIN(_ASYNC.format(name=name)))
     if (user, password) != (None, None) and (target is None or target.backend == "sqlite"):
-        where = "a SQLite file has no users" if target else "let connect= read them itself"
+        where = "a SQLite file has no users" if target else "let connect= read them"
         raise ConfigurationError(
-            SETTING_HAS_NO_USE(f"user= and password= have no use here: {where}")
+            SETTING_HAS_NO_USE(f"user= and password= cannot be used here: {where}")
         )
     if target is not None and isinstance(user, str):
         target = replace(target, user=user)
@@ -126,16 +126,14 @@ def checked(name: str, value: Any) -> str:
         if inspect.iscoroutine(value):
             value.close()
         raise LoginError(Fault(FaultKind.REJECTED, None, None, _ASYNC.format(name=name)))
-    text = (
-        f"the callable for the {name} returned {_a(value)}; it must return a text that is not empty"
-    )
+    text = f"the callable for the {name} returned {_a(value)}; it must return a non-empty string"
     raise LoginError(Fault(FaultKind.REJECTED, None, None, text))
 
 
 def _a(value: Any) -> str:
     """*value* by its type, never by its content."""
     if value is None or value == "":
-        return "None" if value is None else "an empty text"
+        return "None" if value is None else "an empty string"
     name = type(value).__name__
     if isinstance(value, bytes):
         return name
@@ -170,7 +168,10 @@ class Aside:
 
     async def _on_thread(self, name: str, function: Callable[[], Any]) -> Any:
         if self._running >= AT_ONCE:
-            text = f"{self._running} earlier calls for the {name} have not returned"
+            text = (
+                f"{self._running} earlier calls for the {name} have not returned; give them a time"
+                " limit"
+            )
             raise LoginError(Fault(FaultKind.NOT_READY, None, None, text))
         done = self._loop.create_future()
 

@@ -63,8 +63,8 @@ def share_of(driver: BaseDriver, settings: Settings, kernel: Kernel) -> Share | 
     if key is None and name is None:
         raise ConfigurationError(
             SETTINGS_CONTRADICT(
-                f"share={settings.share!r} with connect= of your own: the pool does not know which"
-                " server that is; name what is shared, such as share='shop:auto'"
+                f"share={settings.share!r} needs a name beside connect=: the pool does not know"
+                " which server connect= leads to; name that server, as in share='shop:auto'"
             )
         )
     kernel.granted = 0
@@ -102,7 +102,7 @@ class Share:
         """Like :meth:`seek`, for a pool that cannot ask its server anything."""
         if self.limit is None and not self.off:
             with state.lock:
-                self._give_up(state, "the pool cannot ask the server; give a number")
+                self._give_up(state, "the pool cannot ask the server for its limit; give a number")
         self.seek(state)
 
     def seek(self, state: Any, *, at_least: int = 0, looks: bool = False) -> None:
@@ -337,7 +337,7 @@ class Share:
                 return
             if said is None:
                 self._give_up(
-                    state, "it is not known how many connections the server grants; give a number"
+                    state, "the server did not report how many connections it grants; give a number"
                 )
                 return
             server, own = said
@@ -347,7 +347,7 @@ class Share:
                 self._slots.limit = self.limit
         log.info(
             "share",
-            f"{state.name}: the pools of this host share {self._bound()} connections; the server"
+            f"{state.name}: the pools on this host share {self._bound()} connections; the server"
             f" grants {server if own is None else min(server, own)}",
             pool=state.name,
         )
@@ -370,7 +370,7 @@ class Share:
         log.warning(
             "share is off",
             SHARE_OFF(
-                f"{state.name}: connections are not shared out among the processes of this host"
+                f"{state.name}: the processes on this host do not share the server's connections"
                 f" (share={state.settings.share!r}): {why}; each pool opens up to max_size"
             ),
             pool=state.name,

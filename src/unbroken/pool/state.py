@@ -149,7 +149,7 @@ class PoolState(Leases):
                 raise
             log.debug(
                 "question not answered",
-                f"{self.name}: what a SELECT may store here is not known: {fault.text}",
+                f"{self.name}: it is not known whether a SELECT can store something: {fault.text}",
                 pool=self.name,
             )
         if self.driver.is_in_transaction(conn) is not False:
@@ -190,7 +190,8 @@ class PoolState(Leases):
                 raise
             log.debug(
                 "question not answered",
-                f"{self.name}: the server did not say: {question.value} ({fault.text})",
+                f"{self.name}: the server did not answer the question {question.value!r}:"
+                f" {fault.text}",
                 pool=self.name,
             )
             heard = None

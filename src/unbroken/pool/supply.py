@@ -166,8 +166,8 @@ class Supply(Knowledge):
             log.warning(
                 "no worker",
                 NO_THREAD(
-                    f"{self.name}: no thread can be started to connect with ({why}); callers"
-                    " connect on their own threads until one can"
+                    f"{self.name}: the pool cannot start a thread to connect ({why}); until it can,"
+                    " callers connect on their own threads"
                 ),
                 pool=self.name,
             )

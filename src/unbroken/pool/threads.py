@@ -136,7 +136,11 @@ class ThreadRuntime:
                 return ask(step.name, step.function)
         if kind is Reset:
             with Bound(
-                self.watcher, self.driver, step.conn, self.limits["reset"], "the reset function"
+                self.watcher,
+                self.driver,
+                step.conn,
+                self.limits["reset"],
+                "the statements of the reset function",
             ):
                 return step.function(step.conn)
         if kind is Attempt:

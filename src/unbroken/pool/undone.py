@@ -15,6 +15,7 @@ from unbroken.ledger.verdicts import Action, Verdict
 from unbroken.logs import Part
 from unbroken.messages import Message
 from unbroken.messages.units import NOT_RUN_AGAIN
+from unbroken.pool.wording import connection
 
 log = Part("replay")
 
@@ -22,7 +23,7 @@ log = Part("replay")
 _MARK = "unbroken_lost_work"
 
 #: Advice for getting work outside of any unit run again.
-REMEDY = "call it by pool.run, or mark its function @unbroken.replayable"
+REMEDY = "call it with pool.run, or mark its function with @unbroken.replayable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def _why(unit: Unit | None, entry: Entry, verdict: Verdict | None, remedy: str) 
     taken = entry.place
     is_known = taken is not None and not taken.file.startswith("<")
     place = f" (its connection was taken at {taken})" if is_known else ""
-    return f"it is in no unit of work{place}", remedy
+    return f"it is not in a unit of work{place}", remedy
 
 
 def watched(unit: Any) -> Request | None:
@@ -140,7 +141,7 @@ def replayed(unit: Unit, number: int, fault: Fault) -> None:
     if origin is None or entry is None:
         log.info(
             "replayed",
-            f"{who} is run again ({number}): {fault.text}",
+            f"{who} is run again (replay {number}): {fault.text}",
             function=function,
             request=request,
             about=function,
@@ -153,8 +154,9 @@ def replayed(unit: Unit, number: int, fault: Fault) -> None:
     idle = min(age, max(0.0, entry.taken_at - entry.last_used))  # last_used is a tick's
     log.info(
         "replayed",
-        f"{name}: {who} is run again ({number}): {fault.text}; connection {entry.session or ''}"
-        f" ({cause}) was {age:.1f} s old and had been idle for {idle:.1f} s",
+        f"{name}: {who} is run again (replay {number}): {fault.text};"
+        f" {connection(entry.session)} ({cause}) was {age:.1f} s old and had been idle for"
+        f" {idle:.1f} s",
         pool=name,
         cause=cause,
         session=entry.session,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import statistics
 import threading
 import time
@@ -210,7 +211,7 @@ def test_nobody_of_a_batch_job_is_told_to_go_and_who_has_no_time_is_told_at_once
         assert isinstance(told.value, WaitQueueTimeoutError)
         assert isinstance(told.value, ServerSelectionTimeoutError)
         assert told.value.code == "UB212"
-        assert "callers before it" in str(told.value)
+        assert re.search(r"\d callers? ahead", str(told.value))
         assert 1.0 <= told.value.retry_after <= 5.0
         assert stats(client).shed == len(heard) == 2  # PyMongo tries none of them again
         assert stats(client).closed == closed == {}

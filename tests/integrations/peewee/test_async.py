@@ -115,7 +115,7 @@ def test_a_restart_is_not_noticed_by_whoever_takes_a_connection(own_shop: Any) -
 def test_a_transaction_whose_connection_ends_fails_and_goes_on_nowhere_else(shop: Any) -> None:
     async def scenario(db: Any, task: Any) -> None:
         with pytest.raises(
-            peewee.OperationalError, match="nothing of the open transaction is stored"
+            peewee.OperationalError, match="the open transaction is not stored"
         ) as caught:
             async with db.atomic():
                 await task.acreate(name="first")

@@ -222,7 +222,7 @@ def test_the_second_statement_is_an_error_that_says_so(site: Site, before: bool)
 
     with pytest.raises(LOST) as caught:
         site.run(work)
-    assert "something of its transaction was answered before" in noted(caught.value)
+    assert "an earlier statement of its transaction was answered" in noted(caught.value)
     assert "unit of work" in noted(caught.value)
     assert (site.healed, site.rows()) == (0, [])
     assert site.run(site.count) == 0

@@ -144,7 +144,11 @@ def test_of_three_statements_only_what_follows_the_first_is_an_error(
             unknown.add(n)
             continue
         notes = " ".join(getattr(error, "__notes__", ()))
-        reasons = ("answered before", "before the pool sent COMMIT", "lost two connections")
+        reasons = (
+            "transaction was answered",
+            "before the pool sent COMMIT",
+            "lost two connections",
+        )
         assert any(reason in f"{error} {notes}" for reason in reasons), (error, notes)
         said["told"] += 1
     stored = Counter(own_face.rows("stock"))

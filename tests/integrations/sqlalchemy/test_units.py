@@ -92,7 +92,7 @@ def test_nothing_is_run_again_once_something_was_committed(face: Any, table: str
     with pytest.raises(sa.exc.DBAPIError) as caught:
         work()
     assert len(runs) == 1
-    assert any("a COMMIT was acknowledged before" in note for note in caught.value.__notes__)
+    assert any("an earlier COMMIT was acknowledged" in note for note in caught.value.__notes__)
     assert face.rows(table) == [1]
 
 

@@ -95,7 +95,7 @@ def test_a_request_whose_ledger_forbids_it_gives_the_ledgers_reason_alone(
     assert status.startswith("500")
     assert b'"fate": "stored"' in body
     said = told(caplog).getMessage()
-    assert "POST /orders again: a COMMIT was acknowledged before" in said
+    assert "POST /orders again: an earlier COMMIT was acknowledged" in said
     assert "may run twice" not in said
 
 
