@@ -116,8 +116,8 @@ def words(state: Any) -> str:
     where = ELSEWHERE if state is None else state.driver.target.server
     part = _fraction(state)
     return (
-        f"{NO_REPLAY} spent: all {bank_of(connections):.0f} replays in reserve for {where} were used;"
-        f" each success adds {part:g}, and each second {trickle_of(connections):g}"
+        f"{NO_REPLAY} spent: all {bank_of(connections):.0f} replays in reserve for {where} were"
+        f" used; each success adds {part:g}, and each second {trickle_of(connections):g}"
     )
 
 
