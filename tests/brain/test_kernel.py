@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from unbroken.abc import Cause
 from unbroken.brain import kernel as kernel_module
+from unbroken.brain import waiting as waiting_module
 from unbroken.brain.entry import CONDEMNED, Entry
 from unbroken.brain.kernel import Kernel, Ticket
 
@@ -117,7 +118,7 @@ def struck(work: Callable[[], object], turn: int) -> bool:
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
         nonlocal lines
-        if frame.f_code.co_filename != kernel_module.__file__:
+        if frame.f_code.co_filename not in (kernel_module.__file__, waiting_module.__file__):
             return None
         if event == "line":
             lines += 1
@@ -143,7 +144,17 @@ MOVES: dict[str, Callable[[Kernel, Entry, list[Ticket]], object]] = {
     "fail": lambda kernel, _entry, _line: kernel.fail(ValueError),
     "places": lambda kernel, _entry, _line: kernel.grant_places(lambda: entry_of(kernel)),
     "leave": lambda kernel, _entry, line: kernel.leave(line[0]),
+    "call": lambda kernel, entry, _line: patient(kernel, entry),
+    "answer": lambda kernel, entry, line: (patient(kernel, entry), kernel.answer_call(line[0], 1)),
 }
+
+
+def patient(kernel: Kernel, entry: Entry) -> tuple[list[Ticket], list[Entry]]:
+    """A release at 1 s, where newcomers may overtake those that came less than 10 s before."""
+    kernel.patience = 10.0
+    del kernel.in_use[entry.key]
+    kernel.idle.append(entry)
+    return kernel.serve(1.0)
 
 
 @pytest.mark.parametrize("how", MOVES)
@@ -171,6 +182,88 @@ def test_an_exception_at_any_line_of_a_move_keeps_nobody_from_being_served(how: 
         if not was_struck:
             assert turn > 3
             return
+
+
+def test_a_caller_is_called_first_and_a_newcomer_may_take_the_connection_meanwhile() -> None:
+    kernel, mine = Kernel(1), ticket()
+    opened(kernel)
+    entry = lend(kernel)
+    kernel.enter(mine)
+    assert patient(kernel, entry) == ([mine], [])
+    assert (mine.called, mine.done) == (True, False)
+    assert kernel.serve(2.0) == ([], [])  # it is on its way
+    assert kernel.overtake(2.0) is entry
+    assert kernel.answer_call(mine, 2.0) == []
+    assert (mine.called, mine.done) == (False, False)
+    assert list(kernel.waiting) == [mine]
+
+
+def test_a_caller_that_was_called_takes_an_idle_connection_and_calls_the_next() -> None:
+    kernel, line = Kernel(3), [ticket(), ticket(), ticket()]
+    for _ in range(3):
+        opened(kernel)
+    entries = [lend(kernel), lend(kernel), lend(kernel)]
+    for each in line:
+        kernel.enter(each)
+    assert patient(kernel, entries[0]) == ([line[0]], [])
+    kernel.idle.append(entries[1])
+    kernel.idle.append(entries[2])
+    assert kernel.answer_call(line[0], 1.0) == line[1:]
+    assert line[0].entry is entries[2]
+    assert [each.called for each in line] == [False, True, True]
+
+
+def test_a_caller_that_has_waited_for_long_is_not_overtaken() -> None:
+    kernel, mine = Kernel(1), ticket()
+    opened(kernel)
+    entry = lend(kernel)
+    kernel.enter(mine)
+    patient(kernel, entry)
+    assert kernel.overtake(10.0) is None
+    assert kernel.serve(10.0) == ([mine], [])
+    assert mine.entry is entry
+
+
+def test_a_caller_that_was_called_later_leaves_the_connection_to_one_that_has_waited_for_long() -> (
+    None
+):
+    kernel, early, late = Kernel(2), ticket(), Ticket(5.0, None)
+    opened(kernel)
+    opened(kernel)
+    entries = [lend(kernel), lend(kernel)]
+    kernel.enter(early)
+    kernel.enter(late)
+    patient(kernel, entries[0])
+    late.called = True
+    assert kernel.answer_call(late, 10.0) == [early]
+    assert early.entry is entries[0]
+    assert not late.done
+
+
+def test_a_caller_that_had_a_dead_connection_is_not_overtaken() -> None:
+    kernel, mine = Kernel(1), ticket()
+    opened(kernel)
+    entry = lend(kernel)
+    kernel.enter(mine, front=True)
+    assert patient(kernel, entry) == ([mine], [])
+    assert mine.entry is entry
+
+
+@pytest.mark.parametrize("how", ["it gives up", "it is told"])
+def test_a_caller_that_was_called_and_does_not_look_passes_the_call_on(how: str) -> None:
+    kernel, line = Kernel(1), [ticket(), ticket()]
+    opened(kernel)
+    entry = lend(kernel)
+    for each in line:
+        kernel.enter(each)
+    patient(kernel, entry)
+    if how == "it gives up":
+        assert kernel.give_up(line[0])
+        assert kernel.serve(1.0) == ([line[1]], [])
+    else:
+        kernel.dismiss([line[0]], ValueError())
+        assert kernel.answer_call(line[0], 1.0) == [line[1]]
+    assert line[1].called
 
 
 def test_who_leaves_before_a_grant_is_not_granted_anything_later() -> None:
@@ -559,6 +652,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.standing: list[Ticket] = []  #: whose waiter has not woken up yet, granted or not
         self.leaving: list[Ticket] = []  #: has given up, and has not left the line yet
         self.owed = 0  #: givers that have appended and not looked, or have looked and not served
+        self.now = 0.0  #: grows by 1 with each step
         self.closed: list[Entry] = []
         self.dead: set[int] = set()
         self.size_before = 0
@@ -590,6 +684,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.chaos = []
 
     def _advance(self, actor: tuple[Actor, str]) -> None:
+        self.now += 1
         at = self.actors.index(actor)
         del self.actors[at]
         with suppress(StopIteration):
@@ -631,7 +726,7 @@ class KernelMachine(RuleBasedStateMachine):
         """The hot path of an acquire: look at the line, pop, lend."""
         yield FREE
         if self.kernel.waiting:
-            yield from self.waiter()
+            yield from self.newcomer()
             return
         yield FREE
         try:
@@ -641,6 +736,28 @@ class KernelMachine(RuleBasedStateMachine):
             return
         self.hands.append(entry)
         yield from self.lend(entry)
+
+    def newcomer(self) -> Actor:
+        """Somebody waits already."""
+        yield LOCKED
+        now = self.now
+        entry = self.kernel.overtake(now)
+        if entry is None:
+            yield from self.waiter()
+            return
+        self.hands.append(entry)
+        self.demand(not self.has_waited_long(now), "it overtook somebody who has waited for long")
+        yield from self.lend(entry)
+
+    def has_waited_long(self, now: float, before: Ticket | None = None) -> bool:
+        """Whether somebody in the line must not be overtaken at *now*."""
+        line = [*deque.__iter__(self.kernel.waiting)]
+        return any(
+            (each.is_first or now - each.since >= self.kernel.patience)
+            and (before is None or each.since < before.since)
+            for each in line
+            if not each.done
+        )
 
     def lend(self, entry: Entry) -> Actor:
         if id(entry) in self.dead:
@@ -659,14 +776,18 @@ class KernelMachine(RuleBasedStateMachine):
         yield LOCKED
         if self.kernel.closed:
             return
-        mine = ticket()
+        mine = Ticket(self.now, None)
         self.line.insert(0 if front else len(self.line), mine)
         self.standing.append(mine)
         self.granted(self.kernel.enter(mine, front=front))
-        while not mine.done:
+        while not mine.done or mine.called:
             yield ASLEEP
+            if mine.called:
+                yield LOCKED
             if mine not in self.standing:
                 return  # its time was up
+            if mine.called:
+                self.answer(mine)
         yield FREE
         if mine not in self.standing:
             return
@@ -675,6 +796,14 @@ class KernelMachine(RuleBasedStateMachine):
         if entry is not None:
             self.hands.append(entry)
             yield from self.lend(entry)
+
+    def answer(self, mine: Ticket) -> None:
+        was_done, now = mine.done, self.now
+        woken = self.kernel.answer_call(mine, now)
+        if mine.entry is not None and not was_done:
+            self.demand(not self.has_waited_long(now, mine), "quicker than one who waited long")
+            self.line.remove(mine)
+        self.granted(woken)
 
     @rule(which=st.integers(0, 63), rush=RUSH, chaos=CHAOS)
     @precondition(lambda self: self.standing)
@@ -688,11 +817,10 @@ class KernelMachine(RuleBasedStateMachine):
         self.leaving.append(mine)
         yield LOCKED
         self.leaving.remove(mine)
-        granted = self.kernel.leave(mine)
+        must_serve = self.kernel.give_up(mine)
         if mine in self.line:
             self.line.remove(mine)
-        if granted is not None:
-            self.kernel.idle.append(granted)
+        if must_serve:
             yield from self.settle()
 
     @rule(which=st.integers(0, 63), rush=RUSH, chaos=CHAOS)
@@ -721,7 +849,7 @@ class KernelMachine(RuleBasedStateMachine):
     def settle(self) -> Actor:
         self.owed += 1
         yield LOCKED
-        tickets, stale = self.kernel.serve()
+        tickets, stale = self.kernel.serve(self.now)
         self.owed -= 1
         self.granted(tickets)
         self.close_all(stale)
@@ -848,7 +976,9 @@ class KernelMachine(RuleBasedStateMachine):
             self.broken = True
         assert holds, what
 
-    def granted(self, tickets: list[Ticket]) -> None:
+    def granted(self, woken: list[Ticket]) -> None:
+        tickets = [each for each in woken if each.done]
+        self.demand(all(each.done or each.called for each in woken), "woken for nothing")
         self.demand(tickets == self.line[: len(tickets)], "not served in order")
         self.demand(not (tickets and self.kernel.closed), "a closed pool granted something")
         del self.line[: len(tickets)]
@@ -886,7 +1016,8 @@ class KernelMachine(RuleBasedStateMachine):
     def no_wake_up_is_lost(self) -> None:
         if deque.__len__(self.kernel.idle) and deque.__len__(self.kernel.waiting):
             self.demand(
-                self.owed > 0, "somebody waits, something is idle, and nobody is about to look"
+                self.owed > 0 or any(each.called for each in [*self.standing, *self.leaving]),
+                "somebody waits, something is idle, and nobody is about to look",
             )
 
     @invariant()
@@ -927,8 +1058,17 @@ class KernelMachine(RuleBasedStateMachine):
         assert kernel.size == 0 or not kernel.closed, "a closed pool holds something"
 
 
+class PatientMachine(KernelMachine):
+    """Newcomers may overtake those who have not waited for long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel.patience = 8.0
+
+
 TestKernelMachine = KernelMachine.TestCase  # hypothesis chooses, and shrinks what fails
-TestKernelMachine.settings = settings(
+TestPatientMachine = PatientMachine.TestCase
+TestKernelMachine.settings = TestPatientMachine.settings = settings(
     max_examples=300, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
@@ -975,14 +1115,16 @@ def explore(machine: type[KernelMachine], seeds: Iterable[int]) -> None:
             raise
 
 
-def test_no_schedule_breaks_a_promise() -> None:
-    explore(KernelMachine, [24_064, *range(10_000)])  # the first one was found by the million
+@pytest.mark.parametrize("machine", [KernelMachine, PatientMachine])
+def test_no_schedule_breaks_a_promise(machine: type[KernelMachine]) -> None:
+    explore(machine, [24_064, *range(10_000)])  # the first one was found by the million
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_no_schedule_of_a_million_breaks_a_promise() -> None:
-    explore(KernelMachine, range(10_000, 1_010_000))
+@pytest.mark.parametrize("machine", [KernelMachine, PatientMachine])
+def test_no_schedule_of_a_million_breaks_a_promise(machine: type[KernelMachine]) -> None:
+    explore(machine, range(10_000, 1_010_000))
 
 
 # -- the machine finds what it is there to find ----------------------------------------------------
@@ -1043,9 +1185,41 @@ def grant_without_taking(self: Kernel) -> list[Ticket]:
     return granted
 
 
+def call_without_a_mark(self: Kernel) -> list[Ticket]:
+    return list(self.waiting)[: len(self.idle)]
+
+
+def call_nobody(self: Kernel) -> list[Ticket]:
+    return []
+
+
+def overtake_always(self: Kernel, now: float) -> Entry | None:
+    return self._pop_idle()
+
+
+def forget_the_call(self: Kernel, mine: Ticket) -> bool:
+    mine.called, entry = False, self.leave(mine)
+    if entry is not None:
+        self.put(entry)
+    return entry is not None
+
+
+def answer_without_order(self: Kernel, mine: Ticket, now: float) -> list[Ticket]:
+    mine.called = False
+    if not mine.done and (entry := self._pop_idle()) is not None:
+        mine.entry = entry
+        self._leave_line(mine)
+    return self.offer(now)
+
+
 @pytest.mark.parametrize(
     ("machine", "method", "planted", "found"),
     [
+        (PatientMachine, "_call", call_without_a_mark, "woken for nothing"),
+        (PatientMachine, "_call", call_nobody, "nobody is about to look"),
+        (PatientMachine, "overtake", overtake_always, "overtook somebody who has waited"),
+        (PatientMachine, "give_up", forget_the_call, "nobody is about to look"),
+        (PatientMachine, "answer_call", answer_without_order, "quicker than|in order"),
         (GiverLooksFirst, None, None, "nobody is about to look"),
         (KernelMachine, "leave", leave_and_drop, "nobody has it"),
         (KernelMachine, "enter", look_before_joining, "nobody is about to look"),

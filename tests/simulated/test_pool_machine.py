@@ -572,8 +572,12 @@ def grant_without_taking(self: Kernel) -> list[Ticket]:
     return granted
 
 
-def serve_nobody(self: Kernel) -> tuple[list[Ticket], list[Entry]]:
+def serve_nobody(self: Kernel, now: float = 0.0) -> tuple[list[Ticket], list[Entry]]:
     return [], self.take_stale()
+
+
+def call_nobody(self: Kernel) -> list[Ticket]:
+    return []
 
 
 def release_looks_first(self: Pool, conn: Any) -> None:
@@ -647,6 +651,7 @@ def wait_for_no_answer(state: Any, entry: Entry, now: float) -> bool:
     [
         (Kernel, "_grant", grant_without_taking, "two owners"),
         (Kernel, "serve", serve_nobody, "waits beside an idle connection"),
+        (Kernel, "_call", call_nobody, "waits beside an idle connection"),
         (Pool, "release", release_looks_first, "waits beside an idle connection"),
         (PoolState, "is_good", take_all_for_good, "open transaction"),
         (connect_module, "_reject", tell_nobody, "not told at once|it spins"),

@@ -1,14 +1,14 @@
 """★ The core: which caller has a connection, which callers wait, and which one gets the next.
 
-All changes of ownership are in this file. It does no I/O, does not know the clock and takes no
-lock.
+All changes of ownership are in this file and in :mod:`.waiting`. It does no I/O, does not know the
+clock and takes no lock.
 
 **The lock rule.** Two moves are lock-free, because each is one atomic operation on a deque or dict:
 taking an idle entry (``idle.pop()``) and putting one back (``idle.append(entry)``). The bodies do
 these inline, in this order:
 
-* A taker checks ``waiting`` first and pops only when no caller waits: it never overtakes the line.
-  Then it records the entry in ``in_use``.
+* A taker checks ``waiting`` first and pops only when no caller waits. Then it records the entry in
+  ``in_use``. Only ``overtake`` passes waiting callers, under the lock.
 * A giver removes the entry from ``in_use``. It appends *first* and checks ``waiting`` (and the
   generation) *afterwards*. A waiter joins ``waiting`` first and checks ``idle`` afterwards
   (``enter``). Of two concurrent sides the later one sees the other, so no wake-up is lost.
@@ -24,40 +24,33 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from unbroken.abc import Cause
 from unbroken.brain.entry import CONDEMNED, Entry
-from unbroken.brain.ranks import Rank, Ticket, Turns
+from unbroken.brain.ranks import Ticket
+from unbroken.brain.waiting import Waiting
 
 
-class Kernel:
+class Kernel(Waiting):
     """The state of one pool in one process. The lock rule is in the module's docstring."""
 
     __slots__ = (
-        "closed", "entries", "generation", "granted", "idle", "in_use", "keep", "max_size",
-        "min_size", "oldest_first", "opening", "reclaimed", "resetting", "silent", "turns", "users",
-        "waiting",
+        "closed", "entries", "generation", "granted", "in_use", "keep", "max_size", "min_size",
+        "opening", "reclaimed", "resetting", "silent",
     )  # fmt: skip
 
     def __init__(self, max_size: int, min_size: int = 0) -> None:
+        super().__init__()
         self.max_size = max_size
         self.min_size = min_size
         self.granted = sys.maxsize  #: maximum of this pool under the host's shared limit
         self.keep = math.inf  #: maximum number of idle connections; others are closed
-        #: Use the left end of idle instead, because a framework may promise that.
-        self.oldest_first = False
-        #: Used from the right end: the most recently used first, so the rest can be retired.
-        self.idle: deque[Entry] = deque()
         self.in_use: dict[int, Entry] = {}  #: by id of the driver's connection
         self.resetting: dict[int, Entry] = {}  #: returned, but the reset is in progress
         self.reclaimed: dict[int, Entry] = {}  #: taken from a holder that keeps the object
         self.entries: dict[int, Entry] = {}  #: every open one, by key
-        self.waiting: deque[Ticket] = deque()
-        self.turns: Turns | None = None  #: while several classes wait
-        self.users = 0  #: how many waiting tickets count for the line's limit
         self.opening = 0  #: places reserved for connections that are being opened
         self.silent = 0  #: those among them that callers cannot count on
         self.generation = 0
@@ -73,121 +66,12 @@ class Kernel:
         """Maximum number of connections now."""
         return min(self.max_size, self.granted)
 
-    # -- the line ----------------------------------------------------------------------------------
-
-    def enter(self, ticket: Ticket, *, front: bool = False) -> list[Ticket]:
-        """Give *ticket* an idle entry, or a place in the line. Return the tickets to wake.
-
-        *front*: the caller was granted a dead entry before, so it does not go to the end again.
+    def serve(self, now: float = math.inf) -> tuple[list[Ticket], list[Entry]]:
+        """Remove idle entries that must not be used again, and offer the others to the line at
+        *now*. Return (tickets to wake, entries to close).
         """
-        if ticket.rank is not Rank.NORMAL and self.turns is None:
-            self.turns = Turns()
-        if not self.waiting:
-            self.users = 0  # an exception may have struck between the two updates below
-        (self.waiting.appendleft if front else self.waiting.append)(ticket)
-        self.users += ticket.is_users
-        # Only after joining the line: a giver that appends from now on sees this ticket, and an
-        # entry that was appended before is found here.
-        return self._grant()
-
-    def serve(self) -> tuple[list[Ticket], list[Entry]]:
-        """Grant idle entries in order of the line. Return (tickets to wake, entries to close)."""
         stale = self.take_stale()
-        granted = self._grant()
-        return granted, stale + self._take_spare()
-
-    def _grant(self) -> list[Ticket]:
-        """Grant idle entries to waiting callers.
-
-        A ticket leaves the line only once it has an entry: an exception may strike anywhere.
-        """
-        granted: list[Ticket] = []
-        while self._next_in_line() is not None:
-            entry = self._pop_idle()
-            if entry is None:
-                break
-            # Check again: a finalizer that ran just now may have granted it an entry.
-            ticket = self._next_in_line()
-            if ticket is None:
-                self.put(entry)
-                break
-            ticket.entry = entry
-            granted.append(ticket)
-            self._leave_line(ticket)
-            if self.turns is not None:
-                self._took(ticket)
-        return granted
-
-    def _took(self, ticket: Ticket) -> None:
-        """*ticket* was granted an entry while callers of several classes wait."""
-        turns, line = self.turns, list(self.waiting)
-        if turns is not None:
-            turns.took(ticket, line)
-        if {ticket.rank, *(each.rank for each in line)} == {Rank.NORMAL}:
-            self.turns = None  # no class was passed over
-
-    def _next_in_line(self) -> Ticket | None:
-        while self.waiting:
-            try:
-                ticket = self.waiting[0]
-            except IndexError:  # emptied by a finalizer just now
-                break
-            if ticket.entry is None and ticket.error is None:
-                turns = self.turns
-                return (turns and turns.first(list(self.waiting))) or ticket
-            self._leave_line(ticket)  # an exception struck before it could leave
-        return None
-
-    def _leave_line(self, ticket: Ticket) -> None:
-        with suppress(ValueError):  # it was failed, or has left already
-            self.waiting.remove(ticket)
-            self.users -= ticket.is_users
-
-    def give_up(self, ticket: Ticket) -> bool:
-        """Leave the line.
-
-        Return True if an entry granted meanwhile is idle again: then serve the line.
-        """
-        entry = self.leave(ticket)
-        if entry is not None:
-            self.put(entry)
-        return entry is not None
-
-    def leave(self, ticket: Ticket) -> Entry | None:
-        """Stop waiting.
-
-        Return the entry that was granted in the meantime: the caller must use it or put it back.
-        """
-        self._leave_line(ticket)
-        entry, ticket.entry = ticket.entry, None
-        return entry
-
-    def fail(self, error: Callable[[], BaseException]) -> list[Ticket]:
-        """End the wait of all callers in the line, each with its own error."""
-        failed: list[Ticket] = []
-        while (ticket := self._next_in_line()) is not None:
-            failed += self.dismiss([ticket], error())
-        return failed
-
-    def ahead(self, ticket: Ticket) -> int:
-        """How many callers are served before *ticket*, the last in the line, if no others come."""
-        if self.turns is None:
-            return len(self.waiting) - 1
-        return sum(each.rank <= ticket.rank for each in list(self.waiting)) - 1
-
-    def dismiss(self, tickets: Iterable[Ticket], error: BaseException) -> list[Ticket]:
-        """End the wait of *tickets* with *error*. Return those to wake."""
-        dismissed = [each for each in tickets if not each.done]
-        for ticket in dismissed:
-            ticket.error = error
-            self._leave_line(ticket)
-        return dismissed
-
-    def _pop_idle(self) -> Entry | None:
-        try:
-            return self.idle.popleft() if self.oldest_first else self.idle.pop()
-        except IndexError:
-            return None
+        return self.offer(now), stale + self._take_spare()
 
     def _take_spare(self) -> list[Entry]:
         """Remove the most recently returned entries beyond ``keep`` idle ones."""
@@ -288,10 +172,6 @@ class Kernel:
     def lend(self, entry: Entry) -> None:
         """From now on a caller has the entry that it was granted."""
         self.in_use[entry.key] = entry
-
-    def put(self, entry: Entry) -> None:
-        """From now on the caller's entry is idle. The waiting callers must be served afterwards."""
-        self.idle.append(entry)
 
     def admit(self, entry: Entry) -> None:
         """A caller has opened a connection by itself: the pool owns it, and the caller uses it."""

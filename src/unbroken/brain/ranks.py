@@ -31,7 +31,10 @@ class Ticket:
     wakes.
     """
 
-    __slots__ = ("__weakref__", "entry", "error", "is_users", "rank", "signal", "since")
+    __slots__ = (
+        "__weakref__", "called", "entry", "error", "is_first", "is_users", "rank", "signal",
+        "since",
+    )  # fmt: skip
 
     def __init__(
         self, since: float, signal: Any, rank: Rank = Rank.NORMAL, *, is_users: bool = False
@@ -40,6 +43,8 @@ class Ticket:
         self.signal = signal  #: the object that the body uses to wake it: a lock, a future
         self.rank = rank
         self.is_users = is_users  #: a user waits, so the line has a limit for it
+        self.is_first = False  #: it was put before all others
+        self.called = False  #: its caller was woken to look for an idle entry, and has not looked
         self.entry: Entry | None = None
         self.error: BaseException | None = None
 

@@ -192,6 +192,9 @@ def _stand_in_line(state: PoolState, started: float, until: float, *, front: boo
     case.
     """
     kernel = state.kernel
+    taken = None if front else overload.overtake(state)
+    if taken is not None:
+        return taken
     ticket = overload.new_ticket(state)
     told: Refusal | None = None
     try:
@@ -236,7 +239,7 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
         state.counters.waits += 1
     begun = state.clock()
     pause = overload.pause(state, FIRST_LOOK)
-    recall(state)
+    overload.recall(state)
     try:
         while not ticket.done:
             now = state.clock()
@@ -246,11 +249,15 @@ def _wait(state: PoolState, ticket: Ticket, started: float, until: float) -> Flo
                 if ticket.done:
                     return
             yield Wait(ticket.signal, min(pause, max(until - now, 0.0)))
-            if not ticket.done:
+            if ticket.called:
+                overload.answer_call(state, ticket)
+            elif not ticket.done:
                 _look_around(state, until)
                 # an entry is a stray only if it is found twice
                 pause = FIRST_LOOK if state.suspects else overload.pause(state, LOOK_AROUND)
     finally:
+        if ticket.called:  # and got a connection or an error before it looked
+            overload.answer_call(state, ticket)
         with state.lock:
             state.counters.wait_seconds += state.clock() - begun
             if ticket.entry is not None:
@@ -369,14 +376,6 @@ def _timeout_error(state: PoolState, now: float, started: float) -> PoolTimeoutE
     return error
 
 
-def recall(state: PoolState) -> None:
-    """Ask holders for a connection that they do not need now. The longest holder is asked first."""
-    for entry in [*state.kernel.in_use.values(), *state.kernel.resetting.values()]:
-        ask = entry.recall()
-        if ask is not None and ask():
-            return
-
-
 def _look_around(state: PoolState, until: float) -> None:
     """The checks that a waiting caller with time *until* can make itself: find forgotten
     connections, and ensure that a worker connects.
@@ -430,7 +429,7 @@ def _recover(state: PoolState) -> None:
     discard_forgotten(state)
     recover_strays(state)
     recover_left(state)
-    recall(state)
+    overload.recall(state)
     state.sweep()
     state.dispatch()
 

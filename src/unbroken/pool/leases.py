@@ -112,7 +112,7 @@ class Leases(Endings):
         leave.
         """
         with self.lock:
-            tickets, stale = self.kernel.serve()
+            tickets, stale = self.kernel.serve(self.clock())
         self.wake(tickets)
         for entry in stale:
             self.close_entry(entry)

@@ -37,6 +37,7 @@ AFTER_THE_END = 0.25
 class LoopRuntime:
     """Runs the flows' steps by awaiting, on one event loop."""
 
+    patience = 0.0  # a task that is woken costs no switch of threads
     #: Seconds for each of the driver's methods; the pool's own come from its state.
     limits: Mapping[str, float] = limits_of(Settings())
 

@@ -11,6 +11,7 @@ import math
 from random import Random
 from typing import NoReturn
 
+from unbroken.brain.entry import Entry
 from unbroken.brain.line import Refusal, crowded
 from unbroken.brain.ranks import Rank, Ticket
 from unbroken.errors import PoolTimeoutError
@@ -46,6 +47,35 @@ def new_ticket(state: PoolState) -> Ticket:
     rank, user = caller()
     is_users = has_limit(user, state.settings.shed_target)
     return Ticket(state.clock(), state.runtime.new_signal(), rank, is_users=is_users)
+
+
+def overtake(state: PoolState) -> Entry | None:
+    """An idle entry for a caller that has just come although others wait, if they have not waited
+    for long: see :mod:`unbroken.brain.waiting`.
+    """
+    kernel = state.kernel
+    if not (kernel.patience and kernel.idle and kernel.waiting):
+        return None
+    with state.lock:
+        entry = kernel.overtake(state.clock())
+        if entry is not None:
+            waited(state)  # the line's statistics count all connections that are returned
+    return entry
+
+
+def answer_call(state: PoolState, ticket: Ticket) -> None:
+    """The caller of *ticket* was woken to look for an idle entry."""
+    with state.lock:
+        others = state.kernel.answer_call(ticket, state.clock())
+    state.wake(others)
+
+
+def recall(state: PoolState) -> None:
+    """Ask holders for a connection that they do not need now. The longest holder is asked first."""
+    for entry in [*state.kernel.in_use.values(), *state.kernel.resetting.values()]:
+        ask = entry.recall()
+        if ask is not None and ask():
+            return
 
 
 def joined(state: PoolState, ticket: Ticket, until: float) -> tuple[Refusal | None, list[Ticket]]:

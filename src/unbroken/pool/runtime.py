@@ -17,6 +17,7 @@ class Runtime(Protocol):
     without.
     """
 
+    patience: float  #: seconds: see :mod:`unbroken.brain.waiting`
     limits: Mapping[str, float]  #: see :func:`unbroken.pool.bounds.limits_of`
 
     @property

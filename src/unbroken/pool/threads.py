@@ -31,6 +31,8 @@ log = Part("pool")
 class ThreadRuntime:
     """Runs the flows' steps by blocking the thread that runs them."""
 
+    #: Seconds: see :mod:`unbroken.brain.waiting`. The interpreter's own switch interval is as long.
+    patience = 0.005
     #: Seconds for each of the driver's methods; the pool's own come from its state.
     limits: Mapping[str, float] = limits_of(Settings())
 
