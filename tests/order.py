@@ -3,8 +3,8 @@ machine.
 
 A file stays together, so that what its tests share is made once, and the files that take longest
 begin first. One worker begins with the files whose tests mostly wait for servers, so that four
-workers keep two cores busy and do not crowd them. When no such file is left, two workers go on with
-what needs a core of its own, and at last one worker runs what must run alone.
+workers keep two cores busy and do not crowd them. When no such file is left, three workers go on
+with what a full machine could make late, and at last one worker runs what must run alone.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-#: What compares times that a contract states, or looks at what all processes of the machine do.
-#: Beginnings of tests' names.
+#: What compares times that a contract states. Beginnings of tests' names.
 ALONE = (
-    "tests/perf/", "tests/drill/test_drill.py",
+    "tests/drill/test_drill.py",
     "tests/testing/proxy/test_verbs.py::test_it_works_where_gevent_has_patched_everything",
 )  # fmt: skip
-#: What measures time, but allows a second or more for a busy machine. One other worker may work
-#: beside it: each has a core, and most of them wait. The longest first.
-PAIRED = (
-    "tests/strikes/test_signals.py", "tests/bounds/test_connects.py",
-    "tests/bounds/",
+#: What measures time but allows for a busy machine, and what counts calls of the moment. At most
+#: THREE workers run beside each other then: nearly all of this waits. The longest first.
+FEW = (
+    "tests/bounds/test_connects.py", "tests/strikes/test_signals.py", "tests/bounds/",
+    "tests/perf/test_call_counts.py",
 )  # fmt: skip
+THREE = 3
 #: What takes minutes.
 LONG = (
     "tests/history/", "tests/testing/test_servers.py", "tests/simulated/test_pool_machine.py",
@@ -48,6 +48,8 @@ APART = (
     "tests/testing/test_servers.py", "tests/testing/test_pytest_plugin.py",
     "tests/simulated/test_pool_machine.py",
 )  # fmt: skip
+#: Likewise, and each of their tests takes many seconds.
+ONE_BY_ONE = ("tests/strikes/test_signals.py",)
 
 #: The scope of all that must run alone: one worker runs it in one piece.
 LAST = "alone"
@@ -59,6 +61,8 @@ class Order(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(ALONE):
             return LAST
+        if nodeid.startswith(ONE_BY_ONE):
+            return nodeid
         return nodeid.partition("[" if nodeid.startswith(APART) else "::")[0]
 
     def schedule(self) -> None:
@@ -130,7 +134,7 @@ class Order(LoadScopeScheduling):
 
 def _most(scope: str) -> int:
     """How many workers may work while *scope* is run."""
-    return 1 if scope == LAST else 2 if scope.startswith(PAIRED) else 1000
+    return 1 if scope == LAST else THREE if scope.startswith(FEW) else 1000
 
 
 def _rank(scope: str) -> int:
@@ -139,9 +143,9 @@ def _rank(scope: str) -> int:
     """
     rest = len(LONG)
     if scope == LAST:
-        return rest + 2 + len(PAIRED)
-    if scope.startswith(PAIRED):
-        return rest + 2 + _place(scope, PAIRED)
+        return rest + 2 + len(FEW)
+    if scope.startswith(FEW):
+        return rest + 2 + _place(scope, FEW)
     return rest + 1 if scope.startswith(WAITING) else _place(scope, LONG)
 
 

@@ -10,13 +10,13 @@ import pytest
 
 pytest.importorskip("xdist", reason="another environment may run its tests one after the other")
 
-from .order import ALONE, PAIRED, Order
+from .order import ALONE, FEW, THREE, Order
 
 FILES = [
     *(f"tests/pool/test_{number}.py" for number in range(12)),
     "tests/pool/test_idle_limit.py", "tests/history/test_history.py",
     "tests/bounds/test_connects.py", "tests/bounds/test_silent_drops.py",
-    "tests/strikes/test_signals.py", "tests/perf/test_fleet.py", "tests/drill/test_drill.py",
+    "tests/strikes/test_signals.py", "tests/perf/test_call_counts.py", "tests/drill/test_drill.py",
 ]  # fmt: skip
 
 
@@ -112,16 +112,16 @@ def test_every_test_is_run_and_none_beside_more_others_than_it_bears(
             most = max(most, len(together))
             if any(each.startswith(ALONE) for each in together):
                 assert len(together) == 1, (seed, together)
-            elif any(each.startswith(PAIRED) for each in together):
-                assert len(together) <= 2, (seed, together)
+            elif any(each.startswith(FEW) for each in together):
+                assert len(together) <= THREE, (seed, together)
     assert most == min(workers, len(files)) or not files[0].startswith("tests/pool")
 
 
-def test_two_workers_are_busy_until_only_what_must_run_alone_is_left() -> None:
+def test_three_workers_are_busy_until_only_what_must_run_alone_is_left() -> None:
     play = Play([f"{file}::test_{number}" for file in FILES for number in range(5)], 4, 1)
     play.run()
-    paired = [each for each in play.together if any(test.startswith(PAIRED) for test in each)]
-    assert sum(len(each) == 2 for each in paired) > len(paired) / 2
+    few = [each for each in play.together if any(test.startswith(FEW) for test in each)]
+    assert sum(len(each) == THREE for each in few) > len(few) / 2
 
 
 def test_what_a_crashed_worker_had_is_run_by_others() -> None:
