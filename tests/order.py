@@ -3,7 +3,7 @@ machine.
 
 A file stays together, so that what its tests share is made once, and the files that take longest
 begin first. One worker begins with the files whose tests mostly wait for servers, so that four
-workers keep two cores busy and do not crowd them. When no such file is left, three workers go on
+workers keep two cores busy and do not crowd them. When no such file is left, two workers go on
 with what a full machine could make late, and at last one worker runs what must run alone.
 """
 
@@ -19,18 +19,20 @@ ALONE = (
     "tests/testing/proxy/test_verbs.py::test_it_works_where_gevent_has_patched_everything",
 )  # fmt: skip
 #: What measures time but allows for a busy machine, and what counts calls of the moment. At most
-#: THREE workers run beside each other then: nearly all of this waits. The longest first.
+#: AT_ONCE workers run beside each other then: nearly all of this waits. The longest first.
 FEW = (
     "tests/bounds/test_connects.py", "tests/strikes/test_signals.py", "tests/bounds/",
     "tests/perf/test_call_counts.py",
 )  # fmt: skip
-THREE = 3
+AT_ONCE = 2
 #: What takes minutes.
 LONG = (
     "tests/history/", "tests/testing/test_servers.py", "tests/simulated/test_pool_machine.py",
     "tests/pool/test_every_driver.py", "tests/pool/test_fork_wire.py",
     "tests/drivers/test_seams.py", "tests/testing/test_pytest_plugin.py", "tests/integrations/web/",
-    "tests/integrations/mongo/",
+    "tests/integrations/mongo/", "tests/drivers/test_strikes.py", "tests/strikes/test_sweeps.py",
+    "tests/integrations/test_django_test_databases.py", "tests/drill/test_app_drill.py",
+    "tests/pool/test_answers", "tests/testing/proxy/",
 )  # fmt: skip
 #: What mostly waits: for elections, restarts, limits, names that move. The longest first.
 WAITING = (
@@ -134,7 +136,7 @@ class Order(LoadScopeScheduling):
 
 def _most(scope: str) -> int:
     """How many workers may work while *scope* is run."""
-    return 1 if scope == LAST else THREE if scope.startswith(FEW) else 1000
+    return 1 if scope == LAST else AT_ONCE if scope.startswith(FEW) else 1000
 
 
 def _rank(scope: str) -> int:

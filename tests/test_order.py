@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("xdist", reason="another environment may run its tests one after the other")
 
-from .order import ALONE, FEW, THREE, Order
+from .order import ALONE, AT_ONCE, FEW, Order
 
 FILES = [
     *(f"tests/pool/test_{number}.py" for number in range(12)),
@@ -113,15 +113,15 @@ def test_every_test_is_run_and_none_beside_more_others_than_it_bears(
             if any(each.startswith(ALONE) for each in together):
                 assert len(together) == 1, (seed, together)
             elif any(each.startswith(FEW) for each in together):
-                assert len(together) <= THREE, (seed, together)
+                assert len(together) <= AT_ONCE, (seed, together)
     assert most == min(workers, len(files)) or not files[0].startswith("tests/pool")
 
 
-def test_three_workers_are_busy_until_only_what_must_run_alone_is_left() -> None:
+def test_two_workers_are_busy_until_only_what_must_run_alone_is_left() -> None:
     play = Play([f"{file}::test_{number}" for file in FILES for number in range(5)], 4, 1)
     play.run()
     few = [each for each in play.together if any(test.startswith(FEW) for test in each)]
-    assert sum(len(each) == THREE for each in few) > len(few) / 2
+    assert sum(len(each) == AT_ONCE for each in few) > len(few) / 2
 
 
 def test_what_a_crashed_worker_had_is_run_by_others() -> None:
