@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 PROJECTS := pyproject.toml drill/pyproject.toml
 
+# The tests start thousands of interpreters. Where Python may not keep what it has compiled, each of them compiles all again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-fast check bench soak simulate pythons drivers fuzz coverage docs links workflows clean
 .DEFAULT_GOAL := help
 

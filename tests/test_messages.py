@@ -32,12 +32,21 @@ ROOT = Path(__file__).parents[1]
 SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "messages-page"))
 GROUPS: dict[str, dict[str, Message]] = SCRIPT["catalogue"]()
 ALL = [(group, name, each) for group, found in GROUPS.items() for name, each in found.items()]
-SITES = SCRIPT["sites"]()
 
 
-def test_every_error_note_warning_and_log_line_of_ours_has_a_code() -> None:
-    assert [f"{site.path}:{site.line}" for site in SITES if not site.names] == []
-    assert len(SITES) > 300
+@pytest.fixture(scope="module")
+def sites() -> list[Any]:
+    """All places that tell something.
+
+    Reading all sources takes seconds: only the worker that runs this file does it.
+    """
+    found: list[Any] = SCRIPT["sites"]()
+    return found
+
+
+def test_every_error_note_warning_and_log_line_of_ours_has_a_code(sites: list[Any]) -> None:
+    assert [f"{site.path}:{site.line}" for site in sites if not site.names] == []
+    assert len(sites) > 300
 
 
 #: The files whose messages speak of what became of data, and by whose word.
@@ -53,20 +62,20 @@ SPEAK_OF_DATA = {
 }
 
 
-def test_a_message_about_data_is_told_by_the_ledgers_word_only() -> None:
+def test_a_message_about_data_is_told_by_the_ledgers_word_only(sites: list[Any]) -> None:
     claims = re.compile(
         r"\b(stored|undone|undid|rolled back|sent|committed)\b|\{(left|LOOK_FIRST|what_is_left)\}"
     )
     found = {
         site.path.removeprefix("src/unbroken/")
-        for site in SITES
+        for site in sites
         if site.path.startswith("src/unbroken/") and any(map(claims.search, site.texts))
     }
     assert found - {"pool/bounds.py"} == set(SPEAK_OF_DATA)  # there the words are a function's name
 
 
-def test_every_code_is_used_and_none_stands_twice() -> None:
-    assert {name for _, name, _ in ALL} - {name for site in SITES for name in site.names} == set()
+def test_every_code_is_used_and_none_stands_twice(sites: list[Any]) -> None:
+    assert {name for _, name, _ in ALL} - {name for site in sites for name in site.names} == set()
     codes = [each.code for _, _, each in ALL]
     assert len(codes) == len(set(codes))
     assert len(ALL) == len({name for _, name, _ in ALL})

@@ -4,6 +4,7 @@ once.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,18 @@ class Crowd:
         hung = [name for name, thread in threads.items() if thread.is_alive()]
         assert not hung, f"still busy after {HANGS} s: {', '.join(hung)}"
         return outcomes
+
+    def come_to_rest(self) -> None:
+        """Wait until no body connects: beside a login that took long, another has begun.
+
+        The socket of an attempt belongs to no pool yet. Of one that was given up, a library may
+        keep it until the collector runs.
+        """
+        end = time.monotonic() + HANGS
+        while busy := [name for name, body in self.bodies.items() if body.stats().opening]:
+            assert time.monotonic() < end, f"still connecting after {HANGS} s: {', '.join(busy)}"
+            time.sleep(0.01)
+        gc.collect()
 
 
 @pytest.fixture

@@ -145,6 +145,7 @@ def test_a_program_that_is_started_inherits_no_connection_of_any_body(crowd: Any
     starter's end.
     """
     made = crowd(list(KINDS))
+    made.come_to_rest()
     ports = [str(proxy.port) for proxy in made.proxies.values()]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *ports],

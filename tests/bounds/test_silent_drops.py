@@ -149,6 +149,7 @@ def test_every_connection_of_a_pool_and_of_mongodbs_client_has_the_kernels_bound
     crowd: Any, mongodb: Any
 ) -> None:
     made: Crowd = crowd(list(KINDS))
+    made.come_to_rest()
     ports = {proxy.port: name for name, proxy in made.proxies.items()}
     with (
         FaultProxy((mongodb.host, mongodb.port)) as proxy,

@@ -29,15 +29,15 @@ NEW = "renamed_by_a_test"
 def renamed(package: str, name: str, folder: Path, after: str = r"\b") -> None:
     """Put a copy of *package* into *folder* in which *name* is called otherwise, where it follows
     *after*.
+
+    What Python had compiled is copied too: only the files that mention the name are compiled again.
     """
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent
     target = folder / package
-    shutil.copytree(
-        source, target, ignore=shutil.ignore_patterns("__pycache__", "tests", "vendor", "ai")
-    )
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("tests", "vendor", "ai"))
     for libraries in source.parent.glob(f"{package.replace('-', '_')}*.libs"):
         (folder / libraries.name).symlink_to(libraries)
     found = 0
