@@ -47,7 +47,7 @@ _NOTE = (
 )
 _FAIR = (
     "With more threads than connections a median says little. unbroken lets a"
-    " running thread overtake for 5 ms at most, so all threads share the connections. SQLAlchemy's"
+    " running thread overtake for 10 ms at most, so all threads share the connections. SQLAlchemy's"
     " pool sets no bound. So a few threads never wait, and the others wait long (99 %)."
     " "
 )

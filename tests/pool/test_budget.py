@@ -212,7 +212,7 @@ def test_mongodbs_lost_cursors_count_in_a_budget_of_their_own(slow: None) -> Non
     assert len(runs) == 1
 
 
-def test_a_web_request_ends_with_its_own_error_once_the_budget_is_spent(
+def test_a_web_request_is_told_to_come_again_once_the_budget_is_spent(
     postgres: Any, slow: None
 ) -> None:
     runs: list[int] = []
@@ -243,8 +243,6 @@ def test_a_web_request_ends_with_its_own_error_once_the_budget_is_spent(
             assert len(runs) == 3
             spend(pool._state.server)
             proxy.cut_at(LOST, before=True)
-            with pytest.raises(psycopg.OperationalError) as caught:
-                get()
-            assert "no replay: budget" in " ".join(caught.value.__notes__)
+            assert get().startswith("503")
             assert len(runs) == 4
             assert pool.stats().not_replayed == 1

@@ -41,8 +41,8 @@ class Kernel(Waiting):
         "opening", "reclaimed", "resetting", "silent",
     )  # fmt: skip
 
-    def __init__(self, max_size: int, min_size: int = 0) -> None:
-        super().__init__()
+    def __init__(self, max_size: int, min_size: int = 0, patience: float = 0.0) -> None:
+        super().__init__(patience)
         self.max_size = max_size
         self.min_size = min_size
         self.granted = sys.maxsize  #: maximum of this pool under the host's shared limit

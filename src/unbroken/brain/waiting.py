@@ -27,9 +27,9 @@ class Waiting:
 
     __slots__ = ("idle", "oldest_first", "patience", "turns", "users", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
         #: Seconds for which newcomers may overtake a waiting caller. 0: they never may.
-        self.patience = 0.0
+        self.patience = patience
         #: Use the left end of idle instead, because a framework may promise that.
         self.oldest_first = False
         #: Used from the right end: the most recently used first, so the rest can be retired.

@@ -109,8 +109,7 @@ class Knowledge(Guarded):
         self.server: Server = server_of(driver, settings)
         self.hidden = self.server.hidden(driver.target.database)
         self._guard = runtime.new_lock()
-        self.kernel = Kernel(settings.max_size, settings.min_size)
-        self.kernel.patience = runtime.patience
+        self.kernel = Kernel(settings.max_size, settings.min_size, runtime.patience)
         self.line = Line()
         self.share = share_of(driver, settings, self.kernel)
         #: Aliases for the hot paths.

@@ -31,8 +31,9 @@ log = Part("pool")
 class ThreadRuntime:
     """Runs the flows' steps by blocking the thread that runs them."""
 
-    #: Seconds: see :mod:`unbroken.brain.waiting`. The interpreter's own switch interval is as long.
-    patience = 0.005
+    #: Seconds: see :mod:`unbroken.brain.waiting`. Twice the interpreter's switch interval: shorter
+    #: ones gain less, and longer ones make callers wait without any gain (docs/benchmarks.md).
+    patience = 0.01
     #: Seconds for each of the driver's methods; the pool's own come from its state.
     limits: Mapping[str, float] = limits_of(Settings())
 
