@@ -6,7 +6,6 @@ import threading
 import time
 from typing import Any
 
-import psycopg
 import pytest
 from pymongo.errors import CursorNotFound
 
