@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import logging
 import os
@@ -9,6 +10,7 @@ import re
 import signal
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
@@ -26,6 +28,19 @@ from unbroken_drill.servers import MariaDB, MongoDB, MySQL, PostgreSQL
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell's background job; the programs that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if sys.version_info < (3, 12):
+    # These versions count the depth of all parsers of a process together, so two threads that parse
+    # at the same moment get a SystemError (CPython's issue 106905). Tracebacks of log lines are
+    # parsed on any thread. pytest parses the source of a failed test, and such an error ended the
+    # whole run.
+    _parser, _parse = threading.RLock(), ast.parse
+
+    def _one_at_a_time(*args: Any, **kwargs: Any) -> Any:
+        with _parser:
+            return _parse(*args, **kwargs)
+
+    ast.parse = _one_at_a_time
 
 # A slow machine is no finding, and coverage slows every example down. pytest's timeout stays.
 hypothesis.settings.register_profile("unbroken", hypothesis.settings(), deadline=None)
