@@ -330,6 +330,8 @@ class Dialing:
 class Process:
     """One process with one of our pools: what its flows need of a body."""
 
+    patience = 0.0
+
     def __init__(self, server: Server, size: int, random: Random, **settings: Any) -> None:
         self.server, self.events = server, server.events
         self.watcher = self.events

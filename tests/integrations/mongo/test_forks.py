@@ -195,7 +195,7 @@ def test_a_cursor_of_the_parent_fails_clearly_in_the_child_and_lives_on_in_the_p
         next(cursor)
 
     def work() -> str:
-        with pytest.raises(InvalidOperation, match="begun in process") as caught:
+        with pytest.raises(InvalidOperation, match="started in process") as caught:
             list(cursors["walked"])
         assert isinstance(caught.value, NotYoursError)
         cursors["closed"].close()
@@ -228,7 +228,7 @@ def test_a_session_of_the_parent_is_refused_in_the_child(
             busy.commit_transaction,
             watched.next,
         ):
-            with pytest.raises(InvalidOperation, match="begun in process"):
+            with pytest.raises(InvalidOperation, match="started in process"):
                 attempt()
         used.end_session()
         # the server has not heard of it yet: it is whoever's uses it first

@@ -146,7 +146,7 @@ def test_an_outage_is_told_in_time_and_ends_without_traffic(own_aface: AsyncFace
             await own_aface.ask(engine)
             await asyncio.to_thread(own_aface.server.stop)
             for _ in range(5):
-                with pytest.raises(unbroken.OutageError, match="away for") as caught:
+                with pytest.raises(unbroken.OutageError, match="down for") as caught:
                     await own_aface.ask(engine)
                 assert isinstance(caught.value, sa.exc.OperationalError)
             await asyncio.to_thread(own_aface.server.start)

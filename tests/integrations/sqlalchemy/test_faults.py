@@ -128,7 +128,7 @@ def test_an_outage_is_told_in_time_then_at_once_and_ends_without_traffic(
     own_face.server.stop()
     began = time.monotonic()
     for _ in range(20):
-        with pytest.raises(unbroken.OutageError, match="away for") as caught:
+        with pytest.raises(unbroken.OutageError, match="down for") as caught:
             own_face.ask(engine)
         assert isinstance(caught.value, sa.exc.OperationalError)
         assert own_face.server.password not in str(caught.value)
