@@ -172,11 +172,14 @@ def _nothing_is_known_of_any_server() -> None:
 
 @pytest.fixture(params=["psycopg", "asyncpg", "aiomysql"])
 def body(request: pytest.FixtureRequest) -> Iterator[Body]:
-    """Each async driver in turn, on the shared server of its kind."""
+    """Each async driver in turn, on the shared server of its kind, without any session that a test
+    before has left to the garbage collector.
+    """
     made = Body(
         request.param,
         request.getfixturevalue("mariadb" if request.param == "aiomysql" else "postgres"),
     )
+    made.server.kill_sessions()
     with contextlib.closing(made):
         yield made
 

@@ -202,6 +202,8 @@ def test_a_process_that_stood_still_turns_nobody_away_on_old_news(
             os.kill(child.pid, signal.SIGSTOP)
             ask(5)  # read as soon as it goes on
             server.start() if how == "stop" else server.thaw()
+            with pymongo.MongoClient(server.url()) as plain:
+                plain.admin.command("ping")  # it serves, however long its start took
             time.sleep(6.0)  # two heartbeats, and more
             os.kill(child.pid, signal.SIGCONT)
             assert told(5) == ["ok"] * 5
