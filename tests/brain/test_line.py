@@ -111,6 +111,16 @@ def test_users_who_came_before_the_pace_was_known_are_told_when_others_are_refus
     assert 30 < len(late) < 40  # those who would wait for more than a second in all
 
 
+def test_callers_that_leave_early_set_no_limit_where_it_is_turned_off() -> None:
+    line, now = learned(0.01)
+    for _ in range(100):
+        line.granted(now, 5, others=True)
+        line.left(now, 1.0, 5)
+    assert line.came(now, NORMAL, 500, 1e6, 5, users=500, target=math.inf) is None
+    assert line.came(now, NORMAL, 500, 1e6, 5, target=math.inf) is None
+    assert line.came(now, NORMAL, 500, 1e6, 5) is not None
+
+
 def test_those_that_leave_at_once_say_nothing_and_the_next_in_line_is_never_told_to_go() -> None:
     line, now = learned(0.01)
     for _ in range(100):

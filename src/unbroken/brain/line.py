@@ -198,7 +198,7 @@ class Line:
 
         *places*: how many connections the pool has. *users*: if the line has a limit for this
         caller, the number of those ahead with the same limit; else None. The limit is *target*
-        seconds; None: the learned one. Other callers, such as a batch job's, do not count for a
+        seconds; None: the learned one; inf: none, even where callers leave. Other callers, such as a batch job's, do not count for a
         user's limit.
         """
         if self._since == -math.inf:
@@ -210,7 +210,7 @@ class Line:
         surely = (ahead + 1) * min(self.gap, self._quick)
         if surely > SURE * left:
             return Refusal(ahead, surely, left, NO_TIME)
-        patience = self.patience(now)
+        patience = math.inf if target == math.inf else self.patience(now)
         if rank is Rank.BACKGROUND or (users is None and patience == math.inf):
             return None
         expected = ((ahead if users is None else users) + 1) * self.gap
