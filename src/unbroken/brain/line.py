@@ -198,8 +198,8 @@ class Line:
 
         *places*: how many connections the pool has. *users*: if the line has a limit for this
         caller, the number of those ahead with the same limit; else None. The limit is *target*
-        seconds; None: the learned one; inf: none, even where callers leave. Other callers, such as a batch job's, do not count for a
-        user's limit.
+        seconds; None: the learned one; inf: none, even where callers leave. Other callers, such as
+        a batch job's, do not count for a user's limit.
         """
         if self._since == -math.inf:
             self._since = now
