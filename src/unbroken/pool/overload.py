@@ -31,7 +31,7 @@ AFTER, SPREAD = 1.0, 4.0
 HELD_LONG, HELD_TOO_LONG = 0.3, 1.0
 #: Seconds between two checks of a caller in a moving line: per waiting caller, and at most.
 EACH, MOST = 0.01, 1.0
-IN_VAIN = "it would have been served too late for the user who waits for it"
+IN_VAIN = "no connection would have become free before the user gave up"
 
 
 class TooLate(Exception):  # noqa: N818 - no error yet: the caller's own context makes one of it
