@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from unbroken_drill import FaultProxy
 from unbroken_drill.servers import PostgreSQL
 
 from .every import BODIES, opened
+from .spending import spend
 
 SIZE = 2
 #: The proxy loses a connection at this statement.
@@ -38,14 +38,6 @@ def proxy(postgres: PostgreSQL) -> Iterator[FaultProxy]:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time brings nothing, however long a test takes."""
     monkeypatch.setattr(budget, "EVENT_EVERY", 1e12)
-
-
-def spend() -> None:
-    """The bank of this process's servers is empty."""
-    for record in servers._records.values():
-        with record.lock:
-            record.budget.by_time = record.budget.by_success = 1e9
-            record.budget.since = time.monotonic()
 
 
 def told(work: Callable[[str], Any]) -> str:

@@ -48,17 +48,6 @@ class Waiter:
         assert not self.thread.is_alive()
 
 
-@pytest.fixture
-def until() -> Callable[..., Any]:
-    def wait(condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    return wait
-
-
 def test_a_thread_that_runs_takes_the_connection_that_it_has_just_returned_again(
     pool: unbroken.Pool, until: Callable[..., Any]
 ) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from unbroken.pool import servers
+from ...bodies.spending import spend
+from .fates import COUNT, Awaiting, Django, Fastapi, Flask, Place, Wsgi, told
 
-from .fates import Awaiting, Django, Flask, Place, Wsgi, told
+#: Its answer is an error of the application's.
+FAULTY = "SELECT 1 / (COUNT(*) - COUNT(*)) FROM fate"
 
 #: What a view of a POST that is not marked does, and what its client must be told: status, fate,
 #: rows stored.
@@ -20,14 +21,6 @@ STORIES = {
     "inside a transaction": (["lose"], 503, "nothing stored", 0),
     "after a transaction that was stored": (["store", "lose"], 500, "stored", 1),
 }  # fmt: skip
-
-
-def spend() -> None:
-    """The retry budget of every server is spent."""
-    for record in servers._records.values():
-        with record.lock:
-            record.budget.by_time = record.budget.by_success = 1e9
-            record.budget.since = time.monotonic()
 
 
 def then_fail(body: Any, work: str) -> None:
@@ -102,6 +95,42 @@ def test_a_loss_that_the_app_has_handled_does_not_hide_its_own_fault(body: Any) 
     then_fail(body, "lose")
     assert is_its_own(body)
     assert body.was_lost
+
+
+@pytest.mark.parametrize("place", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("body", ["flask", "fastapi", "django", "django under asgi"], indirect=True)
+def test_a_fault_of_a_statement_that_was_repeated_is_the_apps_own(body: Any) -> None:
+    """The loss is behind it in the chain of exceptions, and was cured."""
+    if isinstance(body, Fastapi):
+
+        async def fail() -> None:
+            async with body.engine.connect() as conn:
+                await body.reset()
+                await conn.execute(sa.text(FAULTY))
+
+        body.fail = fail
+    elif isinstance(body, Django):
+
+        def fail_in_django() -> None:
+            body.read()
+            body.reset()
+            body.sql(FAULTY)
+
+        body.fail = fail_in_django
+    else:
+
+        def fail_in_flask() -> None:
+            body.db.session.execute(sa.text(COUNT))
+            body.db.session.commit()
+            body.reset()
+            body.db.session.execute(sa.text(FAULTY))
+
+        body.fail = fail_in_flask
+    body.steps = ["fail"]
+    status, headers, data = body.ask("POST")
+    assert status == 500
+    assert "retry-after" not in headers
+    assert b'"fate"' not in data
 
 
 def test_a_statement_that_was_repeated_does_not_hide_a_fault_of_the_app(
