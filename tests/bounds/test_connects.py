@@ -273,17 +273,24 @@ def test_a_callers_own_connect_that_hangs_gives_its_place_back(
     postgres: Server, is_async: bool
 ) -> None:
     """It waits for no socket, so nothing can end it: also a pool of one goes on without it."""
-    over, hang, made = threading.Event(), [True], []
+    over, hang, made, late = threading.Event(), [True], [], list[Any]()
     settings: dict[str, Any] = {
         "connect_timeout": LIMIT, "acquire_timeout": 8.0, "outage_wait": 8.0, "max_size": 1,
     }  # fmt: skip
 
     def connect() -> Any:
-        if hang:
-            hang.clear()
-            over.wait(60.0)
-        made.append(psycopg.connect(postgres.url("psycopg").replace("+psycopg", "")))
-        return made[-1]
+        url = postgres.url("psycopg").replace("+psycopg", "")
+        if not hang:
+            made.append(psycopg.connect(url))
+            return made[-1]
+        hang.clear()
+        over.wait(60.0)
+        try:
+            late.append(psycopg.connect(url))
+        except psycopg.OperationalError as error:  # it waits for a socket now, and is ended there
+            late.append(error)
+            raise
+        return late[-1]
 
     async def connect_async() -> Any:
         if hang:
@@ -309,7 +316,8 @@ def test_a_callers_own_connect_that_hangs_gives_its_place_back(
         finally:
             over.set()
         deadline = time.monotonic() + 30.0
-        while len(made) < 2 or not any(conn.closed for conn in made):
+        while not late or not (isinstance(late[0], Exception) or late[0].closed):
             assert time.monotonic() < deadline, "what came too late stays open"
             time.sleep(0.02)
+        assert not made[0].closed
         assert pool.stats().size == 1

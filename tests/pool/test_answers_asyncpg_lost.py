@@ -59,12 +59,15 @@ class Editor:
     async def _pump(
         self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, edits: bool = False
     ) -> None:
-        with suppress(OSError):
+        try:
             while data := await source.read(65536):
                 for edit in [each for each in self.edits if edits and each[0] in data]:
                     self.edits.remove(edit)
                     data = data.replace(*edit, 1)
                 to.write(data)
+        except OSError:
+            pass  # the other side reset it: without the close its session would keep its locks
+        finally:
             to.close()
 
 

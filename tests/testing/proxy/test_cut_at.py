@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pymysql
 import pytest
+from pymysql.constants import COMMAND
 
 from unbroken_drill import ProxyError
 
@@ -69,6 +70,36 @@ def test_before_a_commit_the_row_is_not_stored_and_the_server_never_heard_of_it(
     assert cut.connections == (1, 2)
     insert_and_commit(plain_line.client().conn, table, 3)
     assert plain_line.stored(table) == [3]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_statement_that_was_sent_before_the_call_is_not_cut(
+    plain_line: Line, before: bool
+) -> None:
+    """Also if the proxy has not read it yet: a pool sends a COMMIT, and does not wait."""
+    table, proxy, client = plain_line.table(), plain_line.proxy, plain_line.client()
+    client.ask("BEGIN")
+    client.ask(f"INSERT INTO {table} VALUES (1)")
+
+    def send_and_call() -> Any:  # in the proxy's thread, which can read nothing between the two
+        send(client.conn, "COMMIT")
+        return proxy.cut_at("COMMIT", before=before)
+
+    cut = proxy._do(send_and_call)
+    until(lambda: plain_line.stored(table) == [1])
+    assert cut.hits == 0
+    other = plain_line.client()
+    with pytest.raises(LOST):
+        insert_and_commit(other.conn, table, 2)
+    assert cut.connections == (2,)
+
+
+def send(conn: Any, sql: str) -> None:
+    """Send *sql* without waiting for the answer."""
+    if isinstance(conn, psycopg.Connection):
+        conn.pgconn.send_query(sql.encode())
+    else:
+        conn._execute_command(COMMAND.COM_QUERY, sql)
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -356,7 +356,7 @@ class FaultProxy:
         how: How = "fin",
     ) -> Cut:
         """Cut the connection at a statement, after the server has executed it. Its answer is
-        withheld from the client.
+        withheld from the client. A statement that was sent before this call is not cut.
 
         *statement* is its beginning ("COMMIT", "INSERT INTO rows": whole words, any case), or a
         compiled pattern that is searched for in its text (the first 64 KiB). Prepared statements
@@ -382,6 +382,8 @@ class FaultProxy:
 
         def arm() -> Cut:
             house.expect(scope)
+            for link in list(house.links.values()):
+                link.catch_up()
             cut = Cut(statement, before=first, times=count, on=scope, how=end, count=house.count)
             for link in house.links.values():
                 if link.unreadable and cut.covers(link.n):

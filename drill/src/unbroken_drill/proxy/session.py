@@ -6,9 +6,12 @@ It belongs to the engine's thread.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -259,6 +262,12 @@ class Session:
         if self.closed is None:
             self._go_on()
 
+    def catch_up(self) -> None:
+        """Read what the client has sent until now: faults that are set next do not apply to it."""
+        if self.closed is None:
+            for _ in range(-(-_unread(self.client) // _CHUNK)):
+                self.handle(self.client, EVENT_READ)
+
     def _read(self, half: Half) -> None:
         assert half.source is not None
         try:
@@ -419,6 +428,11 @@ def _rst(sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     sock.close()
+
+
+def _unread(sock: socket.socket) -> int:
+    """The number of bytes that have arrived and were not read yet."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _no_delay(sock: socket.socket) -> None:
