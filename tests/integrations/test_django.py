@@ -945,6 +945,7 @@ def test_the_deployment_check_warns_of_persistent_connections_under_asgi(
 # -- round trips -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("sessions_are_not_counted")
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_request_with_one_query_is_one_round_trip_on_the_wire(kind: str, make: Any) -> None:
     site = make(kind, pool={"max_size": 1})

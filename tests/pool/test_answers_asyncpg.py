@@ -1,6 +1,4 @@
 """The answer to the pool's COMMIT or ROLLBACK is read later, and BEGIN goes with the first
-
-pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
 statement: how many round trips that leaves with asyncpg, and that nobody gets another's answer.
 """
 
@@ -17,6 +15,8 @@ import pytest
 
 import unbroken
 from unbroken_drill import FaultProxy
+
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
 
 WAY = 0.004  #: seconds each way, in tests that count
 TABLE = "answers_due_asyncpg"

@@ -1,6 +1,4 @@
 """The answer to the pool's COMMIT or ROLLBACK is read later, and BEGIN goes with the first
-
-pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
 statement: how many round trips that leaves with PostgreSQL's drivers, and that nobody gets
 another's answer.
 """
@@ -23,6 +21,8 @@ import pytest
 
 import unbroken
 from unbroken_drill import FaultProxy
+
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
 
 WAY = 0.004  #: seconds each way, in tests that count
 SLOW = 0.05  #: … and in tests that need an answer to be on its way

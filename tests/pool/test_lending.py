@@ -13,6 +13,8 @@ import pytest
 import unbroken
 from unbroken import ClosedByHolderError, NotYoursError, Pool, PoolClosedError, PoolTimeoutError
 
+pytestmark = pytest.mark.usefixtures("sessions_are_not_counted")
+
 
 def test_the_drivers_own_connection_is_handed_out(face):
     classes = {

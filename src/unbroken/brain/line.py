@@ -63,6 +63,8 @@ LEAVERS = 0.1
 REMEMBERED = 10.0
 #: … and after a caller left early. Then it is learned again.
 BELIEVED = 60.0
+#: The whole line is searched for callers that wait in vain at most once in this many seconds.
+SEARCHES = 0.005
 #: A caller that leaves sooner than this, or than six units of work, leaves for other reasons.
 LEAST_PATIENCE = 0.2
 
@@ -104,6 +106,7 @@ class Line:
         "_patience",
         "_quick",
         "_refused",
+        "_searched",
         "_shortest",
         "_since",
         "_until",
@@ -124,6 +127,7 @@ class Line:
         self._shortest = 0  #: … and by how short the line was in between
         self._leavers = 0.0  #: fraction of the callers that left before their time
         self._patience = 0.0  #: seconds that they waited
+        self._searched = -math.inf  #: when the line was searched for callers that wait in vain
         self._left = self._mattered = -math.inf  #: when one left, and when that made a difference
 
     # -- events ------------------------------------------------------------------------------------
@@ -280,7 +284,12 @@ class Line:
     def late(self, now: float, line: Iterable[Ticket], places: int) -> list[Ticket]:
         """The tickets in *line* whose callers will have waited too long when they are served. The
         pace was perhaps unknown when they came. Call this after a refusal, or where callers leave.
+
+        Returns none if the line was searched a moment ago: a search takes as long as the line.
         """
+        if now - self._searched < SEARCHES:
+            return []
+        self._searched = now
         patience = self.patience(now)
         users = max(USERS, 2 * UNITS * self.gap * places)
         late: list[Ticket] = []

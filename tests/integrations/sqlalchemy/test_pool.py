@@ -141,6 +141,7 @@ def _messages(face: Any, make: Any, request: Any, **kwargs: Any) -> int:
     return int(proxy.round_trips - before)
 
 
+@pytest.mark.usefixtures("sessions_are_not_counted")
 def test_no_round_trip_is_added_and_the_rollback_after_a_commit_is_gone(face: Any) -> None:
     table = face.table("wire_t")
 
