@@ -315,6 +315,15 @@ def word_of_others(name: str) -> str | None:
     return f"that is {ours} here{f' ({text})' if text else ''}" if ours else text
 
 
+def ours_for(name: str) -> str | None:
+    """Return our setting for another pool's name *name*; "" if it is not needed here.
+
+    None: no known pool uses that name.
+    """
+    found = _MEANT.get(_key(name))
+    return None if found is None else found[0]
+
+
 def remedy(
     name: object, known: Iterable[str], others: Iterable[str] = (), *, in_url: bool = False
 ) -> str:

@@ -9,7 +9,7 @@ from pymongo import common
 from pymongo.errors import ConfigurationError as TheirConfigurationError
 
 from unbroken.errors import ConfigurationError, for_driver
-from unbroken.hints import nearest, shown, word_of_others
+from unbroken.hints import nearest, ours_for, shown
 from unbroken.messages.configuration import NOT_A_URL, UNKNOWN_OPTION
 from unbroken.settings import Settings
 
@@ -94,13 +94,10 @@ def _hint(name: str, known: set[str]) -> str:
 
 def _word(name: str) -> str | None:
     """Return PyMongo's name for a setting of ours, or for another pool's name for one."""
-    ours = name if name in Settings.__dataclass_fields__ else None
+    ours = name if name in Settings.__dataclass_fields__ else ours_for(name)
     if ours is None:
-        said = word_of_others(name)
-        if said is None:
-            return None
-        ours = next((each for each in _PYMONGO if said.startswith(f"that is {each} here")), None)
-    found = _PYMONGO.get(ours or "")
+        return None
+    found = _PYMONGO.get(ours)
     if found is None:
         return "MongoDB clients have no such setting; docs/mongodb.md lists their options"
     theirs, unit = found
