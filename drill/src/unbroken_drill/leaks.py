@@ -14,8 +14,9 @@ from unbroken.brain.entry import Entry
 from unbroken.pool.registry import registry
 from unbroken.pool.state import PoolState
 
-#: Seconds. A pool's worker takes a forgotten connection and reports it a moment later.
-BETWEEN = 0.25
+#: Seconds. A pool's worker takes a forgotten connection and reports it a moment later, on a busy
+#: machine much later.
+BETWEEN = 2.0
 
 
 @dataclass(frozen=True, slots=True)

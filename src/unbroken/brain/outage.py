@@ -25,8 +25,10 @@ FRESH = 10.0
 RELAPSE = 2.0
 #: Seconds after such an outage in which each new connection must prove that its server can serve.
 PROOF_FOR = 60.0
-#: Seconds that an attempt takes if the port refuses or accepts it. A caller can wait for that.
-ONE_TRY = 0.04
+#: Minimum seconds for which a caller can wait for an attempt: a port that refuses does so at once.
+#: If connects usually take longer, the caller waits for TRIES times as long, but not longer than
+#: for an attempt that is silent.
+ONE_TRY, TRIES = 0.04, 2.0
 
 #: Maximum number of concurrent attempts of one pool.
 AT_ONCE = 4
@@ -439,7 +441,8 @@ class Outage:
         if now - made_sure >= FRESH and now >= self.next_try:
             return False
         his = [each.started for each in self.tries if each.started >= came]
-        told_at = min(his, default=came) + ONE_TRY
+        one_try = min(max(ONE_TRY, TRIES * max(self.usual, default=0.0)), SILENT)
+        told_at = min(his, default=came) + one_try
         if self.tries and not his:  # one begins when these are silent
             told_at = max(came, min(max(silences), came + SLOW)) + SILENT
         return made_sure >= came - BUSY_PACE[1] or now >= told_at
