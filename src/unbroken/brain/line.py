@@ -63,7 +63,7 @@ LEAVERS = 0.1
 REMEMBERED = 10.0
 #: … and after a caller left early. Then it is learned again.
 BELIEVED = 60.0
-#: The whole line is searched for callers that wait in vain at most once in this many seconds.
+#: Minimum seconds between two searches of the line for callers that will be served too late.
 SEARCHES = 0.005
 #: A caller that leaves sooner than this, or than six units of work, leaves for other reasons.
 LEAST_PATIENCE = 0.2
@@ -127,7 +127,7 @@ class Line:
         self._shortest = 0  #: … and by how short the line was in between
         self._leavers = 0.0  #: fraction of the callers that left before their time
         self._patience = 0.0  #: seconds that they waited
-        self._searched = -math.inf  #: when the line was searched for callers that wait in vain
+        self._searched = -math.inf  #: when the line was last searched
         self._left = self._mattered = -math.inf  #: when one left, and when that made a difference
 
     # -- events ------------------------------------------------------------------------------------
