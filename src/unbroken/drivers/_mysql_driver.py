@@ -22,17 +22,17 @@ _PROBE_MODE = f"{PROBE}, @@SESSION.autocommit"
 def _flaw_of(
     trial: Trial, opened: bool | None, closed: bool | None, rows: list[tuple[Any, ...]]
 ) -> str | None:
-    """Return the flaw in a driver's reports of _PROBE_MODE, BEGIN, PROBE and COMMIT, and in its
+    """Return the flaw in a driver's reports of BEGIN, PROBE, COMMIT and _PROBE_MODE, and in its
     answers meanwhile. None: there is none.
 
     *opened*, *closed*: whether a transaction was open before and after COMMIT. It may be open after
-    it: if ``completion_type`` is CHAIN, each COMMIT opens the next. If it is RELEASE, the server
-    closes the connection, so nothing is sent after COMMIT.
+    it: if ``completion_type`` is CHAIN, each COMMIT opens the next.
     """
-    first = [("BEGIN", each[1]) for each in trial.log[1:2] if isinstance(each, tuple)]
-    begin: list[Any] = first or ["BEGIN"]
-    mode = (_PROBE_MODE, bool(rows[0][1]))
-    flaw = trial.flaw([mode, *begin, (PROBE, False), "committing", "committed"])
+    first: list[Any] = [("BEGIN", each[1]) for each in trial.log[:1] if isinstance(each, tuple)]
+    itself = closed is False and bool(rows[0][1])
+    flaw = trial.flaw(
+        [*(first or ["BEGIN"]), (PROBE, False), "committing", "committed", (_PROBE_MODE, itself)]
+    )
     if flaw is not None:
         return flaw
     if opened is not True or closed is None:
@@ -95,12 +95,12 @@ class Blocking(_Common, _base.Blocking):
                 # the caller's own connect= began it, so it must stay open
                 driver.ask(conn, PROBE)
                 return trial.flaw([(PROBE, False)])
-            rows = driver.ask(conn, _PROBE_MODE)
             _send(conn, "BEGIN")
             driver.ask(conn, PROBE)
             opened = driver.is_in_transaction(conn)
             conn.commit()
             closed = driver.is_in_transaction(conn)
+            rows = driver.ask(conn, _PROBE_MODE)
         driver.rollback(conn)
         is_clean = driver.is_clean(conn, driver.traits(conn))
         return _flaw_of(trial, opened, closed, rows) or (None if is_clean or closed else _UNCLEAN)
@@ -140,12 +140,12 @@ class Awaited(_Common, _base.Awaited):
             if driver.is_in_transaction(conn):
                 await driver.ask(conn, PROBE)
                 return trial.flaw([(PROBE, False)])
-            rows = await driver.ask(conn, _PROBE_MODE)
             await _send_async(conn, "BEGIN")
             await driver.ask(conn, PROBE)
             opened = driver.is_in_transaction(conn)
             await conn.commit()
             closed = driver.is_in_transaction(conn)
+            rows = await driver.ask(conn, _PROBE_MODE)
         await driver.rollback(conn)
         is_clean = driver.is_clean(conn, driver.traits(conn))
         return _flaw_of(trial, opened, closed, rows) or (None if is_clean or closed else _UNCLEAN)
