@@ -646,6 +646,10 @@ def wait_for_no_answer(state: Any, entry: Entry, now: float) -> bool:
     return bool(entry.end_seen and state.pipelines)
 
 
+#: The story that finds a bug, where many others do not or take long. It is told first.
+QUICKEST = {release_looks_first: 244, try_at_once: 6, wait_for_no_answer: 55}
+
+
 @pytest.mark.parametrize(
     ("where", "name", "planted", "found"),
     [
@@ -671,7 +675,7 @@ def test_the_stories_find_a_planted_bug(
 ) -> None:
     monkeypatch.setattr(where, name, planted)
     with pytest.raises(Violation, match=found):
-        tell_all(range(10_000))
+        tell_all((QUICKEST.get(planted, 0), *range(10_000)))
 
 
 def test_the_stories_find_an_acquire_that_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:

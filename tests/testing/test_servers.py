@@ -82,11 +82,12 @@ def ask(conn: Any, sql: str) -> Any:
 
 
 def living(pids: list[int]) -> list[int]:
-    return [
-        p
-        for p in pids
-        if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
-    ]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
 
 
 @pytest.fixture(params=KINDS)
@@ -505,8 +506,8 @@ def run_child(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_ends_when_its_process_is_killed(kind: type[Server], frozen: bool) -> None:
     child, pid, folder = run_child(kind, more="server.freeze()" if frozen else "")
-    members = processes.family(pid)
-    assert living(members) == members
+    members = living(processes.family(pid))  # some of a server's processes end by themselves
+    assert pid in members
     child.kill()
     child.communicate()
     eventually(lambda: living(members) == [] and not folder.exists())

@@ -13,6 +13,7 @@ import fcntl
 import os
 import random
 import shutil
+import subprocess
 import socket
 import stat
 import tarfile
@@ -181,8 +182,21 @@ def unpack_template(name: str, make: Callable[[Path], None], into: Path) -> None
         with locked(cache, name):
             if not archive.exists():
                 _make_template(archive, make)
+    _extract(archive, into)
+
+
+def _extract(archive: Path, into: Path) -> None:
+    """Unpack *archive*, our own, with the owners and modes in it.
+
+    By ``tar``, where there is one: PostgreSQL's thousand files take Python ten times as long.
+    """
+    into.mkdir(exist_ok=True)
+    program = shutil.which("tar")
+    if program is not None:
+        command = [program, "-xpf", str(archive), "-C", str(into)]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            return
     with tarfile.open(archive) as tar:
-        # the archive is our own: keep owners and modes as they are
         tar.extraction_filter = lambda member, _: member
         tar.extractall(into)
 
