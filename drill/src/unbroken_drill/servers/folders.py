@@ -13,9 +13,9 @@ import fcntl
 import os
 import random
 import shutil
-import subprocess
 import socket
 import stat
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
