@@ -164,7 +164,8 @@ SCRIPT = """
 ENDINGS = {
     "idle": "pass",
     "lent": "global conn; conn = await pool.acquire()",
-    "in a task": "asyncio.create_task(hold()); await asyncio.sleep(0.05)",
+    # Longer than the pool has a question in transit: asyncpg is not quiet when that is cancelled.
+    "in a task": "asyncio.create_task(hold()); await asyncio.sleep(0.3)",
     "waiting": "[asyncio.create_task(hold()) for _ in range(8)]; await asyncio.sleep(0.2)",
     "away": "await away.acquire(0.2)",
 }

@@ -269,10 +269,10 @@ async def farewell(
         if forget is not None and state is not None and state.here[0]:
             forget(state)
             put_away(state)
-            for entry in list(state.kernel.in_use.values()):
-                # a holder of these can do nothing with them any more
+            await runtime_of(state).stop()
+            for entry in list(state.kernel.entries.values()):
+                # a holder, or a background task that was stopped, can do nothing with these
                 conn = entry.conn if entry.ref is None else entry.ref()
                 if conn is not None:
                     state.driver.close(conn)
-            await runtime_of(state).stop()
             await asyncio.sleep(0)  # transports end in the loop's next iteration
