@@ -22,7 +22,7 @@ from random import Random
 import aiohttp
 
 from unbroken_drill.servers import MariaDB, PostgreSQL
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 BIN, HERE = Path(sys.executable).parent, Path(__file__).parent
 SIZE, PATIENCE = int(os.environ.get("SIZE", "5")), 1.0

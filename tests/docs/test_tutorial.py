@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import psycopg
 import pytest
 
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 from .blocks import ROOT, blocks
 

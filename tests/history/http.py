@@ -28,7 +28,7 @@ import psutil
 
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import MariaDB, PostgreSQL, Server
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 from .faults import Faults
 

@@ -21,7 +21,7 @@ import pytest
 
 from unbroken_drill import FaultProxy
 from unbroken_drill.servers import PostgreSQL, Server
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 from .every_driver import KINDS, Worker, url_of
 

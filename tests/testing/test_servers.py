@@ -34,6 +34,7 @@ from unbroken_drill.servers import (
     ServerUnavailable,
     available,
     folders,
+    ports,
     processes,
 )
 
@@ -681,4 +682,43 @@ def test_a_cache_that_others_may_write_to_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_ports_are_not_among_those_of_outgoing_connections() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert all(folders.free_port("127.0.0.1") < lowest for _ in range(20))
+    assert all(ports.free_port("127.0.0.1") < lowest for _ in range(20))
+
+
+class Owner:
+    """Has a port."""
+
+
+def test_a_port_belongs_to_one_process_until_that_ends() -> None:
+    program = (
+        "from unbroken_drill.servers.ports import free_port\n"
+        "print(free_port('127.0.0.1'), flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        assert not ports._reservations.take(port)
+        child.kill()
+    assert ports._reservations.take(port)
+    ports._reservations.give_back(port)
+
+
+def test_a_port_belongs_to_its_owner_until_that_is_gone() -> None:
+    owner = Owner()
+    port = ports.port_for(owner, "127.0.0.1")
+    assert not ports._reservations.take(port)
+    del owner
+    assert ports._reservations.take(port)
+    ports._reservations.give_back(port)
+
+
+def test_a_forked_child_takes_no_port_of_its_parent() -> None:
+    owner = Owner()
+    port = ports.port_for(owner, "127.0.0.1")
+    child = os.fork()
+    if not child:
+        os._exit(int(ports._reservations.take(port)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    del owner

@@ -18,7 +18,7 @@ import pytest
 import unbroken
 import unbroken.mongo
 from unbroken_drill.servers import MongoDB
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 KNOWN = {"uuidRepresentation": "standard"}
 

@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from unbroken_drill.servers import MariaDB, MySQL, PostgreSQL, Server
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 from .fates import body, place
 

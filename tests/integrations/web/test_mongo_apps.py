@@ -27,7 +27,7 @@ import unbroken.mongo
 import unbroken.wsgi
 from unbroken.integrations.web.flask_mongo import read_settings
 from unbroken_drill.servers import MongoDB
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 
 class Product(mongoengine.Document):  # type: ignore[misc]

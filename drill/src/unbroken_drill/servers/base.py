@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import quote, urlencode
 
 from unbroken_drill.messages import SERVER_LATE, SERVER_NOT_STARTED, SERVER_STATE
-from unbroken_drill.servers import folders, processes
+from unbroken_drill.servers import folders, ports, processes
 from unbroken_drill.servers.errors import ServerError
 from unbroken_drill.servers.reaper import reaper
 
@@ -95,7 +95,7 @@ class Server(ABC):
         self.options: dict[str, Value] = dict(options or {})
         self.user, self.database, self.host, self.tls = user, database, host, tls
         self.password = secrets.token_urlsafe(12) if password is None else password
-        self.port = port or folders.free_port(host)
+        self.port = port or ports.port_for(self, host)
         self.binary = self.find(tls=tls) if binary is None else Path(binary)
         self.folder: Path | None = None
         self.ready_at: float | None = (

@@ -1,5 +1,4 @@
-"""The places of servers' files: private folders, free ports, and a cache of files that are slow to
-make.
+"""The places of servers' files: private folders, and a cache of files that are slow to make.
 
 A fresh data folder takes a second to make and a tenth to unpack. So each is made once per machine
 and version and kept as one tar file. The file is complete or absent, even if many processes need it
@@ -11,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import random
 import shutil
-import socket
 import stat
 import subprocess
 import tarfile
@@ -23,31 +20,10 @@ from pathlib import Path
 
 from unbroken_drill.messages import FOLDER
 from unbroken_drill.servers import processes
-from unbroken_drill.servers.errors import ServerError, ServerUnavailable
-
-#: Below the ports that the system gives to outgoing connections (Linux from 32768, macOS from
-#: 49152). A client that tries such a port repeatedly while the server is down can get that port
-#: itself, and connect to itself.
-_PORTS = (15000, 32000)
+from unbroken_drill.servers.errors import ServerUnavailable
 
 #: Free memory, in bytes, from which data folders are put there: a server takes 60 to 100 MB.
 _MEMORY = 2 << 30
-
-
-def free_port(host: str) -> int:
-    """Return a TCP port of *host* on which nobody listens now, outside the range of outgoing
-    connections.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in random.sample(range(*_PORTS), 200):
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
-            with contextlib.suppress(OSError):
-                probe.bind((host, port))
-                return port
-    raise ServerError(
-        FOLDER(f"no free port on {host}: tried 200 ports from {_PORTS[0]} to {_PORTS[1]}")
-    )
 
 
 def base_folder() -> Path:

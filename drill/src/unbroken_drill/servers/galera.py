@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from unbroken_drill.messages import SERVER_NOT_HERE
-from unbroken_drill.servers import folders, processes
+from unbroken_drill.servers import folders, ports, processes
 from unbroken_drill.servers.base import Value
 from unbroken_drill.servers.cluster import Cluster, wait_until
 from unbroken_drill.servers.errors import ServerError, ServerUnavailable
@@ -120,8 +120,8 @@ class GaleraNode(MariaDB):
         self.view: str | None = None  #: the cluster in its ``gvwstate.dat`` at the next start
         self.peers: Sequence[GaleraNode] = (self,)
         self.preloaded = False  #: whether :func:`shim` is in use
-        self.group_port = folders.free_port(self.host)
-        self._sst_port, self._ist_port = (folders.free_port(self.host) for _ in range(2))
+        self.group_port = ports.port_for(self, self.host)
+        self._sst_port, self._ist_port = (ports.port_for(self, self.host) for _ in range(2))
 
     @classmethod
     def find(cls, *, tls: bool = False) -> Path:

@@ -22,7 +22,7 @@ from unbroken_drill.drill.steps import Step
 from unbroken_drill.drill.topologies import Site
 from unbroken_drill.messages import APP_FAILED
 from unbroken_drill.servers import Server, ServerError
-from unbroken_drill.servers.folders import free_port
+from unbroken_drill.servers.ports import free_port
 
 #: Seconds for a request while the app starts. A late answer is no error: the app is asked again.
 _GLANCE: Final = 2.0
