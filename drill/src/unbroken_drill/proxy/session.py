@@ -6,12 +6,9 @@ It belongs to the engine's thread.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import struct
-import sys
-import termios
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,6 +24,7 @@ from unbroken_drill.proxy.silence import find, lose
 from unbroken_drill.proxy.statement_tap import StatementTap
 
 _CHUNK = 64 * 1024
+_CAUGHT_UP = 64  #: how many of them are read at once; a client may send all the time
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER, on, 0 s: close() sends a RST
 
 
@@ -264,9 +262,10 @@ class Session:
 
     def catch_up(self) -> None:
         """Read what the client has sent until now: faults that are set next do not apply to it."""
-        if self.closed is None:
-            for _ in range(-(-_unread(self.client) // _CHUNK)):
-                self.handle(self.client, EVENT_READ)
+        for _ in range(_CAUGHT_UP):
+            if self.closed is not None or not self.up.wants_more() or not _has_data(self.client):
+                return
+            self.handle(self.client, EVENT_READ)
 
     def _read(self, half: Half) -> None:
         assert half.source is not None
@@ -430,9 +429,12 @@ def _rst(sock: socket.socket) -> None:
     sock.close()
 
 
-def _unread(sock: socket.socket) -> int:
-    """The number of bytes that have arrived and were not read yet."""
-    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+def _has_data(sock: socket.socket) -> bool:
+    """Whether data has arrived that was not read yet."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def _no_delay(sock: socket.socket) -> None:

@@ -35,13 +35,13 @@ class _Reservations:
     def __init__(self) -> None:
         self._own: set[int] = set()
         self._fd, self._owner = -1, 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may run inside it
 
     def take(self, port: int) -> bool:
         """Reserve *port*. Return False if it is reserved already."""
+        if self._owner != os.getpid():
+            self._begin()
         with self._lock:
-            if self._owner != os.getpid():
-                self._begin()
             if port in self._own or not self._call(fcntl.F_WRLCK, port):
                 return False
             self._own.add(port)
@@ -49,13 +49,16 @@ class _Reservations:
 
     def give_back(self, port: int) -> None:
         """End the reservation of *port*, if it is this process's."""
+        if self._owner != os.getpid():
+            return
         with self._lock:
-            if self._owner == os.getpid() and port in self._own:
+            if port in self._own:
                 self._own.discard(port)
                 self._call(fcntl.F_UNLCK, port)
 
     def _begin(self) -> None:
-        self._own, self._owner, self._fd = set(), os.getpid(), -1
+        self._own, self._fd, self._lock = set(), -1, threading.RLock()
+        self._owner = os.getpid()
         with contextlib.suppress(OSError, ServerUnavailable):
             path = folders.cache_folder() / "ports.lock"
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,7 +81,7 @@ _reservations = _Reservations()
 
 def free_port(host: str) -> int:
     """Return a TCP port of *host* on which nobody listens now, outside the range of outgoing
-    connections. While this process lives, this function returns the port to no other one.
+    connections. No other process gets this port from this function while this one lives.
 
     Raises ServerError if there is none.
     """
