@@ -203,7 +203,7 @@ def test_what_is_held_for_too_long_is_named_once_and_taken_back_if_wanted(
     face: Any, stats: Any, caplog: Any, until: Any
 ) -> None:
     engine = face.engine(
-        pool_size=1, max_overflow=0, pool_timeout=5, unbroken={"leak_after": 0.2, "reclaim": True}
+        pool_size=1, max_overflow=0, pool_timeout=5, unbroken={"leak_after": 1.0, "reclaim": True}
     )
     with caplog.at_level(logging.WARNING, "unbroken"):
         held = engine.connect()
