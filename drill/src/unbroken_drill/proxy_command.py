@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 
 import click
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.text import Text
 from unbroken_drill.proxy import Event, FaultProxy
 from unbroken_drill.proxy.control import VERBS, Control
 
-_POLL = 0.5  #: seconds after which a silent log checks whether it must end
+_POLL = 0.1  #: seconds after which a silent log checks whether it must end
 #: the default without any fault
 _QUIET = ("listening", "accepted", "connected", "closed", "fin passed on")
 _GOOD, _WARNING = ("healed",), ("unreadable", "connect failed", "accept failed", "failed")
@@ -87,26 +88,27 @@ def proxy(
                 ),
                 soft_wrap=True,
             )
-        _end_with_sigterm(stack)
-        with contextlib.suppress(KeyboardInterrupt):
-            follow(made, console)
+        follow(made, console, _told_to_end(stack))
         console.print(Text(summary(made), "bold"), soft_wrap=True)
 
 
-def _end_with_sigterm(stack: contextlib.ExitStack) -> None:
-    """Let SIGTERM end it in the same way as Ctrl-C."""
+def _told_to_end(stack: contextlib.ExitStack) -> threading.Event:
+    """Return an event that Ctrl-C and SIGTERM set.
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
+    An exception from the handler could strike in the middle of a line that is being printed.
+    """
+    over = threading.Event()
     with contextlib.suppress(ValueError):  # not in the main thread
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, end))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, lambda *_: over.set())
+            stack.callback(signal.signal, number, before)
+    return over
 
 
-def follow(made: FaultProxy, console: Console) -> None:
-    """Print events as they come, until interrupted."""
+def follow(made: FaultProxy, console: Console, over: threading.Event) -> None:
+    """Print events as they come, until *over* is set."""
     last = 0
-    while True:
+    while not over.is_set():
         for event in made.events_after(last, _POLL):
             if event.serial > last + 1:
                 console.print(
