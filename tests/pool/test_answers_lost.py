@@ -112,10 +112,12 @@ def _sell(bench: Bench, pool: Any, times: int, *, releases: bool = False) -> tup
 
 def _until_gone(bench: Bench, session: int) -> None:
     """Wait until the server has closed *session*."""
-    deadline = time.monotonic() + 10.0
-    while session in {int(each.id) for each in bench.server.sessions()}:
-        assert time.monotonic() < deadline, "the server keeps the session"
-        bench.rest(0.002)
+    wait_until(
+        lambda: (
+            session not in {int(each.id) for each in bench.server.sessions()} or bench.rest(0.002)
+        ),  # an event loop reads what comes meanwhile
+        10.0,
+    )
 
 
 @pytest.mark.parametrize("kind", ["CHAIN", "RELEASE"])
@@ -180,9 +182,9 @@ def test_a_routine_that_has_each_end_chain_or_release_harms_nobody_else(
         for sql in texts:
             bench.do(conn, sql.format(kind))
         bench.give(pool, conn)
-        # The first of them comes right behind it, before the server has closed what it released.
-        stored, failed = _sell(bench, pool, 2)
-        assert failed <= (kind == RELEASES)
+        stored, failed = _sell(bench, pool, 2)  # the first of them right behind it
+        # a goodbye by TLS takes its time, and a quick driver comes before the plain one
+        assert failed <= (kind == RELEASES and (bench.has_tls or bench.is_mariadb))
         assert bench.sold() == stored
 
 
